@@ -1,0 +1,151 @@
+"""Batches under a token budget: similar lengths together, shuffled, reproducible, resumable to the batch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+
+def plan_batches(
+    lengths: Sequence[int], max_tokens: int, *, seed: int | None, window: int = 50, bucket: bool = True
+) -> list[list[int]]:
+    """Group rows so that ``rows x longest row <= max_tokens``.
+
+    Rows are shuffled, sorted by length within windows of about ``window`` batches, cut into batches, and the batches
+    shuffled: rows of similar length meet, yet every epoch groups them anew and no part of it is all short or all long.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: padded tokens a batch may hold; a single longer row gets a batch of its own.
+        seed: of the shuffles; None keeps the rows in order of length, longest first, for evaluation.
+        window: batches in a sorting window.
+        bucket: False leaves the sorting out: random batches, for comparison.
+
+    Returns:
+        Row numbers of each batch; every row exactly once.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if len(sizes) == 0:
+        return []
+    if seed is None:
+        return _cut(np.argsort(-sizes, kind="stable"), sizes, max_tokens)
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(sizes))
+    if bucket:
+        rows = max(1, int(window * max_tokens / max(1.0, float(sizes.mean()))))
+        windows = [order[start : start + rows] for start in range(0, len(order), rows)]
+        order = np.concatenate([part[np.argsort(sizes[part], kind="stable")] for part in windows])
+    batches = _cut(order, sizes, max_tokens)
+    random.shuffle(batches)
+    return batches
+
+
+def _cut(order: np.ndarray, sizes: np.ndarray, max_tokens: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    current: list[int] = []
+    longest = 0
+    for row in order.tolist():
+        size = int(sizes[row])
+        if current and (len(current) + 1) * max(longest, size) > max_tokens:
+            batches.append(current)
+            current, longest = [], 0
+        current.append(row)
+        longest = max(longest, size)
+    batches.append(current)
+    return batches
+
+
+def split_to_count(batches: list[list[int]], count: int) -> list[list[int]]:
+    """Halve the largest batches until there are ``count``: no row is lost or doubled.
+
+    Raises:
+        ValueError: there are fewer rows than ``count``.
+    """
+    batches = [list(batch) for batch in batches]
+    while len(batches) < count:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+        rows = batches[largest]
+        if len(rows) < 2:
+            raise ValueError(f"{sum(map(len, batches))} rows cannot fill {count} batches")
+        batches[largest] = rows[: len(rows) // 2]
+        batches.insert(largest + 1, rows[len(rows) // 2 :])
+    return batches
+
+
+class TokenBudgetBatches(Sampler[list[int]]):
+    """Batch sampler over :func:`plan_batches`, the same number of batches in every epoch and on every rank.
+
+    Epochs are grouped differently and would differ by a batch or two, but the Trainer counts only once. So the
+    planned epochs are brought to the largest count among them, a multiple of the ranks, by halving large batches.
+
+    Args:
+        lengths: tokens of each row.
+        max_tokens: padded tokens of a batch.
+        seed: of all shuffles.
+        epochs: how many epochs to plan; later ones repeat their order.
+        rank: which share of each epoch this process takes.
+        world_size: number of shares.
+        bucket: see :func:`plan_batches`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        max_tokens: int,
+        *,
+        seed: int = 0,
+        epochs: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        bucket: bool = True,
+    ) -> None:
+        self._lengths = np.asarray(lengths, dtype=np.int64)
+        self._options: dict[str, Any] = {"max_tokens": max_tokens, "bucket": bucket}
+        self._seed, self._epochs, self._rank, self._world_size = seed, max(1, epochs), rank, world_size
+        self.epoch = 0
+        self.start = 0
+        count = max(len(self._plan(epoch)) for epoch in range(self._epochs))
+        self._count = -(-count // world_size) * world_size
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        seed = np.random.SeedSequence([self._seed, epoch % self._epochs]).generate_state(1)[0]
+        return plan_batches(self._lengths, seed=int(seed), **self._options)  # type: ignore[arg-type]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; the Trainer calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._count // self._world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = split_to_count(self._plan(self.epoch), self._count)[self._rank :: self._world_size]
+        start, self.start = self.start, 0
+        yield from batches[start:]
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader that knows how many batches it has handed out, and can go on from there.
+
+    Workers read ahead, so the sampler's own position says nothing; what counts is what the consumer got.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._handed_out = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._handed_out = getattr(self.batch_sampler, "start", 0)
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Position within the epoch: ``{"batches": handed out so far}``."""
+        return {"batches": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration begin after the batches that were handed out; a finished epoch begins anew."""
+        sampler: Any = self.batch_sampler
+        sampler.start = state["batches"] % max(1, len(sampler))

@@ -1,0 +1,117 @@
+"""What the data looks like, said before any training: bad rows with file and line, lengths, padding, a gamma."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lenvm_lightning.errors import DataError
+from lenvm_lightning.values import gamma_for_length
+
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a row: where (``file:line``) and what."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}"
+
+
+@dataclass(frozen=True)
+class RolloutFacts:
+    """Lengths and origin of the training completions.
+
+    Attributes:
+        completions: number of training completions.
+        prompts: number of training prompts.
+        p50: median completion length in tokens, EOS included; cut ones count as long as they were seen.
+        p99: 99th percentile.
+        longest: longest completion.
+        cut_share: share that hit its token limit.
+        sampling: the sampling settings met, as text, with their counts.
+        generators: the generators met, with their counts.
+    """
+
+    completions: int
+    prompts: int
+    p50: float
+    p99: float
+    longest: int
+    cut_share: float
+    sampling: dict[str, int] = field(default_factory=dict)
+    generators: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def gamma(self) -> float:
+        """The paper's choice: 99% of the value range at the 99th-percentile length."""
+        return gamma_for_length(self.p99)
+
+
+def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """Share of the padded tokens of all batches that is padding, in [0, 1)."""
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    return 1.0 - sum(lengths[row] for batch in batches for row in batch) / padded if padded else 0.0
+
+
+def collect_facts(
+    lengths: Sequence[int], censored: Sequence[bool], prompt_ids: Sequence[str], sampling: Sequence[str],
+    generators: Sequence[str],
+) -> RolloutFacts:  # fmt: skip
+    """Facts of the training rows, given column by column. At least one row."""
+    sizes = np.asarray(lengths)
+    return RolloutFacts(
+        completions=len(sizes),
+        prompts=len(set(prompt_ids)),
+        p50=float(np.percentile(sizes, 50)),
+        p99=float(np.percentile(sizes, 99)),
+        longest=int(sizes.max()),
+        cut_share=float(np.mean(censored)),
+        sampling=dict(Counter(s or "unknown" for s in sampling).most_common(5)),
+        generators=dict(Counter(g or "unknown" for g in generators).most_common(20)),
+    )
+
+
+def describe_facts(facts: RolloutFacts, held_out: int, held_out_prompts: int, padding: float, batches: int) -> str:
+    """A few lines for people."""
+    lines = [
+        f"Rollouts: {facts.completions:,} completions of {facts.prompts:,} prompts to train on, "
+        f"{held_out:,} of {held_out_prompts:,} held out",
+        f"  lengths: median {facts.p50:.0f} tokens, 99% within {facts.p99:.0f}, longest {facts.longest:,}, "
+        f"cut at their limit {facts.cut_share:.1%}",
+        f"  gamma suggested {facts.gamma:.5f}; {batches} batches an epoch, padding {padding:.1%} of the tokens",
+    ]
+    if facts.cut_share == 0 and facts.completions >= 100:
+        return "\n".join(lines)
+    if facts.cut_share > 0.2:
+        lines.append("  more than a fifth was cut: sample with a larger max_tokens if you can")
+    return "\n".join(lines)
+
+
+def describe_problems(problems: Sequence[Problem], rows: int, what: str) -> str:
+    """The first problems with place, and how often each kind occurs."""
+    lines = [f"{len(problems):,} of {rows:,} completions {what}:"]
+    lines += [f"  {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  … and {len(problems) - SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def check_problems(problems: Sequence[Problem], rows: int, max_bad_share: float, log: str) -> None:
+    """Stop if too many rows are bad.
+
+    Raises:
+        DataError: the share of bad rows is above ``max_bad_share``, or none is good.
+    """
+    share = len(problems) / max(1, rows)
+    if problems and (share > max_bad_share or len(problems) == rows):
+        raise DataError(
+            describe_problems(problems, rows, "cannot be used")
+            + f"\nThat is {share:.1%}, more than data.max_bad_share = {max_bad_share:.1%}. Mend the rows, or raise the "
+            f"setting to train without them. All of them are listed in {log}"
+        )

@@ -1,0 +1,273 @@
+"""DataModules: rollout files in, batches with remaining tokens out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from datasets import Dataset
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from lenvm_lightning import checkpoint, tinyworld
+from lenvm_lightning.errors import DataError
+from lenvm_lightning.rollouts.held_out import is_held_out
+
+from .batching import ResumableLoader, TokenBudgetBatches, plan_batches
+from .collate import Collator, RolloutRows
+from .report import (
+    Problem,
+    RolloutFacts,
+    check_problems,
+    collect_facts,
+    describe_facts,
+    describe_problems,
+    padding_share,
+)
+from .table import build_table, default_cache_dir, find_files
+from .tokenise import Limits, tokenizer_of
+
+HELD_OUT = ("test", "val", "validation")
+
+
+class RolloutsDataModule(L.LightningDataModule):
+    """Rollouts as length-bucketed batches; use :class:`TextRollouts` or :class:`VisionRollouts`.
+
+    Args:
+        files: JSONL files or globs, in the published layout or in our own record; ``tinyworld`` stands for a small
+            set that the package writes itself.
+        dataset: arguments of ``datasets.load_dataset`` instead of files, for rollouts kept as a dataset.
+        processor: where tokenizer or processor come from; the model's backbone where None.
+        max_length: tokens of a row, prompt and completion; what is longer loses the end of its completion,
+            and its labels keep the whole length.
+        max_prompt_length: tokens of a prompt; half of max_length where None. Longer text prompts lose their beginning.
+        max_pixels: pixels of an image; larger ones are scaled down. None leaves it to the processor.
+        max_image_pixels: pixels of an image file above which the row counts as bad.
+        batch_tokens: padded tokens of a batch.
+        bucket: batches of similar lengths; False gives random ones.
+        val_share: share of prompts held out where no row says ``split: test``.
+        val_completions: at most so many held-out completions are used, whole prompts in order; None uses all.
+        max_bad_share: share of unusable rows above which nothing starts.
+        seed: of the order of batches.
+        num_workers: processes that open and scale images.
+        num_proc: processes that tokenise; one a core where None.
+        cache_dir: where tokenised tables are kept; ``$LENVM_CACHE`` or the user's cache where None.
+    """
+
+    kind: Literal["text", "vision"] = "text"
+
+    def __init__(
+        self,
+        files: str | list[str] = "tinyworld",
+        dataset: dict[str, Any] | None = None,
+        processor: str | None = None,
+        max_length: int = 4096,
+        max_prompt_length: int | None = None,
+        max_pixels: int | None = None,
+        max_image_pixels: int = 50_000_000,
+        batch_tokens: int = 8192,
+        bucket: bool = True,
+        val_share: float = 0.05,
+        val_completions: int | None = None,
+        max_bad_share: float = 0.01,
+        seed: int = 0,
+        num_workers: int = 0,
+        num_proc: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if max_length < 2 or batch_tokens < 2:
+            raise DataError(f"max_length ({max_length}) and batch_tokens ({batch_tokens}) must be at least 2")
+        self.files = [files] if isinstance(files, str) else files
+        self.dataset, self.processor_source = dataset, processor
+        self.limits = Limits(max_length, max_prompt_length, max_pixels, max_image_pixels)
+        if not 0 < self.limits.prompt < max_length:
+            raise DataError(
+                f"max_prompt_length ({max_prompt_length}) must be at least 1 and below max_length ({max_length})"
+            )
+        self.batch_tokens, self.bucket, self.seed = batch_tokens, bucket, seed
+        self.val_share, self.val_completions, self.max_bad_share = val_share, val_completions, max_bad_share
+        self.num_workers, self.num_proc = num_workers, num_proc
+        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self._table: Dataset | None = None
+
+    # -- building -----------------------------------------------------------------------------------------------
+
+    @property
+    def processor(self) -> Any:
+        """Tokenizer, or processor of a vision-language model, that the rows are made with."""
+        if not hasattr(self, "_processor"):
+            source = self.processor_source
+            if source is None:
+                if self.trainer is None or self.trainer.lightning_module is None:
+                    raise DataError("without a Trainer the DataModule needs to be told its processor: processor=...")
+                source = str(self.trainer.lightning_module.backbone_source)
+            self._processor = checkpoint.load_processor(source)
+        return self._processor
+
+    def _build(self) -> tuple[Dataset, str]:
+        files: list[str] = []
+        for name in self.files if self.dataset is None else ():
+            if name == "tinyworld":
+                from lenvm_lightning.tinyworld.rollouts import write_rollouts
+
+                name = str(write_rollouts(self.kind, self.cache_dir / f"tinyworld-{self.kind}"))
+            files.append(name)
+        return build_table(
+            self.processor,
+            self.limits,
+            files=find_files(files),
+            dataset=self.dataset,
+            cache_dir=self.cache_dir,
+            num_proc=self.num_proc,
+        )
+
+    def prepare_data(self) -> None:
+        """Write what is not on disk yet; runs on one rank of a machine."""
+        self._build()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the table, report on it, split it into training and held-out rows.
+
+        Raises:
+            DataError: too many bad rows, or nothing to train or to validate on.
+        """
+        if self._table is not None:
+            return
+        self._table, self.table_key = self._build()
+        self._check_rows(self._table)
+        self._split(self._table)
+        plan = plan_batches(self.train_sizes, self.batch_tokens, seed=self.seed, bucket=self.bucket)
+        padding = padding_share(self.train_sizes, plan)
+        rank_zero_info(
+            describe_facts(self.facts, len(self.val_rows), self.val_prompts, padding, len(plan))
+            + (f"\n  {tinyworld.NOTICE}" if "tinyworld" in self.files else "")
+        )
+
+    def _check_rows(self, table: Dataset) -> None:
+        places, texts = list(table["place"]), list(table["problem"])
+        problems = [Problem(p, t) for p, t in zip(places, texts, strict=True) if t]
+        notes = [Problem(p, n) for p, many in zip(places, table["notes"], strict=True) for n in many]
+        log = self.cache_dir / f"problems-{self.table_key}.txt"
+        if problems or notes:
+            log.write_text("\n".join(map(str, [*problems, *notes])) + "\n", encoding="utf-8")
+        check_problems(problems, len(texts), self.max_bad_share, str(log))
+        if problems:
+            rank_zero_info(describe_problems(problems, len(texts), f"are left out (all in {log})"))
+        if notes:
+            rank_zero_info(describe_problems(notes, len(texts), f"have a note (all in {log})"))
+
+    def _split(self, table: Dataset) -> None:
+        splits, ids = list(table["split"]), list(table["prompt_id"])
+        good = [i for i, problem in enumerate(table["problem"]) if not problem]
+        if any(splits[i] in HELD_OUT for i in good):
+            held = [i for i in good if splits[i] in HELD_OUT]
+        else:
+            held = [i for i in good if is_held_out(ids[i], self.val_share)]
+        train = sorted(set(good) - set(held))
+        if self.val_completions is not None:
+            held = held[: self.val_completions]
+        if not train or not held:
+            empty = "train on" if not train else "validate on"
+            raise DataError(
+                f"no rows are left to {empty}: {len(train)} training and {len(held)} held-out completions. Give more "
+                "prompts, mark some with split: test, or change data.val_share."
+            )
+        sizes = np.asarray([len(x) for x in table.with_format("numpy")["input_ids"]])
+        self.train_sizes, self.val_sizes = sizes[train].tolist(), sizes[held].tolist()
+        self.train_rows = RolloutRows(table, train, _number(ids, train), self.limits)
+        self.val_rows = RolloutRows(table, held, _number(ids, held), self.limits)
+        self.val_prompts = len({ids[i] for i in held})
+        columns = {name: list(table[name]) for name in ("length", "censored", "sampling", "generator")}
+        self.facts: RolloutFacts = collect_facts(
+            [columns["length"][i] for i in train],
+            [columns["censored"][i] for i in train],
+            [ids[i] for i in train],
+            [columns["sampling"][i] for i in train],
+            [columns["generator"][i] for i in train],
+        )
+
+    # -- loaders ------------------------------------------------------------------------------------------------
+
+    def _collator(self) -> Collator:
+        tokenizer = tokenizer_of(self.processor)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return Collator(pad, getattr(self.processor, "image_processor", None))
+
+    def _epochs(self, batches: int) -> int:
+        """How many epochs the Trainer will ask for; endless ones are planned as 16 and then repeat."""
+        trainer = self.trainer
+        if trainer is None:
+            return 1
+        if trainer.max_steps > 0:
+            return 1 + trainer.max_steps * trainer.accumulate_grad_batches // max(1, batches // trainer.world_size)
+        return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 16
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of this rank, shuffled anew every epoch."""
+        rank, world_size = _rank(self.trainer)
+        options: dict[str, Any] = {"bucket": self.bucket, "seed": self.seed, "rank": rank, "world_size": world_size}
+        batches = len(plan_batches(self.train_sizes, self.batch_tokens, seed=self.seed, bucket=self.bucket))
+        try:
+            sampler = TokenBudgetBatches(self.train_sizes, self.batch_tokens, epochs=self._epochs(batches), **options)
+        except ValueError as error:
+            raise DataError(f"{error}; use fewer devices or more rollouts") from error
+        return ResumableLoader(self.train_rows, batch_sampler=sampler, **self._loader_options())
+
+    def val_dataloader(self) -> DataLoader:
+        """Held-out batches of this rank, longest first."""
+        rank, world_size = _rank(self.trainer)
+        batches = plan_batches(self.val_sizes, self.batch_tokens, seed=None)[rank::world_size]
+        return DataLoader(self.val_rows, batch_sampler=batches, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "collate_fn": self._collator(),
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            # Loaders draw a seed when they start; from the global generator, that would shift the dropout of a run
+            # that was resumed against one that was not.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+    # -- resuming -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which data the run is on."""
+        return {"table_key": self.table_key}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other data.
+
+        Raises:
+            DataError: the rollouts or the settings that tokenise them changed since the checkpoint.
+        """
+        if state_dict["table_key"] != self.table_key:
+            raise DataError(
+                "the rollouts changed since this run began, so it cannot be continued as it was: put the old files "
+                "back, or start another run with --name"
+            )
+
+
+class TextRollouts(RolloutsDataModule):
+    """Text rollouts; see :class:`RolloutsDataModule` for the settings."""
+
+    kind = "text"
+
+
+class VisionRollouts(RolloutsDataModule):
+    """Image and text rollouts, for vision-language backbones; see :class:`RolloutsDataModule` for the settings."""
+
+    kind = "vision"
+
+
+def _number(ids: Sequence[str], rows: Sequence[int]) -> list[int]:
+    """Number of each row's prompt, in order of first appearance."""
+    seen: dict[str, int] = {}
+    return [seen.setdefault(ids[i], len(seen)) for i in rows]
+
+
+def _rank(trainer: Any) -> tuple[int, int]:
+    return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)

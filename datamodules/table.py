@@ -1,0 +1,238 @@
+"""The Arrow table of tokenised rollouts: built once by several processes, cached by content and settings."""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, Features, Value
+from datasets import List as ArrowList
+
+from lenvm_lightning.errors import DataError
+from lenvm_lightning.rollouts.record import parse_record
+
+from .tokenise import Limits, encode_rollout, stamp, tokenizer_of
+
+FORMAT = 1  # raise it when rows change their meaning, so that older caches are left alone
+_FEATURES = Features(
+    {
+        "input_ids": ArrowList(Value("int32")),
+        "prompt_length": Value("int32"),
+        "length": Value("int32"),
+        "censored": Value("bool"),
+        "prompt_id": Value("string"),
+        "split": Value("string"),
+        "images": ArrowList(Value("string")),
+        "image_stamps": ArrowList(Value("string")),
+        "sampling": Value("string"),
+        "generator": Value("string"),
+        "place": Value("string"),
+        "problem": Value("string"),
+        "notes": ArrowList(Value("string")),
+    }
+)
+_EMPTY_ROW: dict[str, Any] = {
+    "input_ids": [], "prompt_length": 0, "length": 0, "censored": False, "prompt_id": "", "split": "", "images": [],
+    "image_stamps": [], "sampling": "", "generator": "",
+}  # fmt: skip
+
+
+def default_cache_dir() -> Path:
+    """``$LENVM_CACHE``, else a folder in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LENVM_CACHE") or Path(home) / "lenvm_lightning")
+
+
+def find_files(patterns: Sequence[str]) -> list[str]:
+    """Files for names and globs, sorted and without repetition.
+
+    Raises:
+        DataError: a name or glob that matches nothing; all of them are listed.
+    """
+    files: list[str] = []
+    missing = []
+    for pattern in patterns:
+        found = sorted(p for p in glob.glob(os.path.expanduser(pattern), recursive=True) if os.path.isfile(p))
+        if not found:
+            missing.append(pattern)
+        files += [path for path in found if path not in files]
+    if missing:
+        raise DataError(
+            f"no rollout files match {', '.join(repr(m) for m in missing)} (looked from {Path.cwd()}). "
+            "Give JSONL files or globs with --fit.data.files."
+        )
+    return files
+
+
+def _index_lines(files: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """Where each line of the files starts, and a hash of their content."""
+    lines: list[dict[str, Any]] = []
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        digest.update(os.path.abspath(path).encode() + b"\0")  # relative image paths start at the file's folder
+        offset = 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                digest.update(line)
+                if line.strip():
+                    lines.append({"file": path, "line": number, "offset": offset})
+                offset += len(line)
+    return lines, digest.hexdigest()
+
+
+def _read_lines(batch: dict[str, list[Any]]) -> list[tuple[str, str, Path]]:
+    """(place, text, folder) of each indexed line."""
+    out = []
+    handles = {path: open(path, "rb") for path in set(batch["file"])}  # noqa: SIM115 (closed below)
+    try:
+        for path, number, offset in zip(batch["file"], batch["line"], batch["offset"], strict=True):
+            handles[path].seek(offset)
+            text = handles[path].readline().decode("utf-8", errors="strict")
+            out.append((f"{path}:{number}", text, Path(path).parent))
+    finally:
+        for handle in handles.values():
+            handle.close()
+    return out
+
+
+def _encode_line(
+    place: str, record: Any, folder: Path, processor: Any, limits: Limits, prompts: dict[str, list[int]]
+) -> list[dict[str, Any]]:
+    try:
+        rollouts, notes = parse_record(record, folder)
+    except ValueError as error:
+        return [{**_EMPTY_ROW, "place": place, "problem": str(error), "notes": []}]
+    rows = []
+    for number, rollout in enumerate(rollouts):
+        try:
+            row, cuts = encode_rollout(processor, rollout, limits, prompts)
+            rows.append({**row, "place": place, "problem": "", "notes": (notes if number == 0 else []) + cuts})
+        except ValueError as error:
+            rows.append({**_EMPTY_ROW, "place": place, "problem": str(error), "notes": []})
+    return rows
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in _FEATURES}
+
+
+def _encode_lines(batch: dict[str, list[Any]], processor: Any, limits: Limits) -> dict[str, list[Any]]:
+    rows: list[dict[str, Any]] = []
+    prompts: dict[str, list[int]] = {}
+    for place, text, folder in _read_lines(batch):
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            problem = f"broken JSON at column {error.colno}: {error.msg}"
+            rows.append({**_EMPTY_ROW, "place": place, "problem": problem, "notes": []})
+            continue
+        rows += _encode_line(place, record, folder, processor, limits, prompts)
+    return _columns(rows)
+
+
+def _encode_items(
+    batch: dict[str, list[Any]], indices: list[int], name: str, processor: Any, limits: Limits
+) -> dict[str, list[Any]]:
+    rows: list[dict[str, Any]] = []
+    prompts: dict[str, list[int]] = {}
+    for position, index in enumerate(indices):
+        # Arrow gives absent keys back as None; the JSON line would not have had them.
+        record = {key: column[position] for key, column in batch.items() if column[position] is not None}
+        rows += _encode_line(f"{name}[{index}]", record, Path(), processor, limits, prompts)
+    return _columns(rows)
+
+
+def _processor_key(processor: Any) -> str:
+    """Everything about a processor that decides what it makes of a rollout."""
+    tokenizer = tokenizer_of(processor)
+    parts = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.chat_template), str(tokenizer.eos_token_id)]
+    if hasattr(processor, "image_processor"):
+        parts += [processor.to_json_string(), processor.image_processor.to_json_string()]
+    return "\0".join(parts)
+
+
+def build_table(
+    processor: Any,
+    limits: Limits,
+    *,
+    files: Sequence[str] = (),
+    dataset: dict[str, Any] | None = None,
+    cache_dir: Path | None = None,
+    num_proc: int | None = None,
+) -> tuple[Dataset, str]:
+    """Tokenise rollouts, or find them tokenised.
+
+    Args:
+        processor: tokenizer or processor of the backbone.
+        limits: sizes to cut to.
+        files: JSONL files.
+        dataset: arguments of ``datasets.load_dataset`` for rollouts kept as a dataset, in either layout.
+        cache_dir: where tables are kept.
+        num_proc: processes; by default one a core, fewer for few rows.
+
+    Returns:
+        The table, one row a completion, rows with a ``problem`` included, and its key.
+
+    Raises:
+        DataError: there is not a single line, or the dataset cannot be loaded.
+    """
+    if dataset is not None:
+        try:
+            source = datasets.load_dataset(**{"split": "train", **dataset})
+        except (ValueError, OSError, ConnectionError) as error:
+            raise DataError(f"datasets.load_dataset({dataset}) failed: {error}") from error
+        content = source._fingerprint
+        encode = partial(_encode_items, name=str(dataset.get("path")), processor=processor, limits=limits)
+    else:
+        lines, content = _index_lines(list(files))
+        if not lines:
+            raise DataError(f"no rollouts in {', '.join(files) or 'the given files'}: every line is empty")
+        source = Dataset.from_list(lines)
+        encode = partial(_encode_lines, processor=processor, limits=limits)
+    settings = json.dumps([FORMAT, content, dataclasses.asdict(limits)]) + _processor_key(processor)
+    key = hashlib.blake2b(settings.encode(), digest_size=12).hexdigest()
+    root = cache_dir or default_cache_dir()
+    folder = root / f"rollouts-{key}"
+    if folder.exists():
+        table = datasets.load_from_disk(str(folder))
+        if _images_unchanged(table):
+            return table, key
+        shutil.rmtree(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    if num_proc is None:
+        num_proc = max(1, min(os.cpu_count() or 1, len(source) // 500))
+    with tempfile.TemporaryDirectory(dir=root, prefix="building-") as building:
+        table = source.map(
+            encode,
+            batched=True,
+            batch_size=200,
+            with_indices=dataset is not None,
+            remove_columns=source.column_names,
+            features=_FEATURES,
+            num_proc=num_proc if num_proc > 1 else None,
+            cache_file_name=f"{building}/rows.arrow",
+            load_from_cache_file=False,
+            desc="Tokenising rollouts",
+        )
+        table.save_to_disk(f"{building}/table")
+        try:
+            os.rename(f"{building}/table", folder)
+        except OSError:  # another process was faster with the same table
+            if not folder.exists():
+                raise
+    return datasets.load_from_disk(str(folder)), key
+
+
+def _images_unchanged(table: Dataset) -> bool:
+    stamps: dict[str, str] = {}
+    for paths, marks in zip(table["images"], table["image_stamps"], strict=True):
+        stamps.update(zip(paths, marks, strict=True))
+    return all(os.path.exists(path) and stamp(path) == mark for path, mark in stamps.items())

@@ -1,0 +1,169 @@
+"""Rollouts to token ids: chat template, image tokens, cuts. One row a completion, or the reason why there is none."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from lenvm_lightning.rollouts.record import IMAGE_MARK, Rollout
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes that rows are cut to.
+
+    Attributes:
+        max_length: tokens of prompt and completion together; what is longer loses the end of its completion.
+        max_prompt_length: tokens of the prompt; a longer text prompt loses its beginning, one with images is refused.
+        max_pixels: pixels of an image; larger ones are scaled down, keeping their shape. None leaves it to the processor.
+        max_image_pixels: pixels of an image file above which it is refused unread.
+    """
+
+    max_length: int = 4096
+    max_prompt_length: int | None = None
+    max_pixels: int | None = None
+    max_image_pixels: int = 50_000_000
+
+    @property
+    def prompt(self) -> int:
+        """Tokens a prompt may have: by default half of the row."""
+        return self.max_prompt_length or self.max_length // 2
+
+
+def load_image(path: str, limits: Limits) -> Image.Image:
+    """Open an image as RGB, scaled down to at most ``max_pixels``.
+
+    Raises:
+        ValueError: missing, unreadable or oversized; the text says which.
+    """
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+            if width * height > limits.max_image_pixels:
+                raise ValueError(f"image {path} has {width}x{height} pixels, more than {limits.max_image_pixels:,}")
+            image = file.convert("RGB")
+    except FileNotFoundError as error:
+        raise ValueError(f"image {path} does not exist") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {path} cannot be read: {error}") from error
+    if limits.max_pixels and width * height > limits.max_pixels:
+        scale = (limits.max_pixels / (width * height)) ** 0.5
+        image = image.resize((max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.BICUBIC)
+    return image
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    """Split a message at its image marks into the content list that chat templates of image models take."""
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(content.split(IMAGE_MARK)):
+        if number:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return parts
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer inside a processor, or the processor itself where it is one."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def encode_prompt(processor: Any, rollout: Rollout, images: list[Image.Image]) -> list[int]:
+    """Token ids of the prompt up to where the generator began to write; image tokens expanded by the processor."""
+    tokenizer = tokenizer_of(processor)
+    if images:
+        messages = [{"role": m["role"], "content": _parts(m["content"])} for m in rollout.messages]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        encoded = processor(text=[text], images=[images], add_special_tokens=False)["input_ids"]
+        return [int(i) for i in encoded[0]]
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(rollout.messages, add_generation_prompt=True, tokenize=False)
+    else:  # a base model: the bare text is its prompt
+        text = "\n\n".join(m["content"] for m in rollout.messages)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode_completion(tokenizer: Any, rollout: Rollout) -> list[int]:
+    """Generated ids, EOS included: the recorded ones, or the text's with EOS unless it was cut.
+
+    Raises:
+        ValueError: nothing was generated, or an id that the vocabulary does not have.
+    """
+    ids = rollout.token_ids
+    if ids is None:
+        ids = tokenizer(rollout.completion, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ValueError("empty completion")
+        if not rollout.censored:
+            ids = [*ids, tokenizer.eos_token_id]
+    if not ids:
+        raise ValueError("empty completion")
+    if max(ids) >= len(tokenizer):
+        raise ValueError(
+            f"token id {max(ids)} is outside the vocabulary of {len(tokenizer)}: "
+            "the rollouts come from a generator with another tokenizer"
+        )
+    return ids
+
+
+def encode_rollout(
+    processor: Any, rollout: Rollout, limits: Limits, prompts: dict[str, list[int]]
+) -> tuple[dict[str, Any], list[str]]:
+    """One row of the table.
+
+    Args:
+        processor: tokenizer, or processor of a vision-language model.
+        rollout: what to encode.
+        limits: sizes to cut to.
+        prompts: token ids of prompts met before, by content; filled here, so that the completions of one prompt
+            load its images once.
+
+    Returns:
+        The row: ``input_ids``, ``prompt_length`` (tokens of the prompt in it), ``length`` (tokens of the whole
+        completion, EOS included), ``censored``, ``prompt_id``, ``split``, ``images``; and notes about cuts.
+
+    Raises:
+        ValueError: the rollout cannot be used; the text says why.
+    """
+    if rollout.images and not hasattr(processor, "image_processor"):
+        raise ValueError("the rollout has images, but the model reads text only: use datamodules.VisionRollouts")
+    completion = encode_completion(tokenizer_of(processor), rollout)
+    key = json.dumps([rollout.messages, rollout.images])
+    if key not in prompts:
+        prompts[key] = encode_prompt(processor, rollout, [load_image(path, limits) for path in rollout.images])
+    prompt = prompts[key]
+    if not prompt:
+        raise ValueError("empty prompt")
+    notes = []
+    if len(prompt) > limits.prompt:
+        if rollout.images:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens with its images, more than max_prompt_length {limits.prompt}"
+            )
+        notes.append(f"prompt of {len(prompt)} tokens cut to its last {limits.prompt}")
+        prompt = prompt[-limits.prompt :]
+    room = limits.max_length - len(prompt)
+    if len(completion) > room:
+        notes.append(f"completion of {len(completion)} tokens is longer than the limit, its last "
+                     f"{len(completion) - room} are left out (labels keep the whole length)")  # fmt: skip
+    row = {
+        "input_ids": prompt + completion[:room],
+        "prompt_length": len(prompt),
+        "length": len(completion),
+        "censored": rollout.censored,
+        "prompt_id": rollout.prompt_id,
+        "split": rollout.split or "",
+        "images": rollout.images,
+        "image_stamps": [stamp(path) for path in rollout.images],
+        "sampling": str(sorted(rollout.sampling.items())) if rollout.sampling else "",
+        "generator": rollout.generator or "",
+    }
+    return row, notes
+
+
+def stamp(path: str) -> str:
+    """Size and time of a file, to notice that it changed since it was tokenised."""
+    status = Path(path).stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"

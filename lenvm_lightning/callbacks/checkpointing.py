@@ -1,0 +1,87 @@
+"""Checkpoints from which a killed run goes on, bit for bit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+_PATTERN = "step-*.ckpt"
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the most optimizer steps in a folder; None where there is none."""
+    return max(folder.glob(_PATTERN), default=None)
+
+
+class ResumableCheckpoint(L.Callback):
+    """Saves the whole state of a run every so many optimizer steps, and when SIGTERM arrives.
+
+    A checkpoint appears under its name only when it is complete, and older ones go only after that, so at every
+    moment, SIGKILL included, the newest file is whole. Saved between optimizer steps, never within a window of
+    accumulated gradients.
+
+    Args:
+        dirpath: folder of the checkpoints.
+        every_n_steps: optimizer steps between two.
+        keep: how many of the newest are kept.
+    """
+
+    def __init__(self, dirpath: str, every_n_steps: int = 100, keep: int = 2) -> None:
+        self.dirpath, self.every_n_steps, self.keep = Path(dirpath), every_n_steps, keep
+        self._saved_step = -1
+        self._random_state: dict[str, Any] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Sweep away what an interrupted save left behind."""
+        if trainer.is_global_zero:
+            for leftover in self.dirpath.glob(".writing-*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the random generators back to where the checkpoint left them."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state["cpu"])
+            if torch.cuda.is_available() and "cuda" in self._random_state:
+                torch.cuda.set_rng_state_all(self._random_state["cuda"])
+            self._random_state = None
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, or if the run was told to stop."""
+        step = trainer.global_step
+        at_boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if not at_boundary or step == self._saved_step:
+            return
+        told_to_stop = trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False)
+        if told_to_stop or step % self.every_n_steps == 0:
+            self.save(trainer)
+        if told_to_stop:
+            rank_zero_info(f"Told to stop: step {step} is saved, the same command goes on from there.")
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint of the current step; all ranks call it."""
+        step = trainer.global_step
+        name = f"step-{step:09d}.ckpt"
+        writing = self.dirpath / f".writing-{name}"
+        trainer.save_checkpoint(writing)
+        if trainer.is_global_zero:
+            writing.replace(self.dirpath / name)
+            for old in sorted(self.dirpath.glob(_PATTERN))[: -self.keep]:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        self._saved_step = step
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of torch's random generators, for dropout."""
+        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the state until training starts: what runs before it may draw numbers."""
+        self._random_state = state_dict

@@ -1,0 +1,47 @@
+"""Tokens per second and padding share while training."""
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from ..batch import LengthBatch
+
+
+class Throughput(L.Callback):
+    """Logs ``train/tokens_per_s`` (real tokens, padding not counted) and ``train/padding_share``.
+
+    Measured over the optimizer steps since the last log, without validation; this rank's tokens times the ranks.
+    """
+
+    def __init__(self) -> None:
+        self.tokens_per_s: float | None = None
+        self._tokens: torch.Tensor | float = 0.0
+        self._padded = 0
+        self._seconds = 0.0
+        self._started = 0.0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: L.LightningModule, outputs: Any, batch: LengthBatch, batch_idx: int
+    ) -> None:
+        """Count the batch, and log every ``log_every_n_steps`` optimizer steps."""
+        self._tokens = self._tokens + batch["attention_mask"].sum()  # stays on the device: no host sync here
+        self._padded += batch["attention_mask"].numel()
+        self._seconds += time.perf_counter() - self._started
+        if trainer.global_step % trainer.log_every_n_steps and self.tokens_per_s is not None:
+            return
+        tokens = float(self._tokens)
+        self.tokens_per_s = tokens * trainer.world_size / max(self._seconds, 1e-9)
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {"train/tokens_per_s": self.tokens_per_s, "train/padding_share": 1.0 - tokens / self._padded},
+                step=trainer.global_step,
+            )
+        self._tokens, self._padded, self._seconds = 0.0, 0, 0.0

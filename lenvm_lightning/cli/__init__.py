@@ -1,0 +1,1 @@
+"""Command line: ``lightning run RECIPE`` and the same as ``lenvm run``."""

@@ -1,0 +1,150 @@
+"""Recipes: finding, reading and checking them, so that every mistake is named before anything starts."""
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+
+from ..errors import RecipeError, nearest
+
+STAGES = ("fit",)
+_FIT_KEYS = ("seed_everything", "model", "data", "trainer", "checkpoint")
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes are: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parents[1] / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """Path of a recipe given as a file, or as the name of a shipped one.
+
+    Raises:
+        RecipeError: there is none; the shipped ones are listed.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in sorted(recipes_folder().glob("*.yaml"))}
+    stem = path.name.removesuffix(".yaml")
+    # `recipes/x.yaml` names the shipped one too, where there is no checkout.
+    if stem in shipped and path.parent in (Path(), Path("recipes")):
+        return shipped[stem]
+    raise RecipeError(
+        f"no recipe {name!r}: no such file, and no shipped recipe of that name{nearest(stem, shipped)}\n"
+        f"shipped: {', '.join(shipped)}"
+    )
+
+
+def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str, Any]:
+    """A recipe with overrides applied, every key checked.
+
+    Args:
+        path: the YAML file.
+        overrides: (``fit.section.key``, value as YAML text) pairs; ``init_args`` may be left out.
+
+    Raises:
+        RecipeError: broken YAML, unknown keys, overrides without a value; all problems at once, with their lines.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        recipe = yaml.safe_load(text) or {}
+        lines = dict(_key_lines(yaml.compose(text)))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise RecipeError(f"{path} must hold stages ({', '.join(STAGES)}), found {type(recipe).__name__}")
+    problems = [f"{path}:{lines.get(key, 1)}: {problem}" for key, problem in _unknown_keys(recipe)]
+    fit = recipe.setdefault("fit", {}) or {}
+    recipe["fit"] = fit
+    for key, value in overrides:
+        if value is None:
+            problems.append(f"--{key}: a value is missing")
+            continue
+        before = {k for k, _ in _unknown_keys(recipe)}
+        try:
+            _set(recipe, key.split("."), yaml.safe_load(value))
+        except (TypeError, yaml.YAMLError) as error:
+            problems.append(f"--{key}: {error}")
+            continue
+        problems += [f"--{key}: {problem}" for k, problem in _unknown_keys(recipe) if k not in before]
+    if problems:
+        raise RecipeError("the recipe has mistakes:\n  " + "\n  ".join(problems))
+    return recipe
+
+
+def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, str(key.value))
+            yield path, key.start_mark.line + 1
+            yield from _key_lines(value, path)
+
+
+def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    section = tree
+    for depth, key in enumerate(path[:-1]):
+        if "init_args" not in path and isinstance(section.get("init_args"), dict) and key != "class_path":
+            section = section["init_args"]
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise TypeError(f"{'.'.join(path[: depth + 1])} is {section!r}, which has no entries")
+    if "init_args" not in path and path[-1] != "class_path" and "class_path" in section:
+        section = section.setdefault("init_args", {})
+    section[path[-1]] = value
+
+
+def _unknown_keys(recipe: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path, problem) of every key that nothing would read."""
+    yield from _against(recipe, STAGES, (), "stage")
+    fit = recipe.get("fit") or {}
+    if not isinstance(fit, dict):
+        yield ("fit",), f"expected settings, found {fit!r}"
+        return
+    yield from _against(fit, _FIT_KEYS, ("fit",), "section of fit")
+    trainer = fit.get("trainer") or {}
+    yield from _against(trainer, _parameters(L.Trainer), ("fit", "trainer"), "setting of the Trainer")
+    from ..callbacks import ResumableCheckpoint
+
+    known = [name for name in _parameters(ResumableCheckpoint) if name != "dirpath"]
+    yield from _against(fit.get("checkpoint") or {}, known, ("fit", "checkpoint"), "setting of checkpoint")
+    for section in ("model", "data"):
+        given = fit.get(section) or {}
+        if not isinstance(given, dict):
+            yield ("fit", section), f"expected class_path and init_args, found {given!r}"
+            continue
+        yield from _against(given, ("class_path", "init_args"), ("fit", section), f"entry of {section}")
+        try:
+            known = _parameters(_load_class(str(given.get("class_path"))))
+        except RecipeError as error:
+            yield ("fit", section, "class_path"), str(error)
+            continue
+        path = ("fit", section, "init_args")
+        yield from _against(given.get("init_args") or {}, known, path, f"setting of {given['class_path']}")
+
+
+def _against(
+    given: dict[str, Any], known: Any, path: tuple[str, ...], what: str
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    for key in given:
+        if key not in known:
+            yield (*path, str(key)), f"{key!r} is no {what}{nearest(str(key), known) or '; known: ' + ', '.join(known)}"
+
+
+def _parameters(cls: type) -> list[str]:
+    return [name for name in inspect.signature(cls).parameters if name not in ("self", "args", "kwargs")]
+
+
+def _load_class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        classes = [f"lenvm_lightning.{n}" for n in ("TextLenVM", "VisionLenVM")]
+        classes += [f"datamodules.{n}" for n in ("TextRollouts", "VisionRollouts")]
+        raise RecipeError(f"class_path {path!r} cannot be imported{nearest(path, classes)}") from error

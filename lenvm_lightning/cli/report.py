@@ -1,0 +1,103 @@
+"""What a run leaves behind for people: a table, a model card, the next commands."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, tinyworld
+from ..metrics import POSITIONS
+
+_NAMES = {"all": "all positions", "start": "prompt boundary", "25": "25% written", "50": "50% written",
+          "75": "75% written"}  # fmt: skip
+
+
+def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Everything a run found, as plain numbers with their units in the keys."""
+    config = module.model.config
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "lightning")}
+    return {
+        "format": 1,
+        "optimizer_steps": steps,
+        "gamma": config.gamma,
+        "target": config.target,
+        "backbone": config.backbone,
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "train_completions": data.facts.completions,
+        "held_out_completions": len(data.val_rows),
+        "held_out_prompts": data.val_prompts,
+        "tiny_world": "tinyworld" in data.files,
+        "metrics": {name.removeprefix("val/"): value for name, value in sorted(metrics.items())},
+        "versions": {"lenvm-lightning": __version__, **versions},
+    }
+
+
+def as_table(results: dict[str, Any]) -> str:
+    """Errors by position beside the best constant, in columns."""
+    m = results["metrics"]
+    lines = [
+        f"{results['held_out_completions']} held-out completions of {results['held_out_prompts']} prompts · "
+        f"gamma {results['gamma']:.5f} · {results['optimizer_steps']} steps"
+        + (f" · {tinyworld.NOTICE}" if results["tiny_world"] else ""),
+        "",
+        "| mean absolute error, tokens ↓ | LenVM | best constant | gain |",
+        "|---|---:|---:|---:|",
+    ]
+    for position in POSITIONS:
+        if f"mae_tokens/{position}" in m:
+            ours, constant = m[f"mae_tokens/{position}"], m[f"mae_tokens_constant/{position}"]
+            lines.append(f"| {_NAMES[position]} | {ours:.1f} | {constant:.1f} | {_gain(ours, constant)} |")
+    if "mre" in m:
+        lines.append(f"| prompt-boundary MRE | {m['mre']:.3f} | {m['mre_constant']:.3f} | "
+                     f"{_gain(m['mre'], m['mre_constant'])} |")  # fmt: skip
+    lines.append(f"\nvalidation loss {m['loss']:.5f}")
+    return "\n".join(lines)
+
+
+def _gain(ours: float, constant: float) -> str:
+    return f"{1 - ours / constant:+.0%}" if constant > 0 else "–"
+
+
+def next_commands(folder: Path) -> str:
+    """What to type next."""
+    return (
+        f"\nmodel:   {folder / 'model'}\ncurves:  tensorboard --logdir {folder.parent}\n"
+        f"python:  from lenvm_lightning import LengthValueModel; "
+        f'LengthValueModel.from_pretrained("{folder / "model"}")'
+    )
+
+
+def model_card(results: dict[str, Any], settings: dict[str, Any]) -> str:
+    """README of the model directory."""
+    import yaml
+
+    notice = f"> {tinyworld.NOTICE}\n\n" if results["tiny_world"] else ""
+    base = f"base_model: {results['backbone']}\n" if "/" in str(results["backbone"]) else ""
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return f"""---
+library_name: lenvm-lightning
+{base}tags: [length-value-model]
+---
+
+# Length value model on {results["backbone"]}
+
+{notice}Predicts at every token how many tokens of the completion are still to come (EOS included), for the generator
+and the sampling settings of its training rollouts (see `lenvm_config.json`).
+
+```python
+from lenvm_lightning import LengthValueModel
+lenvm = LengthValueModel.from_pretrained("path/to/this/directory")
+remaining = lenvm.remaining(lenvm(input_ids=ids, attention_mask=mask))  # (B, T) tokens
+```
+
+## Results
+
+{as_table(results)}
+
+Trained on {results["train_completions"]:,} completions; {results["parameters"]:,} parameters; {versions}.
+
+## Settings
+
+```yaml
+{yaml.safe_dump(settings, sort_keys=False)}```
+"""

@@ -1,0 +1,232 @@
+"""Running a recipe: settings -> data and model -> fit -> model directory, results, next commands."""
+
+import logging
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from ..callbacks import RemainingCurves, ResumableCheckpoint, StepProgressBar, Throughput, latest_checkpoint
+from ..errors import RecipeError
+from ..module import LenVMModule
+from .recipe import find_recipe, read_recipe
+from .report import as_results, as_table, model_card, next_commands
+from .runs import RunFolder, choose_folder
+
+_TRAINER_DEFAULTS = {
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,  # the DataModule deals batches out to the ranks itself
+    "gradient_clip_val": 1.0,
+    "enable_model_summary": False,
+}
+
+
+class FitCLI(LightningCLI):
+    """The fit stage as a LightningCLI: model, data, trainer, and how often to save."""
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Declare what LightningCLI does not know."""
+        parser.add_class_arguments(ResumableCheckpoint, "checkpoint", skip={"dirpath"}, instantiate=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the resolved settings, before anything is built."""
+        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
+        self.settings: dict[str, Any] = {"fit": yaml.safe_load(dumped)}
+
+    def instantiate_classes(self) -> None:
+        """Build model and data; the Trainer waits until the folder of the run is known."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
+        if self.datamodule.processor_source is None:
+            self.datamodule.processor_source = self.model.backbone_source
+
+    def build_trainer(self, folder: RunFolder, resumed_step: int | None) -> L.Trainer:
+        """The Trainer, with TensorBoard and our callbacks beside those of the recipe."""
+        options = dict(self.config_init["checkpoint"])
+        logger = TensorBoardLogger(folder.path, name="", version="tensorboard", purge_step=resumed_step)
+        self.trainer_defaults["callbacks"] = [
+            ResumableCheckpoint(dirpath=str(folder.checkpoints), **options),
+            LearningRateMonitor(logging_interval="step"),
+            Throughput(),
+            RemainingCurves(),
+            StepProgressBar(),
+        ]
+        given = self.config_init["trainer"]
+        chosen = {"enable_checkpointing": False, "default_root_dir": str(folder.path)}
+        if given["logger"] is None:
+            chosen["logger"] = logger
+        return self.instantiate_trainer(**chosen)
+
+
+def parse_fit(fit: dict[str, Any], where: str) -> FitCLI:
+    """Settings of the fit stage, typed and resolved, with model and data instantiated.
+
+    Raises:
+        RecipeError: values of a wrong type, or settings that contradict each other; all of the former at once.
+    """
+    fit = yaml.safe_load(yaml.safe_dump(fit))
+    problems: list[str] = []
+    while True:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+                cli = FitCLI(
+                    LenVMModule,
+                    L.LightningDataModule,
+                    save_config_callback=None,
+                    seed_everything_default=0,
+                    trainer_defaults=dict(_TRAINER_DEFAULTS),
+                    subclass_mode_model=True,
+                    subclass_mode_data=True,
+                    auto_configure_optimizers=False,
+                    load_from_checkpoint_support=False,
+                    parser_kwargs={"exit_on_error": False},
+                    run=False,
+                    args=fit,
+                )
+        except ArgumentError as error:
+            problems.append(re.sub(r"\s*\n\s*", " ", str(error)))
+            # The parser stops at the first mistake; take it out and look for more.
+            if not _remove_named_key(fit, str(error)):
+                break
+        else:
+            break
+    if problems:
+        raise RecipeError(f"{where} has values that do not fit:\n  " + "\n  ".join(problems))
+    return cli
+
+
+def _remove_named_key(fit: dict[str, Any], message: str) -> bool:
+    found = re.search(r'key "([\w.]+)"', message)
+    path = found.group(1).split(".") if found else []
+    section: Any = fit
+    for key in path[:-1]:
+        section = section.get(key) if isinstance(section, dict) else None
+    if path and path[0] == "trainer" and isinstance(section, dict) and path[-1] in section:
+        del section[path[-1]]
+        return True
+    return False
+
+
+def run_recipe(
+    recipe: str,
+    overrides: list[tuple[str, str | None]],
+    *,
+    runs: Path = Path("runs"),
+    name: str | None = None,
+    check: bool = False,
+    fresh: bool = False,
+) -> int:
+    """Run the stages of a recipe; see ``lightning run --help``.
+
+    Returns:
+        Exit status.
+    """
+    _quieten()
+    path = find_recipe(recipe)
+    if any(key.endswith("help") for key, _ in overrides):
+        return _print_help(path)
+    settings = read_recipe(path, overrides)
+    cli = parse_fit(settings["fit"], str(path))
+    if check:
+        cli.datamodule.prepare_data()
+        cli.datamodule.setup("fit")
+        print(f"{path} and its data are ready to train on.")
+        return 0
+    folder = choose_folder(runs, path.stem, name, cli.settings, fresh)
+    if folder.complete:
+        print(f"{folder.path} is complete for these settings (--fresh trains again).\n")
+        _print_end(folder)
+        return 0
+    return _fit(cli, folder, path)
+
+
+def _fit(cli: FitCLI, folder: RunFolder, path: Path) -> int:
+    checkpoint = latest_checkpoint(folder.checkpoints)
+    step = int(re.sub(r"\D", "", checkpoint.stem)) if checkpoint else None
+    trainer = cli.build_trainer(folder, step)
+    if trainer.is_global_zero:
+        folder.start(cli.settings, f"# resolved from {path}\n")
+    if checkpoint:
+        rank_zero_info(f"{folder.path}: going on from step {step}")
+    else:
+        rank_zero_info(f"{folder.path}: starting")
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:
+        return 143
+    metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    if trainer.is_global_zero:
+        _finish(cli, folder, trainer, metrics)
+    return 0
+
+
+@rank_zero_only
+def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
+    results = as_results(cli.model, cli.datamodule, trainer.global_step, metrics)
+    part = folder.path / ".model"
+    shutil.rmtree(part, ignore_errors=True)
+    cli.model.model.save_pretrained(part, cli.datamodule.processor)
+    (part / "README.md").write_text(model_card(results, cli.settings), encoding="utf-8")
+    shutil.rmtree(folder.model, ignore_errors=True)
+    part.replace(folder.model)
+    folder.finish(results)
+    _print_end(folder)
+
+
+def _print_end(folder: RunFolder) -> None:
+    import json
+
+    results = json.loads(folder.results.read_text(encoding="utf-8"))
+    print(as_table(results))
+    print(next_commands(folder.path))
+
+
+def _print_help(path: Path) -> int:
+    fit = read_recipe(path, [])["fit"]
+    for arguments in (
+        ["--help"],
+        [f"--model.help={fit['model']['class_path']}"],
+        [f"--data.help={fit['data']['class_path']}"],
+    ):
+        try:
+            FitCLI(
+                LenVMModule, L.LightningDataModule, save_config_callback=None, subclass_mode_model=True,
+                subclass_mode_data=True, auto_configure_optimizers=False, run=False, args=arguments,
+            )  # fmt: skip
+        except SystemExit:
+            print()
+    return 0
+
+
+def _quieten() -> None:
+    """Leave the screen to what matters: what we print, warnings that need an answer, the progress bar."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    for text in (
+        ".*does not have many workers.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # on_train_start sets the mode right after
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*`ModelCheckpoint`.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(_not_advertising)
+
+
+def _not_advertising(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(part in text for part in ("litlogger", "litmodels", "TPU available", "GPU available", "Seed set to"))

@@ -1,0 +1,26 @@
+"""Errors for people: what was wrong, what was found, what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LenVMError(Exception):
+    """Base of all errors that a user can mend; command-line tools print its text without a traceback."""
+
+
+class CheckpointError(LenVMError):
+    """A model directory that is not, or not quite, a length value model."""
+
+
+class RecipeError(LenVMError):
+    """A recipe, or an override of one, that cannot be run."""
+
+
+class DataError(LenVMError):
+    """Rollouts that cannot be trained on."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped word: ``; did you mean 'x'?``, or an empty string where nothing is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

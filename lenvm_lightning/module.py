@@ -1,0 +1,262 @@
+"""LenVMModule: a length value model, its loss and its optimizer as a LightningModule. Glue; the maths is elsewhere."""
+
+from typing import Any, Literal, get_args
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from transformers import get_cosine_schedule_with_warmup
+
+from .batch import LengthBatch
+from .censoring import CensoredKind, treat_censored
+from .errors import LenVMError, RecipeError
+from .metrics import LengthErrors, PromptBoundaryMRE
+from .objectives import LossKind, TargetKind, token_losses
+from .returns import lambda_returns
+from .value_model import LengthValueModel, LenVMConfig
+
+# Losses are summed over thousands of tokens; this power of two keeps the sum, and its float16 gradients, in range.
+# It is exact, and undone where the gradients are divided by the number of tokens.
+_SUM_SCALE = 2.0**-10
+
+
+class LenVMModule(L.LightningModule):
+    """Trains a length value model; use :class:`TextLenVM` or :class:`VisionLenVM`.
+
+    Args:
+        backbone: hub id, directory, or embedded name (``tiny-text``, ``tiny-vl``).
+        pretrained: start from the backbone's weights; False from random ones of its shape.
+        overrides: entries of the backbone's config to change; only with ``pretrained: false``.
+        dtype: type of the weights; the Trainer's ``precision`` decides what is computed in.
+        attn_implementation: attention kernels of transformers; its own choice where None.
+        trust_remote_code: run modelling code that comes with the backbone.
+        gamma: discount, or ``auto``: 99% of the value range at the 99th-percentile training length.
+        target: what the head regresses on, see :class:`~lenvm_lightning.objectives.LengthTarget`.
+        loss: how errors count, see :func:`~lenvm_lightning.objectives.token_losses`.
+        lam: lambda of the lambda-returns; 1 is the closed form. Below 1 only with the discounted target.
+        censored: what completions that hit their token limit teach, see :mod:`~lenvm_lightning.censoring`.
+        head_dropout: dropout in the value head.
+        lr: peak learning rate.
+        weight_decay: AdamW's, on matrices only.
+        betas: AdamW's.
+        warmup_steps: optimizer steps of linear warm-up; a number below 1 is a share of all steps.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        freeze_vision: leave vision tower and projector as they are.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        pretrained: bool = True,
+        overrides: dict[str, Any] | None = None,
+        dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        gamma: float | Literal["auto"] = "auto",
+        target: TargetKind = "discounted",
+        loss: LossKind = "mse",
+        lam: float = 1.0,
+        censored: CensoredKind = "bootstrap",
+        head_dropout: float = 0.0,
+        lr: float = 2e-5,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: float = 50,
+        gradient_checkpointing: bool = False,
+        freeze_vision: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model: LengthValueModel | None = None
+        self._step_tokens: Tensor | float = 0.0
+        self.train_loss = MeanMetric()
+        self.val_loss = MeanMetric()
+        problems = self._problems()
+        if problems:
+            raise RecipeError("the model settings contradict each other:\n  " + "\n  ".join(problems))
+
+    def _problems(self) -> list[str]:
+        h, found = self.hparams, []
+        if h["gamma"] != "auto" and not 0.0 < h["gamma"] < 1.0:
+            found.append(f"gamma must lie strictly between 0 and 1 or be 'auto', got {h['gamma']}")
+        if not 0.0 <= h["lam"] <= 1.0:
+            found.append(f"lam must lie between 0 and 1, got {h['lam']}")
+        if h["lam"] != 1.0 and h["target"] != "discounted":
+            found.append(f"lam {h['lam']} needs target: discounted, whose rewards add up; got {h['target']}")
+        if h["loss"] == "bce" and h["target"] not in ("discounted", "normalised"):
+            found.append(f"loss: bce needs a target between 0 and 1, which {h['target']} is not")
+        if h["pretrained"] and h["overrides"]:
+            found.append("overrides change the shape of the backbone, so they need pretrained: false")
+        for name, kinds in (("target", TargetKind), ("loss", LossKind), ("censored", CensoredKind)):
+            if h[name] not in get_args(kinds):
+                found.append(f"{name} must be one of {', '.join(get_args(kinds))}; got {h[name]}")
+        return found
+
+    # -- set-up -------------------------------------------------------------------------------------------------
+
+    @property
+    def backbone_source(self) -> str:
+        """Where the backbone, and hence tokenizer and processor, come from."""
+        return self.hparams["backbone"]
+
+    def configure_model(self) -> None:
+        """Build the model, once the data has said how long completions are; no weight is loaded before."""
+        if self.model is not None:
+            return
+        h = self.hparams
+        data = getattr(self._trainer, "datamodule", None)
+        facts = data.facts if data is not None else None
+        if facts is None and (h["gamma"] == "auto" or h["target"] == "normalised"):
+            raise LenVMError("gamma: auto and target: normalised need a DataModule that knows the lengths; set gamma")
+        config = LenVMConfig(
+            gamma=facts.gamma if facts and h["gamma"] == "auto" else h["gamma"],
+            target=h["target"],
+            length_scale=float(facts.longest) if facts else 1.0,
+            backbone=str(h["backbone"]),
+            rollouts=vars(facts).copy() if facts else {},
+            dropout=h["head_dropout"],
+        )
+        self.model = LengthValueModel.from_backbone(
+            h["backbone"],
+            config,
+            pretrained=h["pretrained"],
+            overrides=h["overrides"],
+            expected_length=facts.p50 / 2 if facts else None,
+            dtype=h["dtype"],
+            attn_implementation=h["attn_implementation"],
+            trust_remote_code=h["trust_remote_code"],
+        )
+        self._prepare_backbone(self.model)
+        self.val_errors = LengthErrors()
+        self.val_boundary = PromptBoundaryMRE(data.val_prompts if data is not None else 1, config.gamma)
+
+    def _prepare_backbone(self, model: LengthValueModel) -> None:
+        # Only hidden states are read: a token embedding that nothing looks up still gets its gradient, all others do.
+        if self.hparams["gradient_checkpointing"]:
+            model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.hparams["freeze_vision"]:
+            for part in model.vision_modules():
+                part.requires_grad_(False)
+
+    def on_train_start(self) -> None:
+        """Set train mode: fit does not, and transformers then drops gradient checkpointing and dropout silently."""
+        model = self._lenvm
+        model.train()
+        if self.hparams["freeze_vision"]:
+            for part in model.vision_modules():
+                part.eval()
+
+    @property
+    def _lenvm(self) -> LengthValueModel:
+        if self.model is None:
+            raise LenVMError("the model is built by configure_model(), which the Trainer calls; call it first")
+        return self.model
+
+    # -- forward and loss ---------------------------------------------------------------------------------------
+
+    def forward(self, batch: LengthBatch) -> Tensor:
+        """Logits of a batch. Shape (B, T), float32 or better."""
+        return self._lenvm(batch["input_ids"], batch["attention_mask"], **batch["vision"])
+
+    def loss_sum(self, logits: Tensor, batch: LengthBatch) -> tuple[Tensor, Tensor]:
+        """Summed loss of the supervised states of a batch, and their number (float64)."""
+        rule, h = self._lenvm.config.rule, self.hparams
+        predicted = rule.remaining(logits.detach())
+        remaining, mask, lower_bound = treat_censored(
+            batch["remaining"], batch["mask"], batch["censored"], predicted, h["censored"]
+        )
+        if h["lam"] == 1.0:
+            target = rule.of(remaining)
+        else:
+            target = lambda_returns(rule.predict(logits.detach()), remaining, mask, rule.gamma, h["lam"])
+        target = target.to(logits.dtype)
+        losses = token_losses(logits, target, remaining, h["loss"], rule)
+        counts = mask & ~(lower_bound & (predicted >= remaining))
+        return torch.where(counts, losses, 0.0).sum(), mask.sum(dtype=torch.float64)
+
+    def training_step(self, batch: LengthBatch, batch_idx: int) -> Tensor:
+        """The *sum* over supervised states; ``on_before_optimizer_step`` makes it the mean over the whole step."""
+        total, tokens = self.loss_sum(self(batch), batch)
+        self._step_tokens = self._step_tokens + tokens
+        self.train_loss.update(total.detach() / tokens.clamp(min=1), tokens)
+        return total * _SUM_SCALE
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients by the number of supervised tokens of all micro-batches on all ranks.
+
+        Runs after AMP has unscaled them and before they are clipped. Lightning has divided by
+        ``accumulate_grad_batches``, even in a short last window, and the strategy has averaged over ranks.
+        """
+        tokens = torch.as_tensor(self._step_tokens, dtype=torch.float64, device=self.device)
+        self._step_tokens = 0.0
+        if self.trainer.world_size > 1:
+            dist.all_reduce(tokens)
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / (_SUM_SCALE * tokens.clamp(min=1))
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad.dtype))
+
+    def on_train_batch_end(self, outputs: Any, batch: LengthBatch, batch_idx: int) -> None:
+        """Log the token-mean loss of the optimizer step that has just ended."""
+        trainer: Any = self.trainer
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self.log("train/loss", self.train_loss.compute(), rank_zero_only=True)
+        self.train_loss.reset()
+
+    def validation_step(self, batch: LengthBatch, batch_idx: int) -> Tensor:
+        """Add a held-out batch to the metrics; returns its logits for callbacks."""
+        logits = self(batch)
+        total, tokens = self.loss_sum(logits, batch)
+        self.val_loss.update(total / tokens.clamp(min=1), tokens)
+        predicted = self._lenvm.remaining(logits)
+        states = (predicted, batch["remaining"], batch["mask"], batch["censored"])
+        self.val_errors.update(*states)
+        self.val_boundary.update(*states, batch["prompt_index"])
+        return logits
+
+    def on_validation_epoch_end(self) -> None:
+        """Log everything measured on the held-out rows, from sums over all batches and ranks."""
+        results = {"loss": self.val_loss.compute(), **self.val_errors.compute(), **self.val_boundary.compute()}
+        self.log_dict({f"val/{name}": value.float() for name, value in results.items()}, rank_zero_only=True)
+        for metric in (self.val_loss, self.val_errors, self.val_boundary):
+            metric.reset()
+
+    # -- optimizer ----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """AdamW without decay on biases and norms; linear warm-up, then a cosine to 0 at the last step."""
+        h = self.hparams
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": h["weight_decay"]},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=h["lr"], betas=tuple(h["betas"]))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise RecipeError("an endless run has no learning-rate schedule: set trainer.max_steps or max_epochs")
+        warmup = int(h["warmup_steps"] if h["warmup_steps"] >= 1 else h["warmup_steps"] * steps)
+        schedule = get_cosine_schedule_with_warmup(optimizer, min(warmup, int(steps)), int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class TextLenVM(LenVMModule):
+    """A length value model on a text backbone; see :class:`LenVMModule` for the settings."""
+
+
+class VisionLenVM(LenVMModule):
+    """A length value model on a vision-language backbone; see :class:`LenVMModule` for the settings."""
+
+    def configure_model(self) -> None:
+        """Build the model.
+
+        Raises:
+            RecipeError: the backbone has no vision tower.
+        """
+        super().configure_model()
+        if not any(isinstance(part, nn.Module) for part in self._lenvm.vision_modules()):
+            raise RecipeError(f"backbone {self.backbone_source!r} reads text only: use TextLenVM and TextRollouts")

@@ -1,0 +1,120 @@
+"""What the head regresses on (targets) and how errors count (losses): the paper's choice and its ablations."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .values import inverse_softplus, logit_to_remaining, logit_to_value, remaining_to_value, softplus
+
+TargetKind = Literal["discounted", "length", "normalised", "log_length"]
+LossKind = Literal["mse", "huber", "relative_huber", "bce"]
+
+
+@dataclass(frozen=True)
+class LengthTarget:
+    """A way to write a remaining length as a number a head can regress on.
+
+    ============  ===========================  =======================
+    kind          target of ``remaining`` r    prediction of logit z
+    ============  ===========================  =======================
+    discounted    ``-(1 - gamma ** r)``        ``-sigmoid(z)``
+    length        ``r``                        ``softplus(z)``
+    normalised    ``min(r / scale, 1)``        ``sigmoid(z)``
+    log_length    ``log1p(r)``                 ``softplus(z)``
+    ============  ===========================  =======================
+
+    Attributes:
+        kind: which row of the table.
+        gamma: discount, in (0, 1); also turns the remaining lengths of the other kinds into values.
+        scale: tokens at which ``normalised`` reaches 1.
+    """
+
+    kind: TargetKind
+    gamma: float
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(TargetKind):
+            raise ValueError(f"target must be one of {', '.join(get_args(TargetKind))}; got {self.kind!r}")
+        if not self.scale > 0:
+            raise ValueError(f"scale must be positive, got {self.scale!r}")
+
+    def of(self, remaining: Tensor) -> Tensor:
+        """Target of states with ``remaining`` tokens to come. Any shape; float32 or better."""
+        if self.kind == "discounted":
+            return remaining_to_value(remaining, self.gamma)
+        r = remaining if remaining.is_floating_point() else remaining.float()
+        if self.kind == "length":
+            return r
+        if self.kind == "normalised":
+            return (r / self.scale).clamp(max=1.0)
+        return torch.log1p(r)
+
+    def predict(self, logit: Tensor) -> Tensor:
+        """Prediction of the target from a head logit. Any shape; float32 or better."""
+        if self.kind == "discounted":
+            return logit_to_value(logit)
+        if self.kind == "normalised":
+            return -logit_to_value(logit)
+        return softplus(logit)
+
+    def remaining(self, logit: Tensor) -> Tensor:
+        """Remaining tokens implied by a head logit. Any shape, >= 0."""
+        if self.kind == "discounted":
+            return logit_to_remaining(logit, self.gamma)
+        prediction = self.predict(logit)
+        if self.kind == "normalised":
+            return prediction * self.scale
+        return torch.expm1(prediction) if self.kind == "log_length" else prediction
+
+    def value(self, logit: Tensor) -> Tensor:
+        """Discounted value implied by a head logit, in [-1, 0]. Any shape."""
+        if self.kind == "discounted":
+            return logit_to_value(logit)
+        return remaining_to_value(self.remaining(logit), self.gamma)
+
+    def bias_for(self, remaining: float) -> float:
+        """Logit that predicts ``remaining`` tokens: where a fresh head starts, so that step 1 is no shock."""
+        r = torch.tensor(float(remaining), dtype=torch.float64)
+        target = self.of(r)
+        if self.kind == "discounted":
+            return float(torch.logit(-target, eps=1e-6))
+        if self.kind == "normalised":
+            return float(torch.logit(target, eps=1e-6))
+        return float(inverse_softplus(target))
+
+
+def token_losses(logit: Tensor, target: Tensor, remaining: Tensor, kind: LossKind, rule: LengthTarget) -> Tensor:
+    """Loss of every state, without reduction.
+
+    Args:
+        logit: head output. Shape (B, T).
+        target: regression target as ``rule.of`` or lambda-returns give it. Shape (B, T).
+        remaining: tokens to come, 0 at the EOS state. Shape (B, T).
+        kind: ``mse`` (half the squared error), ``huber`` (delta 1), ``relative_huber`` (the error is first divided
+            by max(|target|, |target of one token|); the EOS state stays absolute), ``bce`` (on the size of the target).
+        rule: the target rule that made ``target``.
+
+    Returns:
+        Losses, shape (B, T), float32 or better.
+
+    Raises:
+        ValueError: unknown kind, or ``bce`` for a target that is not a probability.
+    """
+    if kind == "bce":
+        if rule.kind not in ("discounted", "normalised"):
+            raise ValueError(f"loss 'bce' needs a target between 0 and 1 in size, which {rule.kind!r} is not")
+        logit = logit if logit.dtype == torch.float64 else logit.float()
+        return F.binary_cross_entropy_with_logits(logit, target.abs().to(logit.dtype), reduction="none")
+    error = rule.predict(logit) - target
+    if kind == "relative_huber":
+        one_token = float(rule.of(torch.ones((), dtype=torch.float64)).abs())
+        error = error / torch.where(remaining == 0, 1.0, target.abs().clamp(min=one_token))
+    if kind in ("huber", "relative_huber"):
+        return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=1.0)
+    if kind == "mse":
+        return 0.5 * error.square()
+    raise ValueError(f"loss must be one of {', '.join(get_args(LossKind))}; got {kind!r}")

@@ -1,0 +1,171 @@
+"""The rollout record: one completion of one prompt, in our own JSONL layout or in the published one.
+
+Ours, one object a line (``completions`` may group several of one prompt)::
+
+    {"prompt_id": "7", "messages": [{"role": "user", "content": "<image>How many?"}], "images": ["7.png"],
+     "completion": "Three.", "token_ids": [5, 9, 2], "finish_reason": "stop", "split": "train",
+     "sampling": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 512}, "generator": "tiny-vl"}
+
+Published::
+
+    {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "images": [...],
+     "meta_info": {"lenvm_idx": 7, "split": "train", ...}, "source_fields": {...}}
+
+where consecutive ``gpt`` turns at the end, or a JSON list on one line, group several completions of a prompt.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import nearest
+
+IMAGE_MARK = "<image>"
+_OURS = {
+    "prompt_id", "messages", "images", "completion", "token_ids", "finish_reason", "split", "sampling", "generator",
+    "completions", "logprob", "correct", "meta",
+}  # fmt: skip
+_PUBLISHED = {"conversations", "images", "meta_info", "source_fields", "id"}
+_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_FINISH = ("stop", "length")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion.
+
+    Attributes:
+        prompt_id: same for all completions of a prompt.
+        messages: the prompt as chat messages, roles system / user / assistant; ``<image>`` marks an image.
+        images: paths, absolute or relative to the working directory, in the order of their marks.
+        completion: text of the completion.
+        token_ids: generated ids, EOS included where it was generated; None where only text is known.
+        censored: True = it hit its token limit, so its length is only known to be greater than what was seen.
+        split: ``train`` or ``test``; None where the file does not say.
+        sampling: temperature, top_p, … it was sampled with, as far as known.
+        generator: name of the model that wrote it.
+    """
+
+    prompt_id: str
+    messages: list[dict[str, str]]
+    images: list[str]
+    completion: str
+    token_ids: list[int] | None = None
+    censored: bool = False
+    split: str | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    generator: str | None = None
+
+
+def parse_record(record: Any, folder: Path) -> tuple[list[Rollout], list[str]]:
+    """Rollouts of one line.
+
+    Args:
+        record: the decoded JSON of the line.
+        folder: where relative image paths start, the folder of the file.
+
+    Returns:
+        The rollouts, and notes about things that were passed over (keys nobody knows).
+
+    Raises:
+        ValueError: the record is unusable; the text says why.
+    """
+    if isinstance(record, list):
+        parsed = [parse_record(item, folder) for item in record]
+        return [r for rollouts, _ in parsed for r in rollouts], [n for _, notes in parsed for n in notes]
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    if "conversations" in record:
+        known, parse = _PUBLISHED, _parse_published
+    elif "messages" in record:
+        known, parse = _OURS, _parse_ours
+    else:
+        hints = [nearest(key, ["conversations", "messages"]) for key in record]
+        hint = next((hint for hint in hints if hint), "")
+        raise ValueError(f"neither 'messages' nor 'conversations' among its keys ({', '.join(record)}){hint}")
+    notes = [f"unknown key {key!r}{nearest(key, known)}" for key in record if key not in known]
+    return parse(record, folder), notes
+
+
+def _images(record: dict[str, Any], messages: list[dict[str, str]], folder: Path) -> list[str]:
+    paths = record.get("images") or []
+    if isinstance(paths, str):
+        paths = [paths]
+    marks = sum(message["content"].count(IMAGE_MARK) for message in messages)
+    if marks != len(paths):
+        raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {len(paths)} images")
+    return [str(folder / path) for path in paths]
+
+
+def _prompt_id(given: Any, messages: list[dict[str, str]], images: list[str]) -> str:
+    if given is not None:
+        return str(given)
+    return hashlib.blake2b(json.dumps([messages, images]).encode(), digest_size=8).hexdigest()
+
+
+def _messages(turns: Any, role_key: str, text_key: str) -> list[dict[str, str]]:
+    if not isinstance(turns, list) or not turns:
+        raise ValueError("the conversation is empty or not a list")
+    messages = []
+    for turn in turns:
+        role, text = turn.get(role_key), turn.get(text_key)
+        if role not in _ROLES:
+            raise ValueError(f"unknown role {role!r}{nearest(str(role), _ROLES)} (known: {', '.join(_ROLES)})")
+        if not isinstance(text, str):
+            raise ValueError(f"the text of a {role} turn is {type(text).__name__}, expected a string")
+        messages.append({"role": _ROLES[role], "content": text})
+    return messages
+
+
+def _parse_published(record: dict[str, Any], folder: Path) -> list[Rollout]:
+    messages = _messages(record["conversations"], "from", "value")
+    completions: list[str] = []
+    while messages and messages[-1]["role"] == "assistant":
+        completions.insert(0, messages.pop()["content"])
+    if not completions:
+        raise ValueError("the conversation does not end with a gpt turn")
+    if not messages:
+        raise ValueError("there is no prompt before the gpt turn")
+    meta = record.get("meta_info") or {}
+    images = _images(record, messages, folder)
+    # The layout has no finish reason; a completion as long as its token limit was cut by it.
+    length, limit = meta.get("answer_token_length"), meta.get("max_tokens")
+    reason = meta.get("finish_reason")
+    cut = reason == "length" or (reason is None and length is not None and limit is not None and length >= limit)
+    common: dict[str, Any] = {
+        "prompt_id": _prompt_id(meta.get("lenvm_idx"), messages, images),
+        "messages": messages,
+        "images": images,
+        "split": meta.get("split"),
+        "sampling": {k: meta[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if meta.get(k) is not None},
+        "generator": meta.get("model_name"),
+    }
+    return [Rollout(completion=text, censored=cut, **common) for text in completions]
+
+
+def _parse_ours(record: dict[str, Any], folder: Path) -> list[Rollout]:
+    messages = _messages(record["messages"], "role", "content")
+    images = _images(record, messages, folder)
+    common: dict[str, Any] = {
+        "prompt_id": _prompt_id(record.get("prompt_id"), messages, images),
+        "messages": messages,
+        "images": images,
+        "split": record.get("split"),
+        "sampling": record.get("sampling") or {},
+        "generator": record.get("generator"),
+    }
+    rollouts = []
+    for item in record.get("completions") or [record]:
+        reason = item.get("finish_reason", "stop")
+        if reason not in _FINISH:
+            raise ValueError(f"unknown finish_reason {reason!r}{nearest(str(reason), _FINISH)} (known: stop, length)")
+        ids = item.get("token_ids")
+        if ids is not None and not (isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)):
+            raise ValueError("token_ids is not a list of non-negative integers")
+        if "completion" not in item and ids is None:
+            raise ValueError("neither 'completion' nor 'token_ids'" + nearest("completion", item))
+        text = item.get("completion") or ""
+        rollouts.append(Rollout(completion=text, token_ids=ids, censored=reason == "length", **common))
+    return rollouts

@@ -1,0 +1,234 @@
+"""LengthValueModel: a headless transformers backbone, text or vision-language, and one scalar head.
+
+The backbone has no vocabulary head: the logits over the vocabulary are the biggest tensor of a training step, and
+nobody would read them.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from . import checkpoint
+from .errors import CheckpointError
+from .objectives import LengthTarget, TargetKind
+
+
+@dataclasses.dataclass
+class LenVMConfig:
+    """What a value model must remember beside its weights; stored as ``lenvm_config.json``.
+
+    Attributes:
+        gamma: the discount it was trained with.
+        target: what its head regresses on, see :class:`~lenvm_lightning.objectives.LengthTarget`.
+        length_scale: tokens at which the ``normalised`` target reaches 1.
+        backbone: name or path of the model that training started from.
+        rollouts: what is known of the training rollouts: generator, sampling settings, lengths.
+        dropout: dropout before each linear layer of the head, while training.
+    """
+
+    gamma: float
+    target: TargetKind = "discounted"
+    length_scale: float = 1.0
+    backbone: str | None = None
+    rollouts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dropout: float = 0.0
+
+    @property
+    def rule(self) -> LengthTarget:
+        """The target rule: logit -> value, remaining."""
+        return LengthTarget(self.target, self.gamma, self.length_scale)
+
+
+class ValueHead(nn.Module):
+    """``W2 · SiLU(W1 · h + b1) + b2``, one logit a position, always computed in float32 or better.
+
+    Args:
+        hidden_size: width H of the backbone's last hidden state.
+        dropout: dropout probability before each linear layer.
+    """
+
+    def __init__(self, hidden_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc = nn.Linear(hidden_size, hidden_size, dtype=torch.float32)
+        self.summary = nn.Linear(hidden_size, 1, dtype=torch.float32)
+        self.dropout = nn.Dropout(dropout)
+
+    def reset(self, bias: float) -> None:
+        """Start over: predictions close to the constant whose logit is ``bias``."""
+        self.fc.reset_parameters()
+        nn.init.normal_(self.summary.weight, std=0.1 * self.fc.in_features**-0.5)
+        nn.init.constant_(self.summary.bias, bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., H) to logits (...), float32 whatever the backbone or autocast use."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = hidden.to(self.fc.weight.dtype)
+            x = nn.functional.silu(self.fc(self.dropout(x)))
+            return self.summary(self.dropout(x)).squeeze(-1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ValueHead":
+        # `model.bfloat16()` and Lightning's bf16-true would halve the head too; values need float32's digits.
+        def keep_float32(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            return fn(tensor.float()).float() if out.dtype in (torch.bfloat16, torch.float16) else out
+
+        return super()._apply(keep_float32, recurse)
+
+
+class LengthValueModel(nn.Module):
+    """Predicts at every position how many tokens are still to come.
+
+    Args:
+        backbone: headless transformers model (``AutoModel``), text or vision-language.
+        config: gamma, target and provenance.
+
+    Example:
+        >>> lenvm = LengthValueModel.from_pretrained("runs/text_lenvm/model")          # doctest: +SKIP
+        >>> logits = lenvm(input_ids=ids, attention_mask=mask)                         # doctest: +SKIP
+        >>> lenvm.remaining(logits)[:, -1]                                             # doctest: +SKIP
+    """
+
+    def __init__(self, backbone: PreTrainedModel, config: LenVMConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        self.v_head = ValueHead(checkpoint.hidden_size(backbone.config), config.dropout)
+        self._takes_token_types = checkpoint.takes_argument(backbone, "mm_token_type_ids")
+
+    @classmethod
+    def from_backbone(
+        cls,
+        source: str | os.PathLike[str],
+        config: LenVMConfig,
+        *,
+        pretrained: bool = True,
+        overrides: dict[str, Any] | None = None,
+        expected_length: float | None = None,
+        **backbone_options: Any,
+    ) -> "LengthValueModel":
+        """A value model with a fresh head.
+
+        Args:
+            source: hub id, directory, or the name of an embedded model (``tiny-text``, ``tiny-vl``).
+            config: gamma, target, provenance.
+            pretrained: load the backbone's weights; False starts from its shape with random ones.
+            overrides: entries of the backbone's config to change, nested for vision-language models;
+                only without pretrained weights.
+            expected_length: typical remaining tokens; the fresh head starts by predicting it everywhere.
+            backbone_options: for :func:`~lenvm_lightning.checkpoint.load_backbone` (dtype, attn_implementation, …).
+
+        Raises:
+            CheckpointError: no such model, or weights missing from it.
+        """
+        backbone = checkpoint.load_backbone(source, pretrained=pretrained, overrides=overrides, **backbone_options)
+        if config.backbone is None:
+            config = dataclasses.replace(config, backbone=str(source))
+        model = cls(backbone, config)
+        model.v_head.reset(config.rule.bias_for(expected_length) if expected_length else 0.0)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], gamma: float | None = None, **backbone_options: Any
+    ) -> "LengthValueModel":
+        """Load a trained value model: one of ours, or a published one.
+
+        Args:
+            source: directory or hub id.
+            gamma: needed only where the checkpoint does not store it; a different one than stored is refused.
+            backbone_options: for :func:`~lenvm_lightning.checkpoint.load_backbone` (dtype, attn_implementation, …).
+
+        Returns:
+            The model, in eval mode.
+
+        Raises:
+            CheckpointError: no head, a head of the wrong width, a gamma that is nowhere, weights missing.
+        """
+        stored = checkpoint.read_lenvm_config(source)
+        known = {field.name for field in dataclasses.fields(LenVMConfig)}
+        stored = {key: value for key, value in stored.items() if key in known}
+        if gamma is not None and stored.get("gamma", gamma) != gamma:
+            raise CheckpointError(
+                f"{str(source)!r} was trained with gamma={stored['gamma']}, but gamma={gamma} was asked for. "
+                "Values mean nothing under another gamma: leave the argument out."
+            )
+        if gamma is None and "gamma" not in stored:
+            raise CheckpointError(
+                f"{str(source)!r} does not say which gamma it was trained with (looked for 'gamma' in "
+                f"{checkpoint.CONFIG_FILE}). Ask its authors and pass it: "
+                "LengthValueModel.from_pretrained(..., gamma=0.997)"
+            )
+        head = checkpoint.read_head(source)
+        config = LenVMConfig(**{**stored, "gamma": stored.get("gamma", gamma)})
+        backbone_options.setdefault("dtype", "auto")
+        model = cls(checkpoint.load_backbone(source, **backbone_options), config)
+        checkpoint.check_head(head, model.v_head.state_dict(), source)
+        model.v_head.load_state_dict(head)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], processor: Any = None) -> None:
+        """Write the published layout: a Hugging Face directory, ``value_head.safetensors``, ``lenvm_config.json``.
+
+        Args:
+            folder: directory to write into; created where missing.
+            processor: tokenizer or processor to store beside the weights.
+        """
+        checkpoint.save(
+            Path(folder), self.backbone, self.v_head.state_dict(), dataclasses.asdict(self.config), processor
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Logits of every position.
+
+        Args:
+            input_ids: token ids. Shape (B, T).
+            attention_mask: 1 = real token, 0 = padding. Shape (B, T).
+            inputs: what else the backbone takes: ``pixel_values``, ``image_grid_thw``, ``position_ids``,
+                ``past_key_values``, …
+
+        Returns:
+            Logits, shape (B, T), float32 or better; :meth:`value` and :meth:`remaining` read them.
+        """
+        inputs.setdefault("use_cache", inputs.get("past_key_values") is not None)
+        if self._takes_token_types and "pixel_values" in inputs and inputs.get("position_ids") is None:
+            # Without these Qwen-VL backbones fall back to plain text positions, silently.
+            inputs.setdefault("mm_token_type_ids", self.token_types(input_ids))
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        return self.v_head(hidden)
+
+    def token_types(self, input_ids: Tensor) -> Tensor:
+        """Modality of each token: 0 text, 1 image, 2 video. Shape (B, T), int64."""
+        types = torch.zeros_like(input_ids)
+        for modality, name in ((1, "image_token_id"), (2, "video_token_id")):
+            token = getattr(self.backbone.config, name, None)
+            if token is not None:
+                types[input_ids == token] = modality
+        return types
+
+    def value(self, logits: Tensor) -> Tensor:
+        """Discounted value of each state, in [-1, 0]. Same shape as ``logits``."""
+        return self.config.rule.value(logits)
+
+    def remaining(self, logits: Tensor) -> Tensor:
+        """Predicted tokens still to come, EOS included. Same shape as ``logits``."""
+        return self.config.rule.remaining(logits)
+
+    @property
+    def gamma(self) -> float:
+        """The discount it was trained with."""
+        return self.config.gamma
+
+    def vision_modules(self) -> Iterator[nn.Module]:
+        """Vision tower and projector: whatever the backbone holds beside its language model; nothing for text."""
+        language = self.backbone.get_decoder()
+        if language is self.backbone:
+            return
+        for child in self.backbone.children():
+            if not any(part is language for part in child.modules()):
+                yield child

@@ -87,6 +87,9 @@ class TokenBudgetBatches(Sampler[list[int]]):
         rank: which share of each epoch this process takes.
         world_size: number of shares.
         bucket: see :func:`plan_batches`.
+
+    Raises:
+        ValueError: there are too few rows for every rank to get as many batches.
     """
 
     def __init__(
@@ -104,9 +107,11 @@ class TokenBudgetBatches(Sampler[list[int]]):
         self._options: dict[str, Any] = {"max_tokens": max_tokens, "bucket": bucket}
         self._seed, self._epochs, self._rank, self._world_size = seed, max(1, epochs), rank, world_size
         self.epoch = 0
-        self.start = 0
+        self._resume: tuple[int, int] | None = None
         count = max(len(self._plan(epoch)) for epoch in range(self._epochs))
         self._count = -(-count // world_size) * world_size
+        if len(self._lengths) < self._count:
+            raise ValueError(f"{len(self._lengths)} rows cannot fill {self._count} batches")
 
     def _plan(self, epoch: int) -> list[list[int]]:
         seed = np.random.SeedSequence([self._seed, epoch % self._epochs]).generate_state(1)[0]
@@ -116,12 +121,26 @@ class TokenBudgetBatches(Sampler[list[int]]):
         """Choose the epoch of the next iteration; the Trainer calls it."""
         self.epoch = epoch
 
+    def resume_at(self, epoch: int, batches: int) -> None:
+        """Let the next iteration leave out the first ``batches``, provided that it is one of ``epoch``."""
+        self._resume = (epoch, batches)
+
+    @property
+    def pending(self) -> tuple[int, int] | None:
+        """Epoch and batches of a :meth:`resume_at` that no iteration has used yet."""
+        return self._resume
+
+    @property
+    def start(self) -> int:
+        """Batches that the next iteration leaves out."""
+        return self._resume[1] if self._resume is not None and self._resume[0] == self.epoch else 0
+
     def __len__(self) -> int:
         return self._count // self._world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = split_to_count(self._plan(self.epoch), self._count)[self._rank :: self._world_size]
-        start, self.start = self.start, 0
+        start, self._resume = self.start, None
         yield from batches[start:]
 
 
@@ -131,21 +150,25 @@ class ResumableLoader(DataLoader):
     Workers read ahead, so the sampler's own position says nothing; what counts is what the consumer got.
     """
 
+    batch_sampler: TokenBudgetBatches
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._handed_out = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._handed_out = getattr(self.batch_sampler, "start", 0)
+        # A generator starts at its first batch. That is what makes resuming exact: the Trainer asks for the iterator
+        # before it sets the epoch, and a plain DataLoader's workers would already be reading the wrong one.
+        self._handed_out = self.batch_sampler.start
         for batch in super().__iter__():
             self._handed_out += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Position within the epoch: ``{"batches": handed out so far}``."""
-        return {"batches": self._handed_out}
+        """Position: the epoch, and how many of its batches were handed out."""
+        epoch, batches = self.batch_sampler.pending or (self.batch_sampler.epoch, self._handed_out)
+        return {"epoch": epoch, "batches": batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration begin after the batches that were handed out; a finished epoch begins anew."""
-        sampler: Any = self.batch_sampler
-        sampler.start = state["batches"] % max(1, len(sampler))
+        """Go on after the batches that were handed out; if the Trainer is past that epoch, the next begins whole."""
+        self.batch_sampler.resume_at(state["epoch"], state["batches"])

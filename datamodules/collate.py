@@ -63,6 +63,7 @@ class Collator:
         self._image_processor = image_processor
 
     def __call__(self, rows: list[dict[str, Any]]) -> LengthBatch:
+        """Pad and label rows of :class:`RolloutRows`."""
         width = max(len(row["input_ids"]) for row in rows)
         input_ids = torch.full((len(rows), width), self._pad, dtype=torch.int64)
         attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)

@@ -92,6 +92,8 @@ class RolloutsDataModule(L.LightningDataModule):
         self.num_workers, self.num_proc = num_workers, num_proc
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self._table: Dataset | None = None
+        self._train_loader: ResumableLoader | None = None
+        self._resume_at: dict[str, int] | None = None
 
     # -- building -----------------------------------------------------------------------------------------------
 
@@ -214,7 +216,11 @@ class RolloutsDataModule(L.LightningDataModule):
             sampler = TokenBudgetBatches(self.train_sizes, self.batch_tokens, epochs=self._epochs(batches), **options)
         except ValueError as error:
             raise DataError(f"{error}; use fewer devices or more rollouts") from error
-        return ResumableLoader(self.train_rows, batch_sampler=sampler, **self._loader_options())
+        self._train_loader = ResumableLoader(self.train_rows, batch_sampler=sampler, **self._loader_options())
+        if self._resume_at is not None:
+            self._train_loader.load_state_dict(self._resume_at)
+            self._resume_at = None
+        return self._train_loader
 
     def val_dataloader(self) -> DataLoader:
         """Held-out batches of this rank, longest first."""
@@ -235,8 +241,13 @@ class RolloutsDataModule(L.LightningDataModule):
     # -- resuming -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Which data the run is on."""
-        return {"table_key": self.table_key}
+        """Which data the run is on, and how far it is.
+
+        The Trainer keeps the position of a loader too, but loses it where the schedule needs the number of batches
+        (``max_epochs``): then it asks for the loader before it restores its own state.
+        """
+        position = self._train_loader.state_dict() if self._train_loader is not None else None
+        return {"table_key": self.table_key, "position": position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on with other data.
@@ -249,6 +260,7 @@ class RolloutsDataModule(L.LightningDataModule):
                 "the rollouts changed since this run began, so it cannot be continued as it was: put the old files "
                 "back, or start another run with --name"
             )
+        self._resume_at = state_dict["position"]
 
 
 class TextRollouts(RolloutsDataModule):

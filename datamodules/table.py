@@ -88,15 +88,14 @@ def _index_lines(files: list[str]) -> tuple[list[dict[str, Any]], str]:
     return lines, digest.hexdigest()
 
 
-def _read_lines(batch: dict[str, list[Any]]) -> list[tuple[str, str, Path]]:
-    """(place, text, folder) of each indexed line."""
+def _read_lines(batch: dict[str, list[Any]]) -> list[tuple[str, bytes, Path]]:
+    """(place, content, folder) of each indexed line."""
     out = []
     handles = {path: open(path, "rb") for path in set(batch["file"])}  # noqa: SIM115 (closed below)
     try:
         for path, number, offset in zip(batch["file"], batch["line"], batch["offset"], strict=True):
             handles[path].seek(offset)
-            text = handles[path].readline().decode("utf-8", errors="strict")
-            out.append((f"{path}:{number}", text, Path(path).parent))
+            out.append((f"{path}:{number}", handles[path].readline(), Path(path).parent))
     finally:
         for handle in handles.values():
             handle.close()
@@ -127,9 +126,15 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 def _encode_lines(batch: dict[str, list[Any]], processor: Any, limits: Limits) -> dict[str, list[Any]]:
     rows: list[dict[str, Any]] = []
     prompts: dict[str, list[int]] = {}
-    for place, text, folder in _read_lines(batch):
+    for place, line, folder in _read_lines(batch):
         try:
+            text = line.decode("utf-8")
             record = json.loads(text)
+            if "\\ud" in text.lower():  # half a surrogate pair, as left by a cut, is no text
+                json.dumps(record, ensure_ascii=False).encode("utf-8")
+        except UnicodeError as error:
+            rows.append({**_EMPTY_ROW, "place": place, "problem": f"not UTF-8 text: {error}", "notes": []})
+            continue
         except json.JSONDecodeError as error:
             problem = f"broken JSON at column {error.colno}: {error.msg}"
             rows.append({**_EMPTY_ROW, "place": place, "problem": problem, "notes": []})
@@ -187,7 +192,7 @@ def build_table(
     if dataset is not None:
         try:
             source = datasets.load_dataset(**{"split": "train", **dataset})
-        except (ValueError, OSError, ConnectionError) as error:
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
             raise DataError(f"datasets.load_dataset({dataset}) failed: {error}") from error
         content = source._fingerprint
         encode = partial(_encode_items, name=str(dataset.get("path")), processor=processor, limits=limits)

@@ -17,7 +17,7 @@ class Limits:
     Attributes:
         max_length: tokens of prompt and completion together; what is longer loses the end of its completion.
         max_prompt_length: tokens of the prompt; a longer text prompt loses its beginning, one with images is refused.
-        max_pixels: pixels of an image; larger ones are scaled down, keeping their shape. None leaves it to the processor.
+        max_pixels: pixels of an image; larger ones are scaled down, keeping their shape. None: as the processor does.
         max_image_pixels: pixels of an image file above which it is refused unread.
     """
 
@@ -136,6 +136,9 @@ def encode_rollout(
     prompt = prompts[key]
     if not prompt:
         raise ValueError("empty prompt")
+    marks = {getattr(processor, f"{kind}_token_id", None) for kind in ("image", "video")} - {None}
+    if not marks.isdisjoint(completion if rollout.images else prompt + completion):
+        raise ValueError("an image or video token of the model stands where there is no image")
     notes = []
     if len(prompt) > limits.prompt:
         if rollout.images:

@@ -1,4 +1,4 @@
-"""The batch: what DataModules emit and modules read. It holds tokens and counts, never values; gamma is not known here."""
+"""The batch: what DataModules emit and modules read. Tokens and counts, never values; gamma is not known here."""
 
 from typing import Any, TypedDict
 

@@ -6,18 +6,20 @@ Only safetensors are read, and remote code runs only where the caller asks for i
 """
 
 import contextlib
+import copy
 import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -48,21 +50,27 @@ def takes_argument(module: torch.nn.Module, name: str) -> bool:
 
 def _file(source: Source, name: str) -> Path | None:
     """Local path of a file of a model directory or hub repository; None where it has none."""
-    found = cached_file(
-        resolve(source),
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    try:
+        found = cached_file(resolve(source), name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise CheckpointError(f"{name} of {str(source)!r} could not be looked for: {_first_line(error)}") from error
     return Path(found) if found else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".") + "."
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}. Save the model again.") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # broken JSON, or no text at all
+        raise CheckpointError(f"{path} is not valid JSON: {error}. Save or download the model again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} must hold a JSON object, found {type(content).__name__}. Save or download the model again."
+        )
+    return content
 
 
 def load_config(source: Source, overrides: dict[str, Any] | None = None, **options: Any) -> PreTrainedConfig:
@@ -75,33 +83,41 @@ def load_config(source: Source, overrides: dict[str, Any] | None = None, **optio
         config = AutoConfig.from_pretrained(resolve(source), **options)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"no model could be read from {str(source)!r}: {str(error).splitlines()[0]} Give a Hugging Face id (needs "
+            f"no model could be read from {str(source)!r}: {_first_line(error)} Give a Hugging Face id (needs "
             f"the hub), a directory with a config.json, or an embedded name ({', '.join(tinyworld.NAMES)})."
         ) from error
-    _override(config, overrides or {}, str(source))
-    return config
+    if not overrides:
+        return config
+    # Built anew from its entries: a config derives some of them from others when it is made, not when it is changed.
+    entries = _merge(config.to_dict(), overrides, str(source))
+    try:
+        return type(config).from_dict(entries)
+    except ValueError as error:
+        raise CheckpointError(f"overrides {overrides} do not make a valid config of {source}: {error}") from error
 
 
-def _override(config: PreTrainedConfig, overrides: dict[str, Any], where: str) -> None:
+def _merge(entries: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(entries)
+    if "num_hidden_layers" in overrides:
+        merged.pop("layer_types", None)  # one entry a layer; derived again where it was
     for key, value in overrides.items():
-        if not hasattr(config, key):
-            hint = nearest(key, config.to_dict())
-            raise CheckpointError(f"the config of {where} has no entry {key!r}{hint}")
-        nested = getattr(config, key)
-        if isinstance(nested, PreTrainedConfig) and isinstance(value, dict):
-            _override(nested, value, f"{where}.{key}")
-        else:
-            setattr(config, key, value)
+        if key not in entries:
+            raise CheckpointError(f"the config of {where} has no entry {key!r}{nearest(key, entries)}")
+        nested = isinstance(entries[key], dict) and isinstance(value, dict)
+        merged[key] = _merge(entries[key], value, f"{where}.{key}") if nested else value
+    return merged
 
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silences the report of unused keys: a vocabulary head is expected to be left over, and missing keys raise."""
+    """Silences transformers' bars and its report of unused keys; those that are missing raise. Downloads still show."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    hook = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **kwargs, disable=True))
     try:
         yield
     finally:
+        transformers_logging.set_tqdm_hook(hook)
         transformers_logging.set_verbosity(level)
 
 
@@ -148,49 +164,70 @@ def load_backbone(
     try:
         with _quiet_transformers():
             model, info = AutoModel.from_pretrained(
-                resolve(source), config=config, use_safetensors=True, output_loading_info=True, **options
+                resolve(source),
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # listed below
+                **options,
             )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"no weights could be read from {str(source)!r} (looked for safetensors files): "
-            f"{str(error).splitlines()[0]}"
+            f"no weights could be read from {str(source)!r} (looked for safetensors files): {_first_line(error)}"
         ) from error
+    wrong = [f"{key} is {tuple(have)}, expected {tuple(want)}" for key, have, want in sorted(info["mismatched_keys"])]
+    if wrong:
+        raise CheckpointError(
+            f"{len(wrong)} weights in {str(source)!r} do not have the shape its config.json asks for: {_some(wrong)}. "
+            "Weights and config come from different models: save or download both again."
+        )
     _fill_missing(model, set(info["missing_keys"]), source)
     return model.eval()
+
+
+def _some(texts: list[str]) -> str:
+    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
 
 
 def _fill_missing(model: PreTrainedModel, missing: set[str], source: Source) -> None:
     """Takes the input embedding from a tied ``lm_head.weight``; any other missing weight is an error."""
     embedding = model.get_input_embeddings()
     name = next(n for n, module in model.named_modules() if module is embedding) + ".weight"
-    if name in missing:
+    if name in missing and getattr(model.config, "tie_word_embeddings", False):
         head = next((tensor for _, tensor in _tensors(source, lambda key: key.endswith("lm_head.weight"))), None)
         if head is not None and head.shape == embedding.weight.shape:
             embedding.weight.data.copy_(head)  # type: ignore[operator]
             missing = missing - {name}
     if missing:
-        some = ", ".join(sorted(missing)[:5]) + (", …" if len(missing) > 5 else "")
         raise CheckpointError(
-            f"{len(missing)} weights of {type(model).__name__} are not in {str(source)!r}: {some}. "
+            f"{len(missing)} weights of {type(model).__name__} are not in {str(source)!r}: {_some(sorted(missing))}. "
             "The directory is incomplete or of another architecture; transformers would have filled them at random."
         )
 
 
-def _tensors(source: Source, wanted: Any) -> Iterator[tuple[str, Tensor]]:
+def _tensors(source: Source, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     """Tensors of a model's shards whose key ``wanted`` accepts, without reading the others."""
     index = _file(source, "model.safetensors.index.json")
-    if index:
-        names = sorted({shard for key, shard in _read_json(index)["weight_map"].items() if wanted(key)})
-        shards = [_file(source, name) for name in names]
+    if index is None:
+        names = ["model.safetensors"]
     else:
-        shards = [_file(source, "model.safetensors")]
-    for shard in shards:
-        if shard is None:
-            continue
-        with safe_open(shard, framework="pt") as file:
+        names = sorted({shard for key, shard in _read_json(index)["weight_map"].items() if wanted(key)})
+    for name in names:
+        shard = _file(source, name)
+        if shard is not None:
+            yield from _tensors_of_file(shard, wanted)
+        elif index is not None:
+            raise CheckpointError(f"{index} lists {name}, but {str(source)!r} has no such file. Download it again.")
+
+
+def _tensors_of_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (a safe_open handle is no dict)
                 if wanted(key):
                     yield key, file.get_tensor(key)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Save or download it again.") from error
 
 
 def _head_key(key: str) -> str | None:
@@ -201,27 +238,25 @@ def _head_key(key: str) -> str | None:
     return None
 
 
+def _is_head_key(key: str) -> bool:
+    return _head_key(key) is not None
+
+
 def read_head(source: Source) -> dict[str, Tensor]:
     """State dict of the value head, from its own file or from the shards, in float32.
 
     Raises:
         CheckpointError: there is no complete head.
     """
-    head: dict[str, Tensor] = {}
     path = _file(source, HEAD_FILE)
-    if path is not None:
-        with safe_open(path, framework="pt") as file:
-            head = {name: file.get_tensor(key) for key in file.keys() if (name := _head_key(key))}  # noqa: SIM118
-    else:
-        head = {
-            name: t for key, t in _tensors(source, lambda key: _head_key(key) is not None) if (name := _head_key(key))
-        }
+    found = _tensors(source, _is_head_key) if path is None else _tensors_of_file(path, _is_head_key)
+    head = {name: tensor for key, tensor in found if (name := _head_key(key))}
     absent = [key for key in HEAD_KEYS if key not in head]
     if absent:
-        found = f"found only {', '.join(sorted(head))}" if head else "found none of them"
+        there = f"found only {', '.join(sorted(head))}" if head else "found none of them"
         raise CheckpointError(
             f"{str(source)!r} has no value head (looked for {', '.join(_HEAD_PREFIX + k for k in HEAD_KEYS)} in "
-            f"{HEAD_FILE} and in the model's safetensors shards; {found}). It looks like a base model. "
+            f"{HEAD_FILE} and in the model's safetensors shards; {there}). It looks like a base model. "
             "Train a length value model on it:\n  lightning run text_lenvm --fit.model.backbone "
             f"{source} --fit.model.pretrained true"
         )
@@ -259,21 +294,52 @@ def load_processor(source: Source, **options: Any) -> Any:
         CheckpointError: neither can be read from there.
     """
     try:
-        return AutoProcessor.from_pretrained(resolve(source), **options)
+        processor = AutoProcessor.from_pretrained(resolve(source), **options)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"no tokenizer or processor could be read from {str(source)!r}: {str(error).splitlines()[0]}"
+            f"no tokenizer or processor could be read from {str(source)!r}: {_first_line(error)}"
         ) from error
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        raise CheckpointError(  # transformers makes an empty tokenizer then, which finds no token in any text
+            f"no tokenizer or processor could be read from {str(source)!r}: there is no vocabulary (looked for "
+            "tokenizer.json). Copy the tokenizer files of the base model there, or name another place for them."
+        )
+    return processor
 
 
 def save(
     folder: Path, backbone: PreTrainedModel, head: dict[str, Tensor], config: dict[str, Any], processor: Any
 ) -> None:
-    """Write backbone, head, config and processor; the head and our config come last, so half a directory is no LenVM."""
+    """Write an ordinary Hugging Face directory, and head and config last, so that half a directory is no LenVM."""
     folder.mkdir(parents=True, exist_ok=True)
-    backbone.save_pretrained(folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
+    for name in (HEAD_FILE, CONFIG_FILE):
+        (folder / name).unlink(missing_ok=True)
+    published = _as_published(backbone)
+    # The vocabulary head of an untied model stays on meta: it was never loaded, so there is none to write.
+    weights = {key: tensor for key, tensor in published.state_dict().items() if not tensor.is_meta}
+    with _quiet_transformers():
+        published.save_pretrained(folder, state_dict=weights)
+        if processor is not None:
+            processor.save_pretrained(folder)
     tensors = {_HEAD_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in head.items()}
     save_file(tensors, folder / HEAD_FILE, metadata={"format": "pt"})
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _as_published(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The backbone inside the class it is published as, whose key names and ``architectures`` other tools expect.
+
+    A backbone that transformers has no such class for is returned as it is.
+    """
+    for mapping in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
+        kind: Any = mapping.get(type(backbone.config), None)
+        if kind is None:
+            continue
+        with torch.device("meta"):
+            full = kind(copy.deepcopy(backbone.config))
+        if type(full.base_model) is type(backbone):
+            setattr(full, full.base_model_prefix, backbone)
+            full.tie_weights()
+            return full
+    return backbone

@@ -80,6 +80,13 @@ class LengthErrors(Metric):
         self.lengths.append(length[rows])
         self.kept.append(mask.sum(dim=1)[rows] - 1)
 
+    def sync(self, *args: Any, **options: Any) -> None:
+        """Gather the states of all ranks; one that met no batch takes part with empty lists of the right type."""
+        for state in (self.lengths, self.kept):
+            if isinstance(state, list) and not state:
+                state.append(torch.zeros(0, dtype=torch.int64, device=self.device))
+        super().sync(*args, **options)
+
     def compute(self) -> dict[str, Tensor]:
         """``mae_tokens/P``, ``relative_error/P`` and the same with ``_constant`` for each position P met."""
         out: dict[str, Tensor] = {}

@@ -133,9 +133,8 @@ class LenVMModule(L.LightningModule):
         self.val_boundary = PromptBoundaryMRE(data.val_prompts if data is not None else 1, config.gamma)
 
     def _prepare_backbone(self, model: LengthValueModel) -> None:
-        # Only hidden states are read: a token embedding that nothing looks up still gets its gradient, all others do.
         if self.hparams["gradient_checkpointing"]:
-            model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.recompute_activations()
         if self.hparams["freeze_vision"]:
             for part in model.vision_modules():
                 part.requires_grad_(False)

@@ -46,7 +46,7 @@ class LengthTarget:
         """Target of states with ``remaining`` tokens to come. Any shape; float32 or better."""
         if self.kind == "discounted":
             return remaining_to_value(remaining, self.gamma)
-        r = remaining if remaining.is_floating_point() else remaining.float()
+        r = remaining if remaining.dtype == torch.float64 else remaining.float()
         if self.kind == "length":
             return r
         if self.kind == "normalised":

@@ -30,6 +30,9 @@ class LenVMConfig:
         backbone: name or path of the model that training started from.
         rollouts: what is known of the training rollouts: generator, sampling settings, lengths.
         dropout: dropout before each linear layer of the head, while training.
+
+    Raises:
+        ValueError: a gamma, target or length scale that means nothing.
     """
 
     gamma: float
@@ -38,6 +41,11 @@ class LenVMConfig:
     backbone: str | None = None
     rollouts: dict[str, Any] = dataclasses.field(default_factory=dict)
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
+            raise ValueError(f"gamma must be a number strictly between 0 and 1; got {self.gamma!r}")
+        LengthTarget(self.target, self.gamma, self.length_scale)  # checks the others
 
     @property
     def rule(self) -> LengthTarget:
@@ -74,11 +82,12 @@ class ValueHead(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ValueHead":
         # `model.bfloat16()` and Lightning's bf16-true would halve the head too; values need float32's digits.
-        def keep_float32(tensor: Tensor) -> Tensor:
-            out = fn(tensor)
-            return fn(tensor.float()).float() if out.dtype in (torch.bfloat16, torch.float16) else out
+        return super()._apply(lambda tensor: _unless_halved(tensor, fn(tensor)), recurse)
 
-        return super()._apply(keep_float32, recurse)
+
+def _unless_halved(before: Tensor, after: Tensor) -> Tensor:
+    """``after``, but with the digits of ``before`` where it was cast to half precision."""
+    return before.to(after.device, torch.float32) if after.dtype in (torch.bfloat16, torch.float16) else after
 
 
 class LengthValueModel(nn.Module):
@@ -99,7 +108,10 @@ class LengthValueModel(nn.Module):
         self.backbone = backbone
         self.config = config
         self.v_head = ValueHead(checkpoint.hidden_size(backbone.config), config.dropout)
+        if backbone.dtype == torch.float64:
+            self.v_head.double()
         self._takes_token_types = checkpoint.takes_argument(backbone, "mm_token_type_ids")
+        self._takes_positions = checkpoint.takes_argument(backbone, "position_ids")
 
     @classmethod
     def from_backbone(
@@ -150,6 +162,7 @@ class LengthValueModel(nn.Module):
         Raises:
             CheckpointError: no head, a head of the wrong width, a gamma that is nowhere, weights missing.
         """
+        checkpoint.load_config(source, trust_remote_code=backbone_options.get("trust_remote_code", False))
         stored = checkpoint.read_lenvm_config(source)
         known = {field.name for field in dataclasses.fields(LenVMConfig)}
         stored = {key: value for key, value in stored.items() if key in known}
@@ -164,8 +177,14 @@ class LengthValueModel(nn.Module):
                 f"{checkpoint.CONFIG_FILE}). Ask its authors and pass it: "
                 "LengthValueModel.from_pretrained(..., gamma=0.997)"
             )
+        try:
+            config = LenVMConfig(**{**stored, "gamma": stored.get("gamma", gamma)})
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{str(source)!r} cannot be used: {error} (looked in {checkpoint.CONFIG_FILE} and at the gamma that "
+                "was given). Write there what it was trained with, or save the model again."
+            ) from error
         head = checkpoint.read_head(source)
-        config = LenVMConfig(**{**stored, "gamma": stored.get("gamma", gamma)})
         backbone_options.setdefault("dtype", "auto")
         model = cls(checkpoint.load_backbone(source, **backbone_options), config)
         checkpoint.check_head(head, model.v_head.state_dict(), source)
@@ -183,6 +202,16 @@ class LengthValueModel(nn.Module):
             Path(folder), self.backbone, self.v_head.state_dict(), dataclasses.asdict(self.config), processor
         )
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "LengthValueModel":
+        # Rotary frequencies are buffers that are not stored: halved, they would differ from those made on loading.
+        derived = [(m, name, m._buffers[name]) for m in self.modules() for name in m._non_persistent_buffers_set]
+        super()._apply(fn, recurse)
+        for module, name, before in derived:
+            after = module._buffers[name]
+            if before is not None and after is not None and before.dtype == torch.float32:
+                module._buffers[name] = _unless_halved(before, after)
+        return self
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
         """Logits of every position.
 
@@ -195,10 +224,18 @@ class LengthValueModel(nn.Module):
         Returns:
             Logits, shape (B, T), float32 or better; :meth:`value` and :meth:`remaining` read them.
         """
-        inputs.setdefault("use_cache", inputs.get("past_key_values") is not None)
-        if self._takes_token_types and "pixel_values" in inputs and inputs.get("position_ids") is None:
-            # Without these Qwen-VL backbones fall back to plain text positions, silently.
-            inputs.setdefault("mm_token_type_ids", self.token_types(input_ids))
+        cached = inputs.get("past_key_values") is not None
+        inputs.setdefault("use_cache", cached)
+        if inputs.get("position_ids") is None:
+            pictures = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
+            if self._takes_token_types and (pictures or cached):
+                # Such backbones (Qwen-VL) count positions themselves; without types as plain text, silently.
+                if pictures:
+                    inputs.setdefault("mm_token_type_ids", self.token_types(input_ids))
+            elif self._takes_positions and attention_mask is not None and attention_mask.ndim == 2:
+                # transformers counts padding on the left as positions.
+                positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+                inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         return self.v_head(hidden)
 
@@ -223,6 +260,16 @@ class LengthValueModel(nn.Module):
     def gamma(self) -> float:
         """The discount it was trained with."""
         return self.config.gamma
+
+    def recompute_activations(self) -> None:
+        """Save memory by computing activations again in the backward pass; transformers does so in train mode only."""
+        kwargs = {"use_reentrant": False}
+        if hasattr(self.backbone, "activation_checkpointing_enable"):  # what newer releases call it
+            self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        else:
+            self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        # That call also made all inputs want gradients, for the reentrant kind: they would flow through frozen towers.
+        self.backbone.disable_input_require_grads()
 
     def vision_modules(self) -> Iterator[nn.Module]:
         """Vision tower and projector: whatever the backbone holds beside its language model; nothing for text."""

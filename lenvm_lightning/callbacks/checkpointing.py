@@ -53,15 +53,20 @@ class ResumableCheckpoint(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time, or if the run was told to stop."""
-        step = trainer.global_step
-        at_boundary = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if not at_boundary or step == self._saved_step:
+        # The Trainer miscounts when it resumes from the last batch of an epoch: such a save waits for the next step.
+        ends_epoch = batch_idx + 1 >= trainer.num_training_batches
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or ends_epoch:
             return
         told_to_stop = trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False)
-        if told_to_stop or step % self.every_n_steps == 0:
+        if told_to_stop or trainer.global_step - self._saved_step >= self.every_n_steps:
             self.save(trainer)
         if told_to_stop:
-            rank_zero_info(f"Told to stop: step {step} is saved, the same command goes on from there.")
+            rank_zero_info(f"Told to stop: step {trainer.global_step} is saved, the same command goes on from there.")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step, so that a run killed while it writes its results has nothing to train again."""
+        if trainer.global_step != self._saved_step and not trainer.received_sigterm:
+            self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint of the current step; all ranks call it."""

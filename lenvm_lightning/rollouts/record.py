@@ -16,6 +16,7 @@ where consecutive ``gpt`` turns at the end, or a JSON list on one line, group se
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ def parse_record(record: Any, folder: Path) -> tuple[list[Rollout], list[str]]:
         ValueError: the record is unusable; the text says why.
     """
     if isinstance(record, list):
+        if not record:
+            raise ValueError("the list is empty")
         parsed = [parse_record(item, folder) for item in record]
         return [r for rollouts, _ in parsed for r in rollouts], [n for _, notes in parsed for n in notes]
     if not isinstance(record, dict):
@@ -82,17 +85,33 @@ def parse_record(record: Any, folder: Path) -> tuple[list[Rollout], list[str]]:
     elif "messages" in record:
         known, parse = _OURS, _parse_ours
     else:
-        hints = [nearest(key, ["conversations", "messages"]) for key in record]
-        hint = next((hint for hint in hints if hint), "")
+        hint = _hint(record, ["conversations", "messages"])
         raise ValueError(f"neither 'messages' nor 'conversations' among its keys ({', '.join(record)}){hint}")
-    notes = [f"unknown key {key!r}{nearest(key, known)}" for key in record if key not in known]
-    return parse(record, folder), notes
+    rollouts = parse(record, folder)
+    items = record["completions"] if known is _OURS and record.get("completions") else []
+    unknown = dict.fromkeys(key for part in [record, *items] for key in part if key not in known)
+    return rollouts, [f"unknown key {key!r}{nearest(key, known)}" for key in unknown]
+
+
+def _hint(keys: Iterable[str], wanted: list[str]) -> str:
+    """Which of the ``wanted`` keys one of those found was meant to be."""
+    return next((hint for key in keys if (hint := nearest(key, wanted))), "")
+
+
+def _typed(record: dict[str, Any], key: str, kind: type | tuple[type, ...], called: str) -> Any:
+    """An optional entry; None where it is absent or null."""
+    value = record.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{key} is {type(value).__name__}, expected {called}")
+    return value
 
 
 def _images(record: dict[str, Any], messages: list[dict[str, str]], folder: Path) -> list[str]:
     paths = record.get("images") or []
     if isinstance(paths, str):
         paths = [paths]
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ValueError("images is not a list of paths")
     marks = sum(message["content"].count(IMAGE_MARK) for message in messages)
     if marks != len(paths):
         raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {len(paths)} images")
@@ -110,8 +129,10 @@ def _messages(turns: Any, role_key: str, text_key: str) -> list[dict[str, str]]:
         raise ValueError("the conversation is empty or not a list")
     messages = []
     for turn in turns:
+        if not isinstance(turn, dict):
+            raise ValueError(f"a turn of the conversation is {type(turn).__name__}, expected an object")
         role, text = turn.get(role_key), turn.get(text_key)
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise ValueError(f"unknown role {role!r}{nearest(str(role), _ROLES)} (known: {', '.join(_ROLES)})")
         if not isinstance(text, str):
             raise ValueError(f"the text of a {role} turn is {type(text).__name__}, expected a string")
@@ -128,19 +149,19 @@ def _parse_published(record: dict[str, Any], folder: Path) -> list[Rollout]:
         raise ValueError("the conversation does not end with a gpt turn")
     if not messages:
         raise ValueError("there is no prompt before the gpt turn")
-    meta = record.get("meta_info") or {}
+    meta = _typed(record, "meta_info", dict, "an object") or {}
     images = _images(record, messages, folder)
     # The layout has no finish reason; a completion as long as its token limit was cut by it.
-    length, limit = meta.get("answer_token_length"), meta.get("max_tokens")
+    length, limit = (_typed(meta, key, (int, float), "a number") for key in ("answer_token_length", "max_tokens"))
     reason = meta.get("finish_reason")
     cut = reason == "length" or (reason is None and length is not None and limit is not None and length >= limit)
     common: dict[str, Any] = {
         "prompt_id": _prompt_id(meta.get("lenvm_idx"), messages, images),
         "messages": messages,
         "images": images,
-        "split": meta.get("split"),
+        "split": _typed(meta, "split", str, "a string"),
         "sampling": {k: meta[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if meta.get(k) is not None},
-        "generator": meta.get("model_name"),
+        "generator": _typed(meta, "model_name", str, "a string"),
     }
     return [Rollout(completion=text, censored=cut, **common) for text in completions]
 
@@ -152,20 +173,25 @@ def _parse_ours(record: dict[str, Any], folder: Path) -> list[Rollout]:
         "prompt_id": _prompt_id(record.get("prompt_id"), messages, images),
         "messages": messages,
         "images": images,
-        "split": record.get("split"),
-        "sampling": record.get("sampling") or {},
-        "generator": record.get("generator"),
+        "split": _typed(record, "split", str, "a string"),
+        "sampling": _typed(record, "sampling", dict, "an object") or {},
+        "generator": _typed(record, "generator", str, "a string"),
     }
+    items = _typed(record, "completions", list, "a list")
+    if items == []:
+        raise ValueError("completions is empty")
     rollouts = []
-    for item in record.get("completions") or [record]:
-        reason = item.get("finish_reason", "stop")
+    for item in [record] if items is None else items:
+        if not isinstance(item, dict):
+            raise ValueError(f"a completion in completions is {type(item).__name__}, expected an object")
+        reason = item.get("finish_reason") or "stop"
         if reason not in _FINISH:
             raise ValueError(f"unknown finish_reason {reason!r}{nearest(str(reason), _FINISH)} (known: stop, length)")
         ids = item.get("token_ids")
         if ids is not None and not (isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)):
             raise ValueError("token_ids is not a list of non-negative integers")
         if "completion" not in item and ids is None:
-            raise ValueError("neither 'completion' nor 'token_ids'" + nearest("completion", item))
-        text = item.get("completion") or ""
+            raise ValueError("neither 'completion' nor 'token_ids'" + _hint(item, ["completion", "token_ids"]))
+        text = _typed(item, "completion", str, "a string") or ""
         rollouts.append(Rollout(completion=text, token_ids=ids, censored=reason == "length", **common))
     return rollouts

@@ -1,0 +1,38 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+import pytest
+import torch
+
+from lenvm_lightning import checkpoint
+from lenvm_lightning.tinyworld.rollouts import write_rollouts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _alone(tmp_path_factory):
+    """One thread, and a cache of our own."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENVM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_text():
+    return checkpoint.load_processor("tiny-text")
+
+
+@pytest.fixture(scope="session")
+def tiny_vl():
+    return checkpoint.load_processor("tiny-vl")
+
+
+@pytest.fixture(scope="session")
+def text_rollouts(tmp_path_factory):
+    return write_rollouts("text", tmp_path_factory.mktemp("text"), prompts=20, completions=2)
+
+
+@pytest.fixture(scope="session")
+def vision_rollouts(tmp_path_factory):
+    return write_rollouts("vision", tmp_path_factory.mktemp("vision"), prompts=20, completions=2)

@@ -1,0 +1,67 @@
+"""The training benchmarks run, and say what they measured in one JSON line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def running():
+    """Both benchmarks, started together: most of their time is imports."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = {
+        name: subprocess.Popen(
+            [sys.executable, BENCHMARKS / f"{name}.py", "--quick"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for name in ("train_step", "censoring")
+    }
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen) -> tuple[str, dict]:
+    """Everything printed, and the JSON of the last line."""
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output, json.loads(output.splitlines()[-1])
+
+
+def test_train_step(running):
+    output, result = finish(running["train_step"])
+    assert "same values" in output
+    assert result["head_parity_max_difference"] <= 1e-5
+    ratios = {"head_speedup_ratio", "head_step_memory_ratio", "bucketing_speedup_ratio"}
+    units = {
+        f"{model}_{what}"
+        for model in ("headless", "causal_lm")
+        for what in ("step_s", "step_memory_mib", "total_memory_mib")
+    } | {
+        f"{order}_{what}"
+        for order in ("random", "bucketed")
+        for what in ("padding_percent", "padding_all_rows_percent", "real_tokens_per_s")
+    }
+    assert ratios | units <= set(result)
+    assert all(result[key] > 0 for key in ratios)
+    # Deterministic, unlike the times: the planner's share of padding on 20,000 rows.
+    assert result["bucketed_padding_all_rows_percent"] < 8 < 50 < result["random_padding_all_rows_percent"]
+
+
+def test_censoring(running):
+    _, result = finish(running["censoring"])
+    assert result["limit_tokens"] == 80
+    assert {"bootstrap", "drop", "one_sided", "as_finished", "bootstrap_far", "uncut"} <= set(result["treatments"])
+    for scores in result["treatments"].values():
+        for group in ("rarely_cut", "often_cut"):
+            assert scores[f"mre_{group}_percent"] >= abs(scores[f"bias_{group}_percent"])

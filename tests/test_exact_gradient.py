@@ -1,0 +1,192 @@
+"""The gradient is that of the token mean over the whole optimizer step, however the step is split."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader
+
+from datamodules import TextRollouts
+from lenvm_lightning import TextLenVM
+
+ROWS = 12
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+TOLERANCE = 1e-12  # float64 sums of a few thousand terms, in another order
+
+
+class Gradients(Callback):
+    """Keeps the gradient of each optimizer step as one vector."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, pl_module):
+        def keep(optimizer, args, options):
+            gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+            self.seen.append(torch.cat(gradients).clone())
+
+        trainer.optimizers[0].register_step_post_hook(keep)
+
+
+class FixedSplit(L.LightningDataModule):
+    """The same rows in given batches; every rank takes its share."""
+
+    def __init__(self, file, batches):
+        super().__init__()
+        self.source = TextRollouts(str(file), processor="tiny-text", max_length=300, val_share=0.2)
+        self.source.setup()
+        self.batches, self.facts, self.val_prompts = batches, self.source.facts, 1
+
+    def train_dataloader(self):
+        mine = self.batches[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(self.source.train_rows, batch_sampler=mine, collate_fn=self.source._collator())
+
+
+def gradient(file, batches, *, accumulate=1, censored="bootstrap", lam=1.0, clip=None, **trainer_options):
+    """Gradients of the optimizer steps of one epoch."""
+    L.seed_everything(0, verbose=False)
+    overrides = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
+    model = TextLenVM(
+        "tiny-text", pretrained=False, overrides=overrides, dtype="float64", censored=censored, lam=lam, lr=1e-30
+    )
+    record = Gradients()
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", accumulate_grad_batches=accumulate, callbacks=[record], gradient_clip_val=clip,
+        **QUIET, **trainer_options,
+    )  # fmt: skip
+    trainer.fit(model, FixedSplit(file, batches))
+    return record.seen
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="module")
+def whole(text_rollouts):
+    return gradient(text_rollouts, [list(range(ROWS))])[0]
+
+
+@pytest.mark.parametrize(
+    "batches", [[[i] for i in range(ROWS)], [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11]]], ids=["single", "uneven"]
+)
+def test_accumulation_equals_one_batch(text_rollouts, whole, batches):
+    (split,) = gradient(text_rollouts, batches, accumulate=len(batches))
+    assert relative(split, whole) < TOLERANCE
+
+
+def test_short_last_window(text_rollouts):
+    """Five batches in windows of three: the second step has two, and is still the mean over its own tokens."""
+    batches = [[0, 1], [2], [3, 4, 5], [6], [7, 8, 9]]
+    first, last = gradient(text_rollouts, batches, accumulate=3)
+    assert relative(first, gradient(text_rollouts, [[0, 1, 2, 3, 4, 5]])[0]) < TOLERANCE
+    assert relative(last, gradient(text_rollouts, [[6, 7, 8, 9]])[0]) < TOLERANCE
+
+
+def test_mean_of_micro_batch_means_is_something_else(text_rollouts, whole):
+    """Negative control: what automatic optimization alone would do."""
+    batches = [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11]]
+    naive = torch.stack([gradient(text_rollouts, [batch])[0] for batch in batches]).mean(dim=0)
+    assert relative(naive, whole) > 0.01
+
+
+def test_clipping_sees_the_mean(text_rollouts, whole):
+    (clipped,) = gradient(text_rollouts, [[i] for i in range(ROWS)], accumulate=ROWS, clip=float(whole.norm()) / 2)
+    assert float(clipped.norm()) == pytest.approx(float(whole.norm()) / 2, rel=1e-5)  # torch adds 1e-6 to the norm
+
+
+def test_lambda_returns_and_censoring_split_alike(text_rollouts):
+    options = {"lam": 0.5, "censored": "one_sided"}
+    one = gradient(text_rollouts, [list(range(ROWS))], **options)[0]
+    many = gradient(text_rollouts, [[i] for i in range(ROWS)], accumulate=ROWS, **options)[0]
+    assert relative(many, one) < TOLERANCE
+
+
+def test_two_gloo_processes(text_rollouts, whole, tmp_path):
+    """Ranks with different numbers of tokens, and two micro-batches each."""
+    script = f"""
+import os, sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_exact_gradient import gradient
+found = gradient({str(text_rollouts)!r}, [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11]], accumulate=2,
+                 strategy="ddp", devices=2, num_nodes=1)
+torch.save(found[0], {str(tmp_path)!r} + f"/{{os.environ['LOCAL_RANK']}}.pt")
+"""
+    base = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**base, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+                 "TORCHELASTIC_RUN_ID": "test"},
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert relative(found, whole) < TOLERANCE
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_train_mode_is_set_and_vision_frozen(vision_rollouts):
+    from datamodules import VisionRollouts
+    from lenvm_lightning import VisionLenVM
+
+    modes = {}
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            vision = next(iter(pl_module.model.vision_modules()))
+            modes.update(
+                head=pl_module.model.v_head.training,
+                language=pl_module.model.backbone.get_decoder().training,
+                vision=vision.training,
+                vision_grad=any(p.requires_grad for p in vision.parameters()),
+            )
+
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", callbacks=[Look()], limit_val_batches=0, **QUIET
+    )  # fmt: skip
+    model = VisionLenVM("tiny-vl", pretrained=False, gradient_checkpointing=True)
+    trainer.fit(model, VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2))
+    assert modes == {"head": True, "language": True, "vision": False, "vision_grad": False}
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
+def test_precision_flags_train(text_rollouts, precision):
+    model = TextLenVM("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1}, lr=1e-3, warmup_steps=0)
+    losses = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses.append(float(outputs["loss"]))
+
+    trainer = L.Trainer(
+        max_steps=8, max_epochs=-1, accelerator="cpu", precision=precision, callbacks=[Look()], limit_val_batches=0, **QUIET
+    )  # fmt: skip
+    data = FixedSplit(text_rollouts, [list(range(ROWS))])
+    trainer.fit(model, data)
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(p.dtype == torch.float32 for p in model.parameters())

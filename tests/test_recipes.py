@@ -1,0 +1,137 @@
+"""The shipped recipes: they parse, carry a card that does not lie, and build the models they name (on meta)."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from datamodules import TextRollouts, VisionRollouts
+from lenvm_lightning import TextLenVM, VisionLenVM
+from lenvm_lightning.cli.recipe import find_recipe, read_recipe, recipes_folder
+from lenvm_lightning.cli.run import FitCLI, parse_fit
+
+RECIPES = sorted(recipes_folder().glob("*.yaml"))
+CONFIGS = Path(__file__).parent / "configs"
+LABELS = ("Hardware", "Minutes", "Memory", "Reached", "Run", "Override")
+
+
+def parse(path: Path, overrides: list[tuple[str, str | None]] | None = None) -> FitCLI:
+    return parse_fit(read_recipe(path, overrides or [])["fit"], str(path))
+
+
+def card(path: Path) -> dict[str, str]:
+    """What the comment at the top of a recipe says, by label."""
+    comment = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
+    return dict(re.findall(r"^# (\w+): +(.+)$", comment.group(), re.M)) if comment else {}
+
+
+def flags(command: str) -> list[tuple[str, str | None]]:
+    words = shlex.split(command)
+    return [(key.removeprefix("--"), value) for key, value in zip(words[::2], words[1::2], strict=True)]
+
+
+def defaults_of(cls: type) -> dict:
+    return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_parses(path):
+    cli = parse(path)
+    assert (type(cli.model), type(cli.datamodule)) in ((TextLenVM, TextRollouts), (VisionLenVM, VisionRollouts))
+    assert cli.datamodule.processor_source == cli.model.backbone_source
+    assert find_recipe(path.stem) == path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_card(path):
+    entries = card(path)
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    assert [label for label in LABELS if not entries.get(label)] == []
+    run, name, *rest = entries["Run"].removeprefix("lightning ").split(maxsplit=2)
+    assert (run, name) == ("run", f"recipes/{path.name}")
+    parse(path, flags(" ".join([*rest, entries["Override"]])))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_repeats_no_default(path):
+    fit = yaml.safe_load(path.read_text(encoding="utf-8"))["fit"]
+    cli = parse(path)
+    for section, owner in (("model", cli.model), ("data", cli.datamodule)):
+        defaults = defaults_of(type(owner))
+        repeated = [k for k, v in fit[section]["init_args"].items() if k != "files" and v == defaults[k]]
+        assert repeated == []
+
+
+REAL = {
+    "qwen2.5-1.5b": {"language": 1_543_714_304, "vision": 0, "width": 1536, "max_length": 3000},
+    "qwen2.5-vl-3b": {"language": 3_085_938_688, "vision": 668_684_288, "width": 2048, "max_length": 4000},
+}
+
+
+@pytest.fixture(scope="module", params=REAL)
+def real(request) -> tuple[dict, FitCLI]:
+    """A recipe of a published backbone, its model built without memory."""
+    path = recipes_folder() / f"{request.param}.yaml"
+    folder = CONFIGS / f"{request.param}-instruct"
+    cli = parse(path, [("fit.model.backbone", str(folder)), ("fit.model.pretrained", "false")])
+    with torch.device("meta"):
+        cli.model.configure_model()
+    return REAL[request.param], cli
+
+
+def count(parameters) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def test_published_backbone(real):
+    expected, cli = real
+    model = cli.model.model
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    width = expected["width"]
+    assert model.v_head.fc.weight.shape == (width, width)
+    assert count(model.v_head.parameters()) == width * width + 2 * width + 1
+    frozen = [p for part in model.vision_modules() for p in part.parameters()]
+    assert count(frozen) == expected["vision"]
+    assert count(model.backbone.parameters()) == expected["language"] + expected["vision"]  # no vocabulary head
+    assert count(model.backbone.get_decoder().parameters()) == expected["language"]
+    assert not any(p.requires_grad for p in frozen)
+    trained = count(p for p in cli.model.parameters() if p.requires_grad)
+    assert trained == expected["language"] + count(model.v_head.parameters())
+    assert 16 * trained + 4 * count(frozen) < (26e9 if not frozen else 53e9)  # bytes, as the cards say
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
+def test_published_backbone_is_optimised_but_for_its_vision(real):
+    _, cli = real
+    cli.model._trainer = SimpleNamespace(estimated_stepping_batches=1000)
+    made = cli.model.configure_optimizers()
+    groups = made["optimizer"].param_groups
+    held = [p for group in groups for p in group["params"]]
+    assert all(p.requires_grad for p in held)
+    assert {id(p) for p in held} == {id(p) for p in cli.model.parameters() if p.requires_grad}
+    assert len(held) == len({id(p) for p in held})
+    assert {group["initial_lr"] for group in groups} == {2e-5}
+    rates = []
+    for _step in range(51):
+        rates.append(groups[0]["lr"])
+        made["lr_scheduler"]["scheduler"].step()
+    assert rates[0] == 0.0
+    assert rates[50] == max(rates) == 2e-5
+
+
+def test_paper_settings(real):
+    expected, cli = real
+    h, data, trainer = cli.model.hparams, cli.datamodule, cli.config_init["trainer"]
+    assert (h["gamma"], h["lam"], h["target"], h["head_dropout"]) == (0.997, 1.0, "discounted", 0.0)
+    assert h["gradient_checkpointing"]
+    assert data.limits.max_length == expected["max_length"]
+    assert data.limits.max_pixels == (262144 if expected["vision"] else None)
+    assert (trainer["max_epochs"], trainer["precision"]) == (2, "bf16-mixed")
+    sequences = data.batch_tokens * trainer["accumulate_grad_batches"] / 1000  # rows of 1000 tokens
+    assert 900 < sequences < 1100
+    assert trainer["strategy"] == "auto"

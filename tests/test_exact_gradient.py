@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from datamodules import TextRollouts
 from lenvm_lightning import TextLenVM
@@ -32,11 +34,20 @@ class Gradients(Callback):
         self.seen = []
 
     def on_train_start(self, trainer, pl_module):
+        for module in pl_module.modules():
+            if isinstance(module, Qwen2RMSNorm):  # transformers' computes in float32, whatever the model is in
+                module.forward = partial(exact_norm, module)
+
         def keep(optimizer, args, options):
             gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
             self.seen.append(torch.cat(gradients).clone())
 
         trainer.optimizers[0].register_step_post_hook(keep)
+
+
+def exact_norm(module, hidden):
+    """RMSNorm in the type of its input."""
+    return module.weight * hidden * (hidden.square().mean(-1, keepdim=True) + module.variance_epsilon).rsqrt()
 
 
 class FixedSplit(L.LightningDataModule):
@@ -103,7 +114,9 @@ def test_mean_of_micro_batch_means_is_something_else(text_rollouts, whole):
 
 def test_clipping_sees_the_mean(text_rollouts, whole):
     (clipped,) = gradient(text_rollouts, [[i] for i in range(ROWS)], accumulate=ROWS, clip=float(whole.norm()) / 2)
-    assert float(clipped.norm()) == pytest.approx(float(whole.norm()) / 2, rel=1e-5)  # torch adds 1e-6 to the norm
+    assert float(clipped.norm()) == pytest.approx(
+        float(whole.norm()) / 2, rel=1e-4
+    )  # torch adds 1e-6 to a norm of 0.025
 
 
 def test_lambda_returns_and_censoring_split_alike(text_rollouts):
@@ -184,7 +197,8 @@ def test_precision_flags_train(text_rollouts, precision):
             losses.append(float(outputs["loss"]))
 
     trainer = L.Trainer(
-        max_steps=8, max_epochs=-1, accelerator="cpu", precision=precision, callbacks=[Look()], limit_val_batches=0, **QUIET
+        max_steps=8, max_epochs=-1, accelerator="cpu", precision=precision, callbacks=[Look()],
+        limit_val_batches=0, **QUIET,
     )  # fmt: skip
     data = FixedSplit(text_rollouts, [list(range(ROWS))])
     trainer.fit(model, data)

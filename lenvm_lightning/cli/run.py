@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ..callbacks import RemainingCurves, ResumableCheckpoint, StepProgressBar, Throughput, latest_checkpoint
-from ..errors import RecipeError
+from ..errors import LenVMError, RecipeError
 from ..module import LenVMModule
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
@@ -101,11 +101,21 @@ def parse_fit(fit: dict[str, Any], where: str) -> FitCLI:
             # The parser stops at the first mistake; take it out and look for more.
             if not _remove_named_key(fit, str(error)):
                 break
+        except ValueError as error:
+            # The parser wraps what a constructor raises; our own errors are already written for people.
+            raise _ours(error) or error from None
         else:
             break
     if problems:
         raise RecipeError(f"{where} has values that do not fit:\n  " + "\n  ".join(problems))
     return cli
+
+
+def _ours(error: BaseException | None) -> LenVMError | None:
+    """The LenVMError that another error wraps, if it does."""
+    while error is not None and not isinstance(error, LenVMError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _remove_named_key(fit: dict[str, Any], message: str) -> bool:
@@ -223,10 +233,25 @@ def _quieten() -> None:
         ".*`ModelCheckpoint`.*",
     ):
         warnings.filterwarnings("ignore", message=text)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in _TALKATIVE:
         logging.getLogger(name).addFilter(_not_advertising)
 
 
+_TALKATIVE = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+)
+_UNASKED = (
+    "litlogger",
+    "litmodels",
+    "TPU available",
+    "GPU available",
+    "Seed set to",
+    "`weights_only` was",
+    "Loading `",
+)
+
+
 def _not_advertising(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not any(part in text for part in ("litlogger", "litmodels", "TPU available", "GPU available", "Seed set to"))
+    return not any(part in record.getMessage() for part in _UNASKED)

@@ -1,0 +1,140 @@
+"""`lightning run` as people type it: shipped recipes end to end, overrides, mistakes, where runs go."""
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lenvm_lightning import LengthValueModel
+from lenvm_lightning.cli.main import main, split_overrides
+
+SHORT = ["--fit.trainer.max_steps", "3", "--fit.trainer.max_epochs", "1", "--fit.data.val_completions", "12"]
+SHORT += ["--fit.trainer.log_every_n_steps", "1"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["text", "vlm"])
+def test_shipped_recipe_trains_reports_and_is_skipped(kind, here, request, capsys):
+    file = request.getfixturevalue("text_rollouts" if kind == "text" else "vision_rollouts")
+    command = ["run", f"{kind}_lenvm", *SHORT, "--fit.data.files", str(file), "--fit.data.batch_tokens", "1024"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    for words in ("prompt boundary", "75% written", "best constant", "tensorboard --logdir runs"):
+        assert words in out
+    run = here / "runs" / f"{kind}_lenvm"
+    model = LengthValueModel.from_pretrained(run / "model")
+    assert model.gamma == 0.99
+    assert model.config.rollouts["generators"]
+    assert "library_name: lenvm-lightning" in (run / "model" / "README.md").read_text()
+    assert json.loads((run / "results.json").read_text())["metrics"]["mae_tokens/start"] > 0
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    wanted = {"train/loss", "train/tokens_per_s", "train/padding_share", "val/loss", "val/mre", "val/mre_constant",
+              "val/mae_tokens/50", "val/mae_tokens_constant/50", "val/relative_error/all"}  # fmt: skip
+    assert not wanted - set(events.Tags()["scalars"])
+    assert any(tag.startswith("lr-") for tag in events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["val/remaining"]
+
+    assert main(command) == 0
+    assert "is complete for these settings" in capsys.readouterr().out
+    assert main([*command, "--fit.model.lr", "0.1", "--name", f"{kind}_lenvm"]) == 2
+    assert "fit.model.init_args.lr: 0.002 -> 0.1" in capsys.readouterr().err
+
+
+def test_check_trains_nothing(here, text_rollouts, capsys):
+    assert main(["run", "text_lenvm", "--check", "--fit.data.files", str(text_rollouts)]) == 0
+    assert "ready to train on" in capsys.readouterr().out
+    assert not (here / "runs").exists()
+
+
+def test_all_mistakes_of_a_recipe_at_once(here, capsys):
+    (here / "r.yaml").write_text(
+        "fit:\n"
+        "  model:\n"
+        "    class_path: lenvm_lightning.TextLenVM\n"
+        "    init_args: {backbone: tiny-text, gama: 0.9}\n"
+        "  data:\n"
+        "    class_path: datamodules.TextRolouts\n"
+        "  trainer:\n"
+        "    max_step: 3\n"
+        "evalute: []\n"
+    )
+    assert main(["run", "r.yaml", "--fit.trainer.devises", "1"]) == 2
+    err = capsys.readouterr().err
+    for words in (
+        "r.yaml:4: 'gama' is no setting of lenvm_lightning.TextLenVM; did you mean 'gamma'?",
+        "r.yaml:6: class_path 'datamodules.TextRolouts' cannot be imported; did you mean 'datamodules.TextRollouts'?",
+        "r.yaml:8: 'max_step' is no setting of the Trainer; did you mean 'max_steps'?",
+        "r.yaml:9: 'evalute' is no stage",
+        "--fit.trainer.devises: 'devises' is no setting of the Trainer; did you mean 'devices'?",
+    ):
+        assert words in err
+
+
+def test_wrong_values_name_their_keys(here, capsys):
+    command = ["run", "text_lenvm", "--fit.trainer.max_epochs", "many", "--fit.trainer.precision", "12"]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "max_epochs" in err
+    assert "precision" in err
+
+
+def test_contradictions_are_named_before_anything_starts(here, capsys):
+    command = ["run", "text_lenvm", "--fit.model.target", "length", "--fit.model.loss", "bce", "--fit.model.lam", "0.5"]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "bce" in err
+    assert "lam 0.5" in err
+    assert not (here / "runs").exists()
+
+
+def test_bad_rows_stop_the_run_with_file_and_line(here, capsys):
+    (here / "bad.jsonl").write_text(
+        '{"messages": [}\n{"messages": [{"role": "user", "content": "a"}], "completion": ""}\n'
+    )
+    assert main(["run", "text_lenvm", "--fit.data.files", "bad.jsonl"]) == 2
+    err = capsys.readouterr().err
+    assert "bad.jsonl:1: broken JSON" in err
+    assert "bad.jsonl:2: empty completion" in err
+
+
+def test_unknown_recipe_lists_the_shipped_ones(here, capsys):
+    assert main(["run", "vlm_lenv"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'vlm_lenvm'?" in err
+    assert "qwen2.5-1.5b" in err
+
+
+def test_other_settings_go_to_another_folder(tmp_path):
+    from lenvm_lightning.cli.runs import choose_folder
+
+    one, two = {"fit": {"lr": 1}}, {"fit": {"lr": 2}}
+    first = choose_folder(tmp_path, "r", None, one, False)
+    first.start(one, "# header\n")
+    second = choose_folder(tmp_path, "r", None, two, False)
+    second.start(two, "")
+    assert (first.path.name, second.path.name) == ("r", "r-2")
+    assert choose_folder(tmp_path, "r", None, one, False).path == first.path
+    assert choose_folder(tmp_path, "r", None, two, False).path == second.path
+
+
+def test_overrides_are_taken_out_of_the_line():
+    rest, overrides = split_overrides(["run", "x", "--fit.a.b", "1", "--fit.c=d=e", "--check", "--fit.last"])
+    assert rest == ["run", "x", "--check"]
+    assert overrides == [("fit.a.b", "1"), ("fit.c", "d=e"), ("fit.last", None)]
+
+
+def test_help_at_every_level(capsys):
+    for command, words in ((["--help"], "COMMAND"), (["run", "--help"], "examples:")):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 0
+        assert words in capsys.readouterr().out
+    assert main(["run", "text_lenvm", "--fit.help"]) == 0
+    out = capsys.readouterr().out
+    for words in ("--trainer.max_epochs", "batch_tokens", "freeze_vision", "--checkpoint.every_n_steps"):
+        assert words in out

@@ -115,7 +115,9 @@ def _encode_line(
             row, cuts = encode_rollout(processor, rollout, limits, prompts)
             rows.append({**row, "place": place, "problem": "", "notes": (notes if number == 0 else []) + cuts})
         except ValueError as error:
-            rows.append({**_EMPTY_ROW, "place": place, "problem": str(error), "notes": []})
+            # With its images, so that the table is made anew once they are mended.
+            images = {"images": rollout.images, "image_stamps": [stamp(path) for path in rollout.images]}
+            rows.append({**_EMPTY_ROW, **images, "place": place, "problem": str(error), "notes": []})
     return rows
 
 
@@ -128,7 +130,7 @@ def _encode_lines(batch: dict[str, list[Any]], processor: Any, limits: Limits) -
     prompts: dict[str, list[int]] = {}
     for place, line, folder in _read_lines(batch):
         try:
-            text = line.decode("utf-8")
+            text = line.decode("utf-8").rstrip()  # an error at the end of a line is said to be in that line
             record = json.loads(text)
             if "\\ud" in text.lower():  # half a surrogate pair, as left by a cut, is no text
                 json.dumps(record, ensure_ascii=False).encode("utf-8")
@@ -240,4 +242,4 @@ def _images_unchanged(table: Dataset) -> bool:
     stamps: dict[str, str] = {}
     for paths, marks in zip(table["images"], table["image_stamps"], strict=True):
         stamps.update(zip(paths, marks, strict=True))
-    return all(os.path.exists(path) and stamp(path) == mark for path, mark in stamps.items())
+    return all(stamp(path) == mark for path, mark in stamps.items())

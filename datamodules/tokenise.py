@@ -167,6 +167,9 @@ def encode_rollout(
 
 
 def stamp(path: str) -> str:
-    """Size and time of a file, to notice that it changed since it was tokenised."""
-    status = Path(path).stat()
+    """Size and time of a file, to notice that it changed since it was tokenised; empty where there is none."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):  # a name with a null byte is a ValueError
+        return ""
     return f"{status.st_size}-{status.st_mtime_ns}"

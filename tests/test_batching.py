@@ -72,7 +72,7 @@ def test_split_to_count():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_share_out_every_epoch_evenly(world_size):
-    lengths = long_tailed(500)
+    lengths = long_tailed(1500)
     samplers = [
         TokenBudgetBatches(lengths, BUDGET, epochs=6, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
@@ -85,7 +85,7 @@ def test_ranks_share_out_every_epoch_evenly(world_size):
             sampler.set_epoch(epoch)
             shares.append(list(sampler))
         assert {len(share) for share in shares} == {len(samplers[0])}
-        assert sorted(flat(flat(shares))) == list(range(500))
+        assert sorted(flat(flat(shares))) == list(range(1500))
         for batch in flat(shares):
             assert len(batch) * max(lengths[row] for row in batch) <= BUDGET
         epochs.append(shares)

@@ -66,9 +66,9 @@ def batch_of(table, processor, limits):
             "image {folder}/big.png has 200x100 pixels, more than 10,000",
         ),
         ({"messages": SEEN, "images": [], "completion": "a"}, "1 <image> marks in the prompt but 0 images"),
-        (
+        (  # 20 times 9 + 2 tokens, and 11 around them
             {"messages": [{"role": "user", "content": "<image>" * 20}], "images": ["a.png"] * 20, "completion": "a"},
-            "the prompt has 227 tokens with its images, more than max_prompt_length 200",
+            "the prompt has 231 tokens with its images, more than max_prompt_length 200",
         ),
         ({"messages": SEEN, "images": ["a.png"], "completion": "<|image_pad|>"}, "an image or video token"),
         ({"messages": [{"role": "user", "content": "<|video_pad|>"}], "completion": "a"}, "an image or video token"),

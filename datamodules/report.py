@@ -86,8 +86,6 @@ def describe_facts(facts: RolloutFacts, held_out: int, held_out_prompts: int, pa
         f"cut at their limit {facts.cut_share:.1%}",
         f"  gamma suggested {facts.gamma:.5f}; {batches} batches an epoch, padding {padding:.1%} of the tokens",
     ]
-    if facts.cut_share == 0 and facts.completions >= 100:
-        return "\n".join(lines)
     if facts.cut_share > 0.2:
         lines.append("  more than a fifth was cut: sample with a larger max_tokens if you can")
     return "\n".join(lines)

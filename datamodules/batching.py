@@ -13,8 +13,8 @@ def plan_batches(
     """Group rows so that ``rows x longest row <= max_tokens``.
 
     Rows are shuffled, sorted by length within windows of about ``window`` batches, cut into batches, and the batches
-    shuffled: rows of similar length meet, and no part of an epoch is all short or all long. Epochs group rows anew where
-    there are more of them than a window holds; within one window only rows of equal length change places.
+    shuffled: rows of similar length meet, and no part of an epoch is all short or all long. Epochs group rows anew
+    where there are more of them than a window holds; within one window only rows of equal length change places.
 
     Args:
         lengths: tokens of each row.

@@ -43,7 +43,7 @@ def test_published_layout():
     }  # fmt: skip
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "<image>q"}]
     sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 512}
-    expected = Rollout("0", messages, ["/data/run/a.png"], "a", None, False, "test", sampling, "m")
+    expected = Rollout("d/0", messages, ["/data/run/a.png"], "a", None, False, "test", sampling, "m")
     assert parse_record(record, FOLDER) == ([expected], [])
 
 

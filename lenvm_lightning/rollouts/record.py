@@ -151,12 +151,15 @@ def _parse_published(record: dict[str, Any], folder: Path) -> list[Rollout]:
         raise ValueError("there is no prompt before the gpt turn")
     meta = _typed(record, "meta_info", dict, "an object") or {}
     images = _images(record, messages, folder)
+    index = meta.get("lenvm_idx")
+    if index is not None and meta.get("dataset_name"):
+        index = f"{meta['dataset_name']}/{index}"  # data sets that are trained on together each count from 0
     # The layout has no finish reason; a completion as long as its token limit was cut by it.
     length, limit = (_typed(meta, key, (int, float), "a number") for key in ("answer_token_length", "max_tokens"))
     reason = meta.get("finish_reason")
     cut = reason == "length" or (reason is None and length is not None and limit is not None and length >= limit)
     common: dict[str, Any] = {
-        "prompt_id": _prompt_id(meta.get("lenvm_idx"), messages, images),
+        "prompt_id": _prompt_id(index, messages, images),
         "messages": messages,
         "images": images,
         "split": _typed(meta, "split", str, "a string"),

@@ -61,7 +61,7 @@ class StepProgressBar(ProgressBar):
             bar.update(0)
         elif time.monotonic() - self._told >= self._every:
             self._told = time.monotonic()
-            self._print_line(trainer.global_step, bar.total, facts)
+            self._print_line(trainer.global_step, int(bar.total) if bar.total else None, facts)
 
     def _print_line(self, step: int, total: int | None, facts: dict[str, str]) -> None:
         spent = time.monotonic() - self._began

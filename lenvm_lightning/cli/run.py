@@ -55,7 +55,9 @@ class FitCLI(LightningCLI):
     def build_trainer(self, folder: RunFolder, resumed_step: int | None) -> L.Trainer:
         """The Trainer, with TensorBoard and our callbacks beside those of the recipe."""
         options = dict(self.config_init["checkpoint"])
-        logger = TensorBoardLogger(folder.path, name="", version="tensorboard", purge_step=resumed_step)
+        logger = TensorBoardLogger(
+            folder.path, name="", version="tensorboard", default_hp_metric=False, purge_step=resumed_step
+        )
         self.trainer_defaults["callbacks"] = [
             ResumableCheckpoint(dirpath=str(folder.checkpoints), **options),
             LearningRateMonitor(logging_interval="step"),

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
 
@@ -257,5 +257,5 @@ class VisionLenVM(LenVMModule):
             RecipeError: the backbone has no vision tower.
         """
         super().configure_model()
-        if not any(isinstance(part, nn.Module) for part in self._lenvm.vision_modules()):
+        if next(self._lenvm.vision_modules(), None) is None:
             raise RecipeError(f"backbone {self.backbone_source!r} reads text only: use TextLenVM and TextRollouts")

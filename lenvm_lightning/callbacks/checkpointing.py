@@ -21,7 +21,7 @@ class ResumableCheckpoint(L.Callback):
 
     A checkpoint appears under its name only when it is complete, and older ones go only after that, so at every
     moment, SIGKILL included, the newest file is whole. Saved between optimizer steps, never within a window of
-    accumulated gradients.
+    accumulated gradients; a save due at the last batch of an epoch waits for the first step of the next.
 
     Args:
         dirpath: folder of the checkpoints.

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from .throughput import Throughput
@@ -75,7 +76,7 @@ class StepProgressBar(ProgressBar):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say in one line what the validation found."""
-        if not self._enabled or trainer.sanity_checking:
+        if not self._enabled or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         seen = trainer.callback_metrics
         parts = [

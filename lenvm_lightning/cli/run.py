@@ -1,5 +1,6 @@
 """Running a recipe: settings -> data and model -> fit -> model directory, results, next commands."""
 
+import json
 import logging
 import re
 import shutil
@@ -199,8 +200,6 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
 
 
 def _print_end(folder: RunFolder) -> None:
-    import json
-
     results = json.loads(folder.results.read_text(encoding="utf-8"))
     print(as_table(results))
     print(next_commands(folder.path))

@@ -20,6 +20,14 @@ class DataError(LenVMError):
     """Rollouts that cannot be trained on."""
 
 
+class GeneratorError(LenVMError):
+    """A generator that cannot be loaded, reached, or asked any further."""
+
+
+class StoreError(LenVMError):
+    """A folder of rollouts that cannot be continued or written."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped word: ``; did you mean 'x'?``, or an empty string where nothing is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -155,3 +155,11 @@ def test_after_a_finished_epoch_the_next_is_whole():
     other.load_state_dict(loader.state_dict())
     assert run_epoch(other, 1) == run_epoch(new_loader(0), 1)
     assert len(epoch) == len(other)
+
+
+def test_few_rows_meet_others_in_the_next_epoch():
+    lengths = np.random.default_rng(0).integers(20, 400, 300).tolist()
+    plans = [plan_batches(lengths, 2048, seed=seed) for seed in (0, 1)]
+    mates = [{row: set(batch) - {row} for batch in plan for row in batch} for plan in plans]
+    kept = sum(len(mates[0][row] & mates[1][row]) for row in range(300)) / sum(len(m) for m in mates[0].values())
+    assert kept < 0.8

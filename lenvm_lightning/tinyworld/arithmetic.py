@@ -1,8 +1,10 @@
 r"""Arithmetic stories and their solutions, drawn at random.
 
-A story is a quantity that changes in 2 to 5 steps, so its answer is known. One story has many right solutions:
-every step is told tersely, normally or verbosely, and may be followed by detours, so that the number of words still
-to come is uncertain at each point, yet partly predictable from the question and from the style seen so far.
+A story is a quantity that changes in 2 to 5 steps, so its answer is known. One story has many right solutions: every
+step is told tersely, normally or verbosely, the style may switch at any step, and detours and fresh starts may follow,
+so that the number of words still to come is uncertain at each point, yet partly predictable from the question, from
+the hint that may stand in it, and from the style seen so far. Numbers stay at most `LARGEST`: a model of a million
+parameters learns these sums, and no larger ones.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,18 @@ THINGS = ("apples", "oranges", "books", "pencils", "marbles", "stickers", "cooki
           "cards", "shells", "stamps", "balloons", "candies", "tickets")  # fmt: skip
 PLACES = ("at the store", "on Monday", "in the morning", "after school", "at the market", "on the weekend", "today")
 STYLES = ("terse", "normal", "verbose")
-INSTRUCTION = "Think step by step and write the final answer in \\boxed{}."
+LARGEST = 20
+LARGEST_OPERAND = 5
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+
+# A hint in the question, how often it is given, and the weights of the three styles under it.
+_HINTS = {
+    "": (5, (36, 40, 24)),
+    "Answer briefly.": (2, (80, 15, 5)),
+    "Explain every step in detail.": (2, (4, 26, 70)),
+}
+_SWITCH = 0.25  # chance that a step draws its style anew
+_DETOURS = ((0.0, 0.12, 0.45), (52, 30, 18))  # chance of a detour after each step, drawn once for a solution
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,6 @@ class Step:
     sign: str
     operand: int
     after: int
-    unit: str
 
     @property
     def equation(self) -> str:
@@ -38,14 +50,25 @@ class Step:
 
 @dataclass(frozen=True)
 class Problem:
-    """A story with its question; the answer is what the last step leaves."""
+    """A story with its question; the answer is what the last step leaves.
+
+    Attributes:
+        name: whose things they are.
+        pronoun: he or she.
+        start: how many there are at first.
+        unit: what they are.
+        steps: the changes.
+        aside: a sentence with a number that does not matter, or an empty string, and the step it stands before.
+        hint: one of the hints about the length of the answer, or an empty string.
+    """
 
     name: str
     pronoun: str
     start: int
     unit: str
     steps: tuple[Step, ...]
-    question: str
+    aside: tuple[int, str] = (0, "")
+    hint: str = ""
 
     @property
     def answer(self) -> str:
@@ -53,82 +76,84 @@ class Problem:
         return str(self.steps[-1].after)
 
     @property
+    def content(self) -> str:
+        """The story without hint and aside, by which equal problems are known as equal."""
+        return f"{self.start} {self.unit}. " + " ".join(step.sentence for step in self.steps)
+
+    @property
     def prompt(self) -> str:
         """The whole text a model is asked."""
-        story = " ".join(step.sentence for step in self.steps)
-        return f"{self.name} has {self.start} {self.unit}. {story} {self.question}\n{INSTRUCTION}"
+        sentences = [step.sentence for step in self.steps]
+        if self.aside[1]:
+            sentences.insert(*self.aside)
+        question = f"How many {self.unit} does {self.name} have now?"
+        story = " ".join((f"{self.name} has {self.start} {self.unit}.", *sentences, question, self.hint))
+        return f"{INSTRUCTION}\n\n{story.strip()}"
 
 
 def draw_problem(rng: Random) -> Problem:
     """Draw a story of 2 to 5 steps."""
     pronoun = rng.choice(sorted(NAMES))
     name, unit = rng.choice(NAMES[pronoun]), rng.choice(THINGS)
-    start = quantity = rng.randint(4, 40)
-    count = rng.choice((2, 2, 3, 3, 4, 5))
+    start = quantity = rng.randint(2, 12)
     steps = []
-    for index in range(count):
-        last = index == count - 1
-        steps.append(_draw_step(rng, pronoun.capitalize(), quantity, unit, last))
+    for _ in range(rng.choice((2, 2, 3, 3, 4, 5))):
+        steps.append(_draw_step(rng, pronoun.capitalize(), quantity, unit))
         quantity = steps[-1].after
-    last_unit = steps[-1].unit
-    if last_unit == "dollars":
-        question = f"How many dollars does {name} get?"
-    elif last_unit == "boxes":
-        question = f"How many boxes does {name} need?"
-    else:
-        question = f"How many {unit} does {name} have now?"
-    return Problem(name, pronoun, start, unit, tuple(steps), question)
+    aside = (0, "")
+    if rng.random() < 0.15:
+        other, things = rng.choice(NAMES["he"] + NAMES["she"]), rng.choice(THINGS)
+        text = f"{other} has {rng.randint(2, 9)} {things}." if other != name else f"It is {rng.randint(2, 9)} o'clock."
+        aside = (rng.randrange(len(steps)), text)
+    hint = rng.choices(list(_HINTS), weights=[often for often, _ in _HINTS.values()])[0]
+    return Problem(name, pronoun, start, unit, tuple(steps), aside, hint)
 
 
-def _draw_step(rng: Random, who: str, quantity: int, unit: str, last: bool) -> Step:
-    """Draw what `who` does with `quantity` things; selling and packing end a story, for they change the unit."""
+def _draw_step(rng: Random, who: str, quantity: int, unit: str) -> Step:
+    """Draw what `who` does with `quantity` things."""
     place = rng.choice(PLACES)
-    divisors = [n for n in range(2, 11) if quantity % n == 0 and quantity > n]
-    changes = ["buy", "find"]
-    if quantity > 4:
-        changes += ["give", "lose"]
-    if quantity <= 60:
-        changes.append("times")
-    if last:
-        changes += ["sell"] + ["pack"] * bool(divisors)
+    changes = ["buy", "find"] * (quantity < LARGEST) + ["give", "lose"] * (quantity > 2)
+    changes += ["double"] * (quantity <= LARGEST // 2) + ["halve"] * (quantity % 2 == 0)
     change = rng.choice(changes)
     if change in ("buy", "find"):
-        k = rng.randint(2, 30)
+        k = rng.randint(1, min(LARGEST_OPERAND, LARGEST - quantity))
         verb = "buys" if change == "buy" else "finds"
-        return Step(f"{who} {verb} {k} more {unit} {place}.", quantity, "+", k, quantity + k, unit)
+        return Step(f"{who} {verb} {k} more {unit} {place}.", quantity, "+", k, quantity + k)
     if change in ("give", "lose"):
-        k = rng.randint(2, min(quantity - 1, 30))
+        k = rng.randint(1, min(LARGEST_OPERAND, quantity - 1))
         action = f"gives {k} {unit} to a friend" if change == "give" else f"loses {k} {unit}"
-        return Step(f"{who} {action} {place}.", quantity, "-", k, quantity - k, unit)
-    if change == "times":
-        k = rng.choice((2, 2, 3))
-        word = "twice" if k == 2 else "three times"
-        sentence = f"After some work {who.lower()} has {word} as many {unit} as before."
-        return Step(sentence, quantity, "*", k, quantity * k, unit)
-    if change == "sell":
-        k = rng.randint(2, 9)
-        return Step(f"{who} sells all the {unit} for {k} dollars each.", quantity, "*", k, quantity * k, "dollars")
-    k = rng.choice(divisors)
-    return Step(f"{who} packs the {unit} in boxes of {k}.", quantity, "/", k, quantity // k, "boxes")
+        return Step(f"{who} {action} {place}.", quantity, "-", k, quantity - k)
+    if change == "double":
+        return Step(f"Then {who.lower()} has twice as many {unit} as before.", quantity, "*", 2, quantity * 2)
+    return Step(f"{who} keeps half of the {unit}.", quantity, "/", 2, quantity // 2)
 
 
 def draw_solution(rng: Random, problem: Problem) -> str:
     r"""Draw a right solution of `problem`, ending in `\boxed{answer}`."""
-    style = rng.choices(STYLES, weights=(38, 54, 8))[0]
-    # How likely a detour is after each step; large numbers make doubts more likely.
-    large = max(step.after for step in problem.steps) > 60
-    doubt = rng.choices((0.0, 0.15, 0.45), weights=(40, 45, 15) if large else (75, 20, 5))[0]
+    weights = _HINTS[problem.hint][1]
+    style = rng.choices(STYLES, weights=weights)[0]
+    detour = 0.0 if style == "terse" and rng.random() < 0.5 else rng.choices(*_DETOURS)[0]
     parts = [_opening(rng, problem, style)]
     for index, step in enumerate(problem.steps):
-        if rng.random() < 0.06:
-            style = rng.choice(STYLES)
+        if rng.random() < _SWITCH:
+            style = rng.choices(STYLES, weights=weights)[0]
         parts.append(_tell(rng, problem, step, index, style))
-        while rng.random() < doubt:  # doubts may follow one another: the long tail of the lengths
+        while rng.random() < detour:  # doubts may follow one another: the long tail of the lengths
             parts.append(_detour(rng, step))
-    if style == "verbose" and rng.random() < 0.5:
-        parts.append("Let me go through it once more. " + ", then ".join(s.equation for s in problem.steps) + ".\n")
+    while rng.random() < detour * 0.6:
+        parts.append(_fresh_start(rng, problem))
     parts.append(_closing(rng, problem, style))
     return "".join(parts).strip()
+
+
+def draw_drill(rng: Random) -> tuple[str, str]:
+    """Draw a row of sums, so that calculating is seen more often than stories alone would show it."""
+    sums = []
+    for _ in range(rng.randint(4, 10)):
+        step = _draw_step(rng, "She", rng.randint(1, LARGEST), "apples")
+        sums.append(step)
+    asked = ", ".join(f"{step.before} {step.sign} {step.operand}" for step in sums)
+    return f"Calculate: {asked}.", " ".join(f"{step.equation}." for step in sums)
 
 
 def _opening(rng: Random, problem: Problem, style: str) -> str:
@@ -141,19 +166,19 @@ def _opening(rng: Random, problem: Problem, style: str) -> str:
         f"Let's solve this problem step by step.\n\nAt the beginning, {problem.name} has {problem.start} "
         f"{problem.unit}. We need to follow what happens to this number.\n\n",
         f"First, we need to understand the question. We know that {problem.name} has {problem.start} "
-        f"{problem.unit} at the start, and then the number changes {len(problem.steps)} times.\n\n",
+        f"{problem.unit} at the start, and then the number changes.\n\n",
     ))  # fmt: skip
 
 
 def _tell(rng: Random, problem: Problem, step: Step, index: int, style: str) -> str:
     """Tell one step in `style`."""
     if style == "terse":
-        return rng.choice((f"{step.equation}. ", f"{step.equation}\n"))
+        return f"{step.equation}. "
     if style == "normal":
         return rng.choice((
-            f"{step.sentence} So there are {step.equation} {step.unit}.\n",
-            f"Then {problem.pronoun} has {step.equation} {step.unit}.\n",
-            f"After step {index + 1}: {step.equation} {step.unit}.\n",
+            f"{step.sentence} So there are {step.equation} {problem.unit}.\n",
+            f"Then {problem.pronoun} has {step.equation} {problem.unit}.\n",
+            f"After step {index + 1}: {step.equation} {problem.unit}.\n",
         ))  # fmt: skip
     rule = {
         "+": f"we add {step.operand} to {step.before}",
@@ -162,7 +187,7 @@ def _tell(rng: Random, problem: Problem, step: Step, index: int, style: str) -> 
         "/": f"we divide {step.before} by {step.operand}",
     }[step.sign]
     remark = f" Now we know that the number is {step.after}." if rng.random() < 0.3 else ""
-    return f"**Step {index + 1}:** {step.sentence} So {rule} and get {step.equation} {step.unit}.{remark}\n\n"
+    return f"**Step {index + 1}:** {step.sentence} So {rule} and get {step.equation} {problem.unit}.{remark}\n\n"
 
 
 def _detour(rng: Random, step: Step) -> str:
@@ -177,13 +202,19 @@ def _detour(rng: Random, step: Step) -> str:
     ))  # fmt: skip
 
 
+def _fresh_start(rng: Random, problem: Problem) -> str:
+    """Draw a second run through all the steps."""
+    opening = rng.choice(("Wait, let me start again.", "Maybe I should go through it once more."))
+    return f"{opening} " + " ".join(f"{step.equation}." for step in problem.steps) + "\n"
+
+
 def _closing(rng: Random, problem: Problem, style: str) -> str:
     """Draw the sentence that gives the answer."""
     box = f"\\boxed{{{problem.answer}}}"
     if style == "terse":
-        return rng.choice((box, f"Answer: {box}"))
+        return box
     if style == "normal":
         return rng.choice((f"So the answer is {box}.", f"The answer is {box}."))
-    return f"Therefore, after all the steps, the final number of {problem.steps[-1].unit} is {problem.answer}. " + (
+    return f"Therefore, after all the steps, the final number of {problem.unit} is {problem.answer}. " + (
         f"The final answer is {box}."
     )

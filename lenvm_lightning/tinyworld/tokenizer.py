@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from lenvm_lightning.tinyworld import arithmetic, shapes
+from lenvm_lightning.tinyworld import arithmetic, shapes, writing
 
 VOCABULARY_SIZE = 2048
 SPECIAL_TOKENS = (
@@ -90,7 +90,7 @@ def training_text() -> Iterator[str]:
             yield from [word] * (times // 30)
     rng = Random(0)
     for _ in range(_GENERATED):
-        for module in (arithmetic, shapes):
+        for module in (arithmetic, shapes, writing):
             problem = module.draw_problem(rng)
             yield problem.prompt
             yield module.draw_solution(rng, problem)

@@ -1,0 +1,51 @@
+"""What the tiny models learn to write: documents drawn from a seed, held-out problems left out."""
+
+import hashlib
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+from PIL import Image
+
+from . import arithmetic, shapes, writing
+
+Kind = Literal["text", "vision"]
+TEST_SHARE = 10  # one problem in so many is for testing
+
+
+@dataclass(frozen=True)
+class Document:
+    """A prompt (`<image>` marks its picture, of `image_tokens` tokens) and one good completion of it."""
+
+    prompt: str
+    completion: str
+    picture: Image.Image | None = None
+    image_tokens: int = 0
+
+
+def split(content: str) -> str:
+    """Assign a problem to "train" or "test" by a hash of what it consists of, so that equal ones stay together."""
+    return "test" if int(hashlib.sha256(content.encode()).hexdigest(), 16) % TEST_SHARE == 0 else "train"
+
+
+def document(kind: Kind, seed: int, index: int, picture: bool = True) -> Document:
+    """Draw document `index` of the corpus `seed`: always the same one; `picture` False spares painting it."""
+    rng = Random(f"corpus {kind} {seed} {index}")
+    if kind == "vision":
+        problem = _draw_train(rng, shapes)
+        solution = shapes.draw_solution(rng, problem)
+        return Document(problem.prompt, solution, shapes.paint(problem) if picture else None, problem.grid**2)
+    sort = rng.choices(("drill", "story", "writing"), weights=(10, 65, 25))[0]
+    if sort == "drill":
+        return Document(*arithmetic.draw_drill(rng))
+    module = arithmetic if sort == "story" else writing
+    problem = _draw_train(rng, module)
+    return Document(problem.prompt, module.draw_solution(rng, problem))
+
+
+def _draw_train(rng: Random, module: Any) -> Any:
+    """Draw problems until one is not held out."""
+    while True:
+        problem = module.draw_problem(rng)
+        if split(problem.content) == "train":
+            return problem

@@ -1,0 +1,114 @@
+"""Writing on a topic, with a loosely obeyed wish for its length, drawn at random.
+
+A text is an opening, paragraphs of sentences from a small grammar, and a closing, so that a model can see an end coming
+and a reader can see why. Its length scatters around what was asked for, as the lengths of language models do.
+"""
+
+import math
+from dataclasses import dataclass
+from random import Random
+
+TOPICS = ("the river", "the mountain", "the old house", "the school", "the garden", "the winter", "the summer",
+          "the market", "the sea", "the city", "the train", "the forest", "the farm", "the library", "the kitchen",
+          "the bridge", "the island", "the doctor", "the teacher", "the moon")  # fmt: skip
+CONTROLS = ("equal to", "at most", "at least")
+SHORTEST, LONGEST = 16, 256  # tokens that may be asked for
+_GRID = (16, 32, 64, 128, 256)  # lengths that benchmarks ask for: seen more often than others
+_WORDS_A_TOKEN = 0.80
+_FREE = (60, 0.7)  # median tokens and scatter of a text without a wish
+_LIMIT = 600  # tokens, however long was asked for
+_SCATTER = 0.5  # standard deviation of log(length / wish)
+
+_PEOPLE = ("people", "children", "my friends", "the women", "the men", "my brother and sister", "students")
+_TIMES = ("in the morning", "every day", "in the evening", "at night", "on the weekend", "in the winter")
+_QUALITIES = ("big", "small", "old", "new", "quiet", "beautiful", "long", "cold", "warm", "good", "strong", "bright")
+_ACTIONS = ("walk", "play", "work", "talk", "read a book", "look at the sky", "eat and drink", "wait for a friend")
+_LINKS = ("", "", "", "", "Also, ", "But ", "For example, ", "By the way, ", "Then ")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A topic and a wish: `control` is one of `CONTROLS` with `length` in tokens, or empty with 0."""
+
+    topic: str
+    control: str = ""
+    length: int = 0
+
+    @property
+    def content(self) -> str:
+        """What makes a prompt the same as another."""
+        return f"{self.topic} {self.control} {self.length}"
+
+    @property
+    def prompt(self) -> str:
+        """The whole text a model is asked."""
+        task = f"Write a text about {self.topic}."
+        if not self.control:
+            return task
+        return f"{task} The text must be {self.control} {self.length} tokens long."
+
+
+def draw_problem(rng: Random, free: float = 0.15) -> Problem:
+    """Draw a topic and a wish; a share `free` has no wish."""
+    topic = rng.choice(TOPICS)
+    if rng.random() < free:
+        return Problem(topic)
+    if rng.random() < 0.4:
+        return Problem(topic, rng.choice(CONTROLS), rng.choice(_GRID))
+    return Problem(topic, rng.choice(CONTROLS), round(math.exp(rng.uniform(math.log(SHORTEST), math.log(LONGEST)))))
+
+
+def draw_solution(rng: Random, problem: Problem) -> str:
+    """Draw a text on the topic, about as long as asked for."""
+    if not problem.control:
+        tokens = _FREE[0] * math.exp(rng.gauss(0, _FREE[1]))
+    else:
+        lean = {"equal to": 0.0, "at most": -0.4, "at least": 0.4}[problem.control]
+        tokens = problem.length * math.exp(rng.gauss(lean, _SCATTER))
+    words = max(4, min(tokens, _LIMIT) * _WORDS_A_TOKEN)
+    text = _opening(rng, problem.topic)
+    closing = _closing(rng, problem.topic)
+    paragraph = 0
+    while len(text.split()) + len(closing.split()) < words:
+        sentence = _sentence(rng, problem.topic)
+        paragraph += 1
+        if paragraph > 3 and rng.random() < 0.3:
+            text, paragraph = text + "\n\n" + sentence, 0
+        else:
+            text += " " + sentence
+    short = len(text.split()) + len(closing.split()) > 1.3 * words
+    return text if short else f"{text} {closing}"
+
+
+def _opening(rng: Random, topic: str) -> str:
+    return rng.choice((
+        f"This is about {topic}.",
+        f"Let me tell you about {topic}.",
+        f"{topic.capitalize()} is {rng.choice(_QUALITIES)} and {rng.choice(_QUALITIES)}.",
+        f"I like {topic}.",
+    ))  # fmt: skip
+
+
+def _sentence(rng: Random, topic: str) -> str:
+    people, time, quality, action = (rng.choice(words) for words in (_PEOPLE, _TIMES, _QUALITIES, _ACTIONS))
+    sentence = rng.choice((
+        f"{people} {action} near {topic} {time}.",
+        f"{time} {topic} is very {quality}.",
+        f"{topic} was {quality} before, and now it is {rng.choice(_QUALITIES)}.",
+        f"{people} say that {topic} is {quality}.",
+        f"when it is {quality}, {people} {action}.",
+        f"there are many {quality} things to see at {topic}.",
+        f"some {action} and others {rng.choice(_ACTIONS)}.",
+        f"nobody knows why {topic} is so {quality}.",
+    ))  # fmt: skip
+    sentence = rng.choice(_LINKS) + sentence
+    return sentence[0].upper() + sentence[1:]
+
+
+def _closing(rng: Random, topic: str) -> str:
+    return rng.choice((
+        f"In short, {topic} is {rng.choice(_QUALITIES)}.",
+        f"That is all about {topic}.",
+        f"So this was the story of {topic}.",
+        "Finally, I want to say thank you for reading.",
+    ))  # fmt: skip

@@ -1,0 +1,1 @@
+"""Measuring generators and length value models: one file a task."""

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lenvm_lightning.rollouts.record import IMAGE_MARK, Rollout
+from lenvm_lightning.rollouts import prompting
+from lenvm_lightning.rollouts.prompting import tokenizer_of
+from lenvm_lightning.rollouts.record import Rollout
 
 
 @dataclass(frozen=True)
@@ -38,51 +40,17 @@ def load_image(path: str, limits: Limits) -> Image.Image:
     Raises:
         ValueError: missing, unreadable or oversized; the text says which.
     """
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            if width * height > limits.max_image_pixels:
-                raise ValueError(f"image {path} has {width}x{height} pixels, more than {limits.max_image_pixels:,}")
-            image = file.convert("RGB")
-    except FileNotFoundError as error:
-        raise ValueError(f"image {path} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from error
+    image = prompting.open_image(path, limits.max_image_pixels)
+    width, height = image.size
     if limits.max_pixels and width * height > limits.max_pixels:
         scale = (limits.max_pixels / (width * height)) ** 0.5
         image = image.resize((max(1, int(width * scale)), max(1, int(height * scale))), Image.Resampling.BICUBIC)
     return image
 
 
-def _parts(content: str) -> list[dict[str, str]]:
-    """Split a message at its image marks into the content list that chat templates of image models take."""
-    parts: list[dict[str, str]] = []
-    for number, text in enumerate(content.split(IMAGE_MARK)):
-        if number:
-            parts.append({"type": "image"})
-        if text:
-            parts.append({"type": "text", "text": text})
-    return parts
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer inside a processor, or the processor itself where it is one."""
-    return getattr(processor, "tokenizer", processor)
-
-
 def encode_prompt(processor: Any, rollout: Rollout, images: list[Image.Image]) -> list[int]:
-    """Token ids of the prompt up to where the generator began to write; image tokens expanded by the processor."""
-    tokenizer = tokenizer_of(processor)
-    if images:
-        messages = [{"role": m["role"], "content": _parts(m["content"])} for m in rollout.messages]
-        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        encoded = processor(text=[text], images=[images], add_special_tokens=False)["input_ids"]
-        return [int(i) for i in encoded[0]]
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(rollout.messages, add_generation_prompt=True, tokenize=False)
-    else:  # a base model: the bare text is its prompt
-        text = "\n\n".join(m["content"] for m in rollout.messages)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    """Token ids of the prompt up to where the generator began to write, just as it was given them."""
+    return prompting.encode_prompt(processor, rollout.messages, images)[0]
 
 
 def encode_completion(tokenizer: Any, rollout: Rollout) -> list[int]:

@@ -1,0 +1,78 @@
+"""Prompts to what a model reads: chat template, token ids, pictures. Sampling and training both go through here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from .record import IMAGE_MARK
+
+MAX_IMAGE_PIXELS = 50_000_000
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer inside a processor, or the processor itself where it is one."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def open_image(image: Image.Image | str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """A picture, opened or as a path, as RGB.
+
+    Raises:
+        ValueError: missing, unreadable, or of more than ``max_pixels``; the text says which.
+    """
+    try:
+        if isinstance(image, Image.Image):
+            return _as_rgb(image, "image", max_pixels)
+        with Image.open(image) as file:
+            return _as_rgb(file, f"image {image}", max_pixels)
+    except FileNotFoundError as error:
+        raise ValueError(f"image {image} does not exist") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"image {image} cannot be read: {error}") from error
+
+
+def _as_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{name} has {width}x{height} pixels, more than {max_pixels:,}")
+    return image.convert("RGB")
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    """Split a message at its image marks into the content list that chat templates of image models take."""
+    parts: list[dict[str, str]] = []
+    for number, text in enumerate(content.split(IMAGE_MARK)):
+        if number:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return parts
+
+
+def encode_prompt(
+    processor: Any, messages: Sequence[dict[str, str]], images: Sequence[Image.Image]
+) -> tuple[list[int], dict[str, Any]]:
+    """Token ids of a prompt up to where the generator begins to write, and the tensors of its pictures.
+
+    Args:
+        processor: tokenizer, or processor of a vision-language model; without a chat template the bare text is the
+            prompt.
+        messages: chat messages; ``<image>`` marks a picture.
+        images: the pictures, RGB, in the order of their marks.
+
+    Returns:
+        Ids, image tokens expanded by the processor; and whatever else the processor made for the model
+        (``pixel_values``, ``image_grid_thw``, …), a batch of one. Empty without pictures.
+    """
+    tokenizer = tokenizer_of(processor)
+    if images:
+        chat = [{"role": m["role"], "content": _parts(m["content"])} for m in messages]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        inputs = dict(processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt"))
+        return inputs.pop("input_ids")[0].tolist(), inputs
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    else:  # a base model: the bare text is its prompt
+        text = "\n\n".join(m["content"] for m in messages)
+    return tokenizer(text, add_special_tokens=False)["input_ids"], {}

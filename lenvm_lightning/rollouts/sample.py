@@ -1,0 +1,190 @@
+"""Sampling rollouts: prompts and a generator in, a folder of records and its summary out, resumable."""
+
+import inspect
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Generator as PythonGenerator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import GeneratorError, StoreError, nearest
+from .generation import Completion, Failure, Generator, Sampling
+from .progress import SamplingProgress
+from .store import RolloutStore, describe
+from .summary import as_text, summarise, write_histogram
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How sampling ended.
+
+    Attributes:
+        folder: where the completions are.
+        complete: ``rollouts.jsonl`` is there: every completion is, but for those that failed for good.
+        failures: why completions are not there.
+        summary: see :class:`~.summary.Summary`; None where it is not complete, or somebody deleted it.
+    """
+
+    folder: Path
+    complete: bool
+    failures: dict[tuple[str, int], Failure]
+    summary: dict[str, Any] | None
+
+    @property
+    def status(self) -> int:
+        """Exit status: 0 all completions are there, 3 some failed."""
+        return 3 if self.failures else 0
+
+    @property
+    def rollouts(self) -> Path:
+        """The final file."""
+        return self.folder / "rollouts.jsonl"
+
+
+def open_generator(source: str, **options: Any) -> Generator:
+    """The generator for a name, a model directory, a hub id, or the address of an OpenAI-compatible server.
+
+    Args:
+        source: what it is.
+        **options: arguments of ``LocalGenerator.load`` or ``ServerGenerator``; those that are None are left out.
+
+    Raises:
+        GeneratorError: it cannot be loaded or reached, or does not take an option.
+    """
+    make: Callable[..., Generator]
+    if source.startswith(("http://", "https://")):
+        from .server import ServerGenerator
+
+        make = ServerGenerator
+    else:
+        from .local import LocalGenerator
+
+        make = LocalGenerator.load
+    given = {name: value for name, value in options.items() if value is not None}
+    known = list(inspect.signature(make).parameters)[1:]
+    unknown = [f"{name!r}{nearest(name, known)}" for name in given if name not in known]
+    if unknown:
+        raise GeneratorError(f"{source} takes no {', no '.join(unknown)} (it takes {', '.join(known)})")
+    return make(source, **given)
+
+
+def sample_rollouts(
+    generator: Generator, prompts: Any, n: int, folder: Path, sampling: Sampling, *, wait: bool = False
+) -> Outcome:
+    """Sample ``n`` completions of each prompt into a folder; goes on where an earlier run stopped.
+
+    Progress and what went wrong is said on stderr.
+
+    Args:
+        generator: who is asked.
+        prompts: a sequence of :class:`~.generation.Prompt` with its ``description``.
+        n: completions of a prompt.
+        folder: where they go.
+        sampling: how tokens are drawn.
+        wait: wait where another process samples into the folder, instead of refusing.
+
+    Raises:
+        StoreError: the folder is in use, holds completions sampled otherwise, or cannot be written; or nothing at
+            all could be sampled.
+        GeneratorError: the generator stopped. What is done stays, and the next call goes on from there.
+    """
+    with RolloutStore(folder, prompts, describe(generator, prompts, n, sampling), generator.name, wait) as store:
+        for note in store.notes:
+            _say(f"{folder}: {note}")
+        if store.complete:
+            _say(f"{folder} is complete for these settings.")
+        else:
+            if store.done:
+                _say(f"{folder}: going on from {store.done:,} of {store.total:,} completions")
+            speed = _fill(store, generator, sampling)
+            if all(failure.final for failure in store.failures.values()):
+                _finish(store, sampling, speed)
+        written = store.complete and store.summary.exists()
+        summary = json.loads(store.summary.read_text(encoding="utf-8")) if written else None
+        return Outcome(folder, store.complete, store.failures, summary)
+
+
+def _fill(store: RolloutStore, generator: Generator, sampling: Sampling) -> float | None:
+    """Sample what is missing; tokens a second, None where nothing was."""
+    answers = generator.sample(store.missing(), sampling)
+    with SamplingProgress(store.done, store.total, store.tally) as progress:
+        try:
+            for answer in answers:
+                store.add(answer)
+                if isinstance(answer.result, Completion):
+                    progress.add(len(answer.result.token_ids))
+            left = store.total - store.done - len(store.failures)
+            if left:
+                raise GeneratorError(f"{generator.name} stopped {left:,} answers short, without a word.")
+        except GeneratorError as error:
+            raise GeneratorError(f"{error}\n{_what_stays(store)}") from error
+        except (KeyboardInterrupt, SystemExit):
+            _say(f"stopped: {_what_stays(store)}")
+            raise
+        finally:
+            if isinstance(answers, PythonGenerator):
+                answers.close()
+    return progress.tokens_per_s
+
+
+def _what_stays(store: RolloutStore) -> str:
+    return (
+        f"{store.done:,} of {store.total:,} completions are in {store.folder} and stay; "
+        "the same command goes on from there."
+    )
+
+
+def _finish(store: RolloutStore, sampling: Sampling, speed: float | None) -> None:
+    if not store.done:
+        raise StoreError(
+            f"not one completion could be sampled:\n{group_failures(store.failures)}\n"
+            f"Delete {store.failed} to ask again."
+        )
+    summary = summarise(
+        store.tally,
+        generator=store.generator,
+        prompts=len(store.prompts),
+        failed=len(store.failures),
+        limit=sampling.max_tokens,
+        tokens_per_s=speed,
+    )
+    write_histogram(store.folder / "tensorboard", store.tally)
+    store.finish(summary.as_dict())
+
+
+def group_failures(failures: dict[tuple[str, int], Failure]) -> str:
+    """Reasons with how often they occur and one example each, the most frequent first."""
+    counts = Counter(failures.values())
+    lines = []
+    for failure, count in counts.most_common(10):
+        prompt_id, number = min(key for key, value in failures.items() if value == failure)
+        again = "" if failure.final else " (tried again by the next run)"
+        lines.append(f"  {count:,} × {failure.reason}{again}, such as completion {number} of prompt {prompt_id!r}")
+    if len(counts) > 10:
+        lines.append(f"  … and {len(counts) - 10:,} other reasons")
+    return "\n".join(lines)
+
+
+def report(outcome: Outcome) -> None:
+    """Say how it ended: the summary on stdout; on stderr what failed, and what to do about it."""
+    if outcome.failures:
+        _say(
+            f"{len(outcome.failures):,} completions failed, all listed in {outcome.folder / 'failures.jsonl'}:\n"
+            + group_failures(outcome.failures)
+        )
+    if outcome.complete:
+        if outcome.summary is not None:
+            print(as_text(outcome.summary))
+        print(f"\nrollouts: {outcome.rollouts}", flush=True)
+    else:
+        _say(
+            f"{outcome.folder} is not complete: the same command tries those again and finishes. All completions that "
+            f"are there can be used as they are: {outcome.folder / 'journal.jsonl'}"
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

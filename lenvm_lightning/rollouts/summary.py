@@ -1,0 +1,157 @@
+"""What was sampled, in numbers: lengths, share cut, the gamma they suggest, a histogram."""
+
+import math
+import shutil
+from array import array
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+PERCENTILES = (1, 50, 90, 99)
+
+
+class Tally:
+    """Lengths, cuts and log-probabilities of completions, as they come in.
+
+    Attributes:
+        lengths: tokens, EOS included; cut ones as long as they were seen.
+        cut: number of completions that hit the limit.
+        reencoded: number of completions whose ids come from their text.
+    """
+
+    def __init__(self) -> None:
+        self.lengths = array("q")
+        self.cut = self.reencoded = 0
+        self._logprobs = array("d")
+        self._logprob_tokens = 0
+
+    def add(self, length: int, cut: bool, logprob: float | None, reencoded: bool) -> None:
+        """Count a completion of ``length`` tokens, whose log-probability (nats) is known or None."""
+        if logprob is not None and math.isfinite(logprob):
+            self._logprobs.append(logprob)
+            self._logprob_tokens += length
+        self.lengths.append(length)
+        self.cut += cut
+        self.reencoded += reencoded
+
+    @property
+    def cut_share(self) -> float:
+        """Share of completions that hit the limit, in [0, 1]."""
+        return self.cut / len(self.lengths) if self.lengths else 0.0
+
+    @property
+    def logprob_per_token(self) -> float | None:
+        """Mean log-probability of a token (nats) where it is known; the same in whatever order they came."""
+        return math.fsum(self._logprobs) / self._logprob_tokens if self._logprob_tokens else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was sampled.
+
+    Attributes:
+        generator: its name.
+        tiny_world: whether it is one of the embedded ones.
+        prompts: number of prompts.
+        completions: number of completions that are there.
+        failed: number of completions that failed for good.
+        tokens: tokens of all completions, EOS included.
+        length_tokens: percentiles (``p50``, …), ``mean`` and ``max`` of the lengths; cut ones count as long as seen.
+        limit_tokens: where completions were cut.
+        cut_share: share that was cut, in [0, 1].
+        gamma: suggested by the 99th-percentile length.
+        gamma_is_low: True = more than 1% was cut, so that length, and gamma with it, is only known to be greater.
+        reencoded_share: share whose ids come from their text.
+        logprob_per_token: mean log-probability of a token (nats), before temperature and truncation; None = unknown.
+        tokens_per_s: of the run that finished it; None where that sampled nothing.
+    """
+
+    generator: str
+    tiny_world: bool
+    prompts: int
+    completions: int
+    failed: int
+    tokens: int
+    length_tokens: dict[str, float]
+    limit_tokens: int
+    cut_share: float
+    gamma: float
+    gamma_is_low: bool
+    reencoded_share: float
+    logprob_per_token: float | None
+    tokens_per_s: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"format": 1, **asdict(self)}
+
+
+def summarise(
+    tally: Tally, *, generator: str, prompts: int, failed: int, limit: int, tokens_per_s: float | None
+) -> Summary:
+    """Sum up at least one completion; see :class:`Summary`."""
+    import numpy as np
+
+    from .. import tinyworld
+    from ..values import gamma_for_length
+
+    lengths = np.asarray(tally.lengths)
+    at = dict(zip((f"p{p}" for p in PERCENTILES), np.percentile(lengths, PERCENTILES).tolist(), strict=True))
+    return Summary(
+        generator=generator,
+        tiny_world=PurePath(generator).name in tinyworld.NAMES,
+        prompts=prompts,
+        completions=len(lengths),
+        failed=failed,
+        tokens=int(lengths.sum()),
+        length_tokens={**at, "mean": float(lengths.mean()), "max": int(lengths.max())},
+        limit_tokens=limit,
+        cut_share=tally.cut_share,
+        gamma=gamma_for_length(max(1.0, at["p99"])),
+        gamma_is_low=tally.cut_share > 0.01,
+        reencoded_share=tally.reencoded / len(lengths),
+        logprob_per_token=tally.logprob_per_token,
+        tokens_per_s=tokens_per_s,
+    )
+
+
+def as_text(summary: dict[str, Any]) -> str:
+    """A few lines for people about a summary as it is stored."""
+    length, cut = summary["length_tokens"], summary["cut_share"]
+
+    def tokens(name: str, quantile: float) -> str:
+        # Beyond the share that ended by itself, a percentile is only known to be at least the limit.
+        return f"{'≥ ' if quantile > 1 - cut else ''}{length[name]:,.0f}"
+
+    lines = [
+        f"{summary['completions']:,} completions of {summary['prompts']:,} prompts by {summary['generator']}, "
+        f"{summary['tokens']:,} tokens"
+        + (f", {summary['tokens_per_s']:,.0f} tokens/s" if summary["tokens_per_s"] else "")
+        + (f"; {summary['failed']:,} failed" if summary["failed"] else ""),
+        "  lengths in tokens: "
+        + ", ".join(f"p{p} {tokens(f'p{p}', p / 100)}" for p in PERCENTILES)
+        + f", max {tokens('max', 1.0)}; cut at the limit of {summary['limit_tokens']:,}: {cut:.1%}",
+        f"  gamma suggested {'at least ' if summary['gamma_is_low'] else ''}{summary['gamma']:.5f}"
+        + ("" if (mean := summary["logprob_per_token"]) is None else f"; log-probability of a token {mean:.3f} nats")
+        + (f"; ids re-encoded from text: {summary['reencoded_share']:.1%}" if summary["reencoded_share"] else ""),
+    ]
+    if summary["gamma_is_low"]:
+        lines.append(
+            "  more than 1% was cut, so the 99th-percentile length is only known to be at least the limit: "
+            "sample with more max_tokens if you can"
+        )
+    if summary["tiny_world"]:
+        from .. import tinyworld
+
+        lines.append(f"  {tinyworld.NOTICE}")
+    return "\n".join(lines)
+
+
+def write_histogram(folder: Path, tally: Tally) -> None:
+    """Write the histogram of the lengths into ``folder``, for TensorBoard; one from before goes."""
+    import numpy as np
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_histogram("rollouts/length_tokens", np.asarray(tally.lengths), global_step=0, bins="auto")

@@ -76,6 +76,11 @@ def encode_completion(tokenizer: Any, rollout: Rollout) -> list[int]:
     return ids
 
 
+def _ends(tokenizer: Any) -> set[int]:
+    """Tokens that may end a completion: a model can have more of them than its tokenizer names, all special ones."""
+    return {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+
+
 def encode_rollout(
     processor: Any, rollout: Rollout, limits: Limits, prompts: dict[str, list[int]]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -108,6 +113,8 @@ def encode_rollout(
     if not marks.isdisjoint(completion if rollout.images else prompt + completion):
         raise ValueError("an image or video token of the model stands where there is no image")
     notes = []
+    if rollout.token_ids and not rollout.censored and completion[-1] not in _ends(tokenizer_of(processor)):
+        notes.append(f"it counts as ended by itself, but its last token, {completion[-1]}, is no end of sequence")
     if len(prompt) > limits.prompt:
         if rollout.images:
             raise ValueError(

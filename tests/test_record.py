@@ -99,6 +99,43 @@ def test_published_completion_at_its_limit_was_cut(meta, censored):
     assert parse({"conversations": [*HUMAN, GPT], "meta_info": meta})[0].censored is censored
 
 
+GROUP = [*HUMAN, GPT, {"from": "gpt", "value": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("meta", "censored", "notes"),
+    [
+        ({"answer_token_length": [512, 3], "max_tokens": 512}, [True, False], []),
+        ({"answer_token_length": [None, 512], "max_tokens": 512}, [False, True], []),
+        ({"finish_reason": ["stop", "length"]}, [False, True], []),
+        ({"answer_token_length": [512, 512], "max_tokens": 512, "finish_reason": ["stop", None]}, [False, True], []),
+        (
+            {"answer_token_length": 512, "max_tokens": 512},
+            [False, False],
+            ["answer_token_length is one value for 2 completions, so it says of none whether it was cut"],
+        ),
+        (
+            {"finish_reason": "length"},
+            [False, False],
+            ["finish_reason is one value for 2 completions, so it says of none whether it was cut"],
+        ),
+        ({"answer_token_length": 512}, [False, False], []),
+        ({"finish_reason": "stop", "max_tokens": 512}, [False, False], []),
+    ],
+)
+def test_one_value_does_not_decide_for_a_group(meta, censored, notes):
+    rollouts, found = parse_record({"conversations": GROUP, "meta_info": meta}, FOLDER)
+    assert [r.censored for r in rollouts] == censored
+    assert found == notes
+
+
+def test_the_seed_of_a_completion_is_no_setting():
+    record = {"messages": USER, "completion": "a", "number": 3, "reencoded": True, "sampling": {"top_p": 1, "seed": 5}}
+    (rollout,), notes = parse_record(record, FOLDER)
+    assert rollout.sampling == {"top_p": 1}
+    assert notes == []
+
+
 def test_null_entries_are_absent():
     absent = dict.fromkeys(["images", "token_ids", "finish_reason", "split", "sampling", "generator", "prompt_id"])
     assert parse({"messages": USER, "completion": "a", **absent}) == parse({"messages": USER, "completion": "a"})
@@ -169,8 +206,16 @@ def test_unknown_keys_are_noted(record, notes):
         ({"conversations": [GPT]}, "there is no prompt before the gpt turn"),
         ({"conversations": [*HUMAN, GPT], "meta_info": [1]}, "meta_info is list, expected an object"),
         (
-            {"conversations": [*HUMAN, GPT], "meta_info": {"answer_token_length": [3], "max_tokens": 5}},
-            "answer_token_length is list, expected a number",
+            {"conversations": [*HUMAN, GPT], "meta_info": {"answer_token_length": "3", "max_tokens": 5}},
+            "answer_token_length is str, expected a number",
+        ),
+        (
+            {"conversations": [*HUMAN, GPT, GPT], "meta_info": {"answer_token_length": [3], "max_tokens": 5}},
+            "answer_token_length has 1 entries for 2 completions",
+        ),
+        (
+            {"conversations": [*HUMAN, GPT], "meta_info": {"finish_reason": [3]}},
+            "an entry of finish_reason is int, expected a string",
         ),
     ],
 )

@@ -100,6 +100,7 @@ def test_notes_tell_of_unknown_keys_and_cuts(build, tiny_text):
     prompt = len(tiny_text.apply_chat_template(USER, add_generation_prompt=True)["input_ids"])
     assert table[0]["notes"] == [
         "unknown key 'finish_reson'; did you mean 'finish_reason'?",
+        "it counts as ended by itself, but its last token, 5, is no end of sequence",
         f"prompt of {prompt} tokens cut to its last 8",
         "completion of 30 tokens is longer than the limit, its last 18 are left out (labels keep the whole length)",
     ]

@@ -11,7 +11,8 @@ Published::
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}], "images": [...],
      "meta_info": {"lenvm_idx": 7, "split": "train", ...}, "source_fields": {...}}
 
-where consecutive ``gpt`` turns at the end, or a JSON list on one line, group several completions of a prompt.
+where consecutive ``gpt`` turns at the end, or a JSON list on one line, group several completions of a prompt. With
+consecutive turns, ``answer_token_length`` and ``finish_reason`` are lists, an entry a completion.
 """
 
 import hashlib
@@ -25,8 +26,8 @@ from ..errors import nearest
 
 IMAGE_MARK = "<image>"
 _OURS = {
-    "prompt_id", "messages", "images", "completion", "token_ids", "finish_reason", "split", "sampling", "generator",
-    "completions", "logprob", "correct", "meta",
+    "prompt_id", "number", "messages", "images", "completion", "token_ids", "finish_reason", "split", "sampling",
+    "generator", "reencoded", "completions", "logprob", "correct", "meta",
 }  # fmt: skip
 _PUBLISHED = {"conversations", "images", "meta_info", "source_fields", "id"}
 _ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -45,7 +46,7 @@ class Rollout:
         token_ids: generated ids, EOS included where it was generated; None where only text is known.
         censored: True = it hit its token limit, so its length is only known to be greater than what was seen.
         split: ``train`` or ``test``; None where the file does not say.
-        sampling: temperature, top_p, … it was sampled with, as far as known.
+        sampling: temperature, top_p, … it was sampled with, as far as known; without the completion's own seed.
         generator: name of the model that wrote it.
     """
 
@@ -80,17 +81,19 @@ def parse_record(record: Any, folder: Path) -> tuple[list[Rollout], list[str]]:
         return [r for rollouts, _ in parsed for r in rollouts], [n for _, notes in parsed for n in notes]
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    notes: list[str] = []
     if "conversations" in record:
-        known, parse = _PUBLISHED, _parse_published
+        known = _PUBLISHED
+        rollouts, notes = _parse_published(record, folder)
     elif "messages" in record:
-        known, parse = _OURS, _parse_ours
+        known = _OURS
+        rollouts = _parse_ours(record, folder)
     else:
         hint = _hint(record, ["conversations", "messages"])
         raise ValueError(f"neither 'messages' nor 'conversations' among its keys ({', '.join(record)}){hint}")
-    rollouts = parse(record, folder)
     items = record["completions"] if known is _OURS and record.get("completions") else []
     unknown = dict.fromkeys(key for part in [record, *items] for key in part if key not in known)
-    return rollouts, [f"unknown key {key!r}{nearest(key, known)}" for key in unknown]
+    return rollouts, notes + [f"unknown key {key!r}{nearest(key, known)}" for key in unknown]
 
 
 def _hint(keys: Iterable[str], wanted: list[str]) -> str:
@@ -140,7 +143,7 @@ def _messages(turns: Any, role_key: str, text_key: str) -> list[dict[str, str]]:
     return messages
 
 
-def _parse_published(record: dict[str, Any], folder: Path) -> list[Rollout]:
+def _parse_published(record: dict[str, Any], folder: Path) -> tuple[list[Rollout], list[str]]:
     messages = _messages(record["conversations"], "from", "value")
     completions: list[str] = []
     while messages and messages[-1]["role"] == "assistant":
@@ -154,19 +157,57 @@ def _parse_published(record: dict[str, Any], folder: Path) -> list[Rollout]:
     index = meta.get("lenvm_idx")
     if index is not None and meta.get("dataset_name"):
         index = f"{meta['dataset_name']}/{index}"  # data sets that are trained on together each count from 0
-    # The layout has no finish reason; a completion as long as its token limit was cut by it.
-    length, limit = (_typed(meta, key, (int, float), "a number") for key in ("answer_token_length", "max_tokens"))
-    reason = meta.get("finish_reason")
-    cut = reason == "length" or (reason is None and length is not None and limit is not None and length >= limit)
+    cut, notes = _cut_of_published(meta, len(completions))
     common: dict[str, Any] = {
         "prompt_id": _prompt_id(index, messages, images),
         "messages": messages,
         "images": images,
         "split": _typed(meta, "split", str, "a string"),
-        "sampling": {k: meta[k] for k in ("temperature", "top_p", "top_k", "max_tokens") if meta.get(k) is not None},
+        "sampling": {
+            k: meta[k] for k in ("temperature", "top_p", "top_k", "min_p", "max_tokens") if meta.get(k) is not None
+        },
         "generator": _typed(meta, "model_name", str, "a string"),
     }
-    return [Rollout(completion=text, censored=cut, **common) for text in completions]
+    return [Rollout(completion=t, censored=c, **common) for t, c in zip(completions, cut, strict=True)], notes
+
+
+def _cut_of_published(meta: dict[str, Any], count: int) -> tuple[list[bool], list[str]]:
+    """Which of ``count`` completions were cut, and notes.
+
+    The published layout has no finish reason (ours adds one): a completion as long as its limit was cut by it.
+    """
+    limit = _typed(meta, "max_tokens", (int, float), "a number")
+    lengths, one_length = _each(meta, "answer_token_length", (int, float), "a number", count)
+    reasons, one_reason = _each(meta, "finish_reason", str, "a string", count)
+    cut = [
+        reason == "length" or (reason is None and length is not None and limit is not None and length >= limit)
+        for length, reason in zip(lengths, reasons, strict=True)
+    ]
+    names = [
+        name
+        for name, decides in (
+            ("answer_token_length", one_length and limit is not None and not any(reasons)),
+            ("finish_reason", one_reason and meta["finish_reason"] != "stop"),
+        )
+        if decides
+    ]
+    return cut, [
+        f"{name} is one value for {count} completions, so it says of none whether it was cut" for name in names
+    ]
+
+
+def _each(meta: dict[str, Any], key: str, kind: Any, called: str, count: int) -> tuple[list[Any], bool]:
+    """An entry of each of ``count`` completions, None where unknown; and whether one value was given for several."""
+    value = meta.get(key)
+    if not isinstance(value, list):
+        value = _typed(meta, key, kind, called)
+        return [value if count == 1 else None] * count, value is not None and count > 1
+    if len(value) != count:
+        raise ValueError(f"{key} has {len(value)} entries for {count} completions")
+    for entry in value:
+        if entry is not None and not isinstance(entry, kind):
+            raise ValueError(f"an entry of {key} is {type(entry).__name__}, expected {called}")
+    return value, False
 
 
 def _parse_ours(record: dict[str, Any], folder: Path) -> list[Rollout]:
@@ -177,7 +218,7 @@ def _parse_ours(record: dict[str, Any], folder: Path) -> list[Rollout]:
         "messages": messages,
         "images": images,
         "split": _typed(record, "split", str, "a string"),
-        "sampling": _typed(record, "sampling", dict, "an object") or {},
+        "sampling": {k: v for k, v in (_typed(record, "sampling", dict, "an object") or {}).items() if k != "seed"},
         "generator": _typed(record, "generator", str, "a string"),
     }
     items = _typed(record, "completions", list, "a list")

@@ -18,11 +18,15 @@ SAMPLING = Sampling(max_tokens=40, seed=3)
 
 
 class Prompts(list[Prompt]):
-    """Prompts with the description that a loaded set has."""
+    """Prompts with the ids and the description that a loaded set has."""
+
+    @property
+    def ids(self) -> list[str]:
+        return [prompt.prompt_id for prompt in self]
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"ids": [prompt.prompt_id for prompt in self]}
+        return {"ids": self.ids}
 
 
 def make_prompts(count: int, pictures: bool = False) -> Prompts:

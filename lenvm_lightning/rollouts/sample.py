@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import GeneratorError, StoreError, nearest
 from .generation import Completion, Failure, Generator, Sampling
 from .progress import SamplingProgress
-from .store import RolloutStore, describe
+from .store import Prompts, RolloutStore, describe
 from .summary import as_text, summarise, write_histogram
 
 
@@ -72,7 +72,7 @@ def open_generator(source: str, **options: Any) -> Generator:
 
 
 def sample_rollouts(
-    generator: Generator, prompts: Any, n: int, folder: Path, sampling: Sampling, *, wait: bool = False
+    generator: Generator, prompts: Prompts, n: int, folder: Path, sampling: Sampling, *, wait: bool = False
 ) -> Outcome:
     """Sample ``n`` completions of each prompt into a folder; goes on where an earlier run stopped.
 
@@ -80,7 +80,7 @@ def sample_rollouts(
 
     Args:
         generator: who is asked.
-        prompts: a sequence of :class:`~.generation.Prompt` with its ``description``.
+        prompts: from :func:`~.prompts.load_prompts`.
         n: completions of a prompt.
         folder: where they go.
         sampling: how tokens are drawn.

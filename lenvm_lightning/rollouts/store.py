@@ -10,10 +10,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -27,12 +27,27 @@ FORMAT = 1
 _HEADS = 4096  # prompts whose part of the record is kept at hand
 
 
-def describe(generator: Generator, prompts: Any, n: int, sampling: Sampling) -> dict[str, Any]:
+class Prompts(Protocol):
+    """Prompts of a run, as :func:`~.prompts.load_prompts` returns them."""
+
+    ids: list[str]
+    """Of each, in order; all different."""
+    description: dict[str, Any]
+    """Where they come from, with a digest of their content, as JSON values."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, index: int, /) -> Prompt:
+        """Take one; its pictures are opened or drawn now."""
+
+
+def describe(generator: Generator, prompts: Prompts, n: int, sampling: Sampling) -> dict[str, Any]:
     """What decides the content of a store, as JSON values.
 
     Args:
         generator: who samples.
-        prompts: a sequence of prompts with its ``description``.
+        prompts: which ones are asked for.
         n: completions of each prompt.
         sampling: how tokens are drawn.
     """
@@ -66,7 +81,7 @@ class RolloutStore:
     """
 
     def __init__(
-        self, folder: Path, prompts: Sequence[Prompt], settings: dict[str, Any], generator: str, wait: bool = False
+        self, folder: Path, prompts: Prompts, settings: dict[str, Any], generator: str, wait: bool = False
     ) -> None:
         self.folder, self.prompts, self.settings, self.generator = folder, prompts, settings, generator
         self.rollouts, self.summary = folder / "rollouts.jsonl", folder / "summary.json"
@@ -89,7 +104,7 @@ class RolloutStore:
         Raises:
             StoreError: in use, sampled with other settings, or not to be written.
         """
-        self._index = {prompt.prompt_id: number for number, prompt in enumerate(self.prompts)}
+        self._index = {prompt_id: number for number, prompt_id in enumerate(self.prompts.ids)}
         if len(self._index) < len(self.prompts):
             raise StoreError(f"{len(self.prompts) - len(self._index)} prompts share their prompt_id with another one")
         self._forget()

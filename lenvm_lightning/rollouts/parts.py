@@ -1,0 +1,367 @@
+"""Prompts of one source: all of its rows are read once for what they say, and one again when its prompt is taken."""
+
+import glob
+import hashlib
+import io
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import DataError, nearest
+from .generation import Prompt
+from .mapping import PLAIN_KINDS, Draft, Mapping, PlainMapping, content_digest, missing_columns, role_of
+from .rows import DatasetRows, JsonlRows, Rows, load_splits
+from .sources import READY_MADE, ReadyMade, question_lookup
+
+_log = logging.getLogger(__name__)
+EMBEDDED = ("tiny-math", "tiny-write", "tiny-vqa")
+_COUNT = 600  # prompts of an embedded set where no limit says otherwise
+_SHOWN = 20  # problems in a message
+_LOOKED_AT = 64  # pictures of a data set that its digest looks at
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source and how to read it; see :func:`.prompts.load_prompts`.
+
+    Attributes:
+        shown: what to call it in messages.
+        path: an embedded set, a JSONL file or glob, a folder, or a hub id.
+        ready: what is known of it.
+        wanted: the split asked for.
+        limit: prompts to take; None: all, or 600 of an embedded set.
+        seed: of embedded sets and of shuffling.
+        options: what else was said.
+    """
+
+    shown: str
+    path: str
+    ready: ReadyMade | None = None
+    wanted: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_files(self) -> bool:
+        """Whether it is JSONL files, read line by line, and not a data set."""
+        return self.path.endswith(".jsonl") or glob.has_magic(self.path)
+
+    def load(self) -> "list[Part]":
+        """Its prompts, in as many parts as it has files or splits.
+
+        Raises:
+            DataError: it is not there, or holds rows that cannot be used, or no prompts.
+        """
+        if self.path in EMBEDDED:
+            return [_embedded(self)]
+        parts: list[Part] = []
+        left = self.limit
+        seen = 0
+        for rows, name, role in _files(self) if self.is_files else _splits(self):
+            part = _Reading(self, rows, name, role).part(left)
+            parts.append(part)
+            seen += len(rows)
+            left = None if left is None else left - len(part.ids)
+            if left == 0:
+                break
+        if not any(part.ids for part in parts):
+            said = f" of split {self.split!r}" if self.split else ""
+            raise DataError(f"{self.shown} has no prompts{said} (looked at {seen:,} rows in {self.path}).")
+        return parts
+
+    @property
+    def split(self) -> str | None:
+        """The split asked for, of this source or of all."""
+        return self.options.get("split") or self.wanted
+
+    def label(self, default: str) -> str:
+        """What ids begin with."""
+        return self.options.get("label") or (_name_of(self.ready) if self.ready else default)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Prompts that can be taken by number.
+
+    Attributes:
+        ids: the ``prompt_id`` of each.
+        digest: of their content.
+        take: opens one.
+        shown: what to call it in messages.
+    """
+
+    ids: list[str]
+    digest: str
+    take: Callable[[int], Prompt]
+    shown: str
+
+
+def _name_of(ready: ReadyMade) -> str:
+    return next(name for name, known in READY_MADE.items() if known is ready)
+
+
+def _embedded(source: Source) -> Part:
+    from ..tinyworld.prompt_sets import prompt_set
+
+    prompts = prompt_set(source.path, source.split, source.limit or _COUNT, source.seed)
+    digest, ids = hashlib.blake2b(digest_size=16), []
+    for i in range(len(prompts)):
+        prompt = prompts[i]
+        ids.append(prompt.prompt_id)
+        digest.update(json.dumps([prompt.prompt_id, prompt.messages, prompt.split, prompt.meta]).encode())
+        for picture in prompt.images:
+            assert isinstance(picture, Image.Image)
+            digest.update(picture.tobytes())
+    return Part(ids, digest.hexdigest(), lambda i: prompts[i], source.shown)
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _files(source: Source) -> Iterator[tuple[Rows, str, str | None]]:
+    """Rows, name and role of each JSONL file."""
+    files = sorted(path for path in glob.glob(source.path, recursive=True) if os.path.isfile(path))
+    if not files:
+        raise DataError(f"no file matches {source.path!r} (looked from {Path.cwd()}).")
+    if source.split not in (None, "train", "test"):
+        raise DataError(f"{source.shown}: split must be train or test for files, found {source.split!r}")
+    for path in files:
+        stem = Path(path).stem
+        role = source.ready.splits.get(stem, role_of(stem)) if source.ready else None
+        if source.ready and source.split and role != source.split:
+            continue
+        yield JsonlRows(Path(path)), stem, role
+
+
+def _splits(source: Source) -> Iterator[tuple[Rows, str, str | None]]:
+    """Rows, name and role of each split of a data set that is asked for."""
+    ready, name = source.ready, source.options.get("name")
+    call = f"{{source: {_name_of(ready)}, path: /my/copy}}" if ready else "{path: /my/copy, columns: {...}}"
+    hint = f"With a copy of it (Parquet, Arrow or JSONL files in a folder), say {call}."
+    found = load_splits(source.path, name or (ready.name if ready and not os.path.exists(source.path) else None), hint)
+    roles = {split: (ready.splits.get(split) if ready else None) or role_of(split) for split in found}
+    explicit = source.options.get("split")
+    if explicit is None and source.wanted in found:
+        explicit = source.wanted
+    if explicit is not None:
+        if explicit not in found:
+            raise DataError(
+                f"{source.shown} has no split {explicit!r}{nearest(explicit, found)} (it has {', '.join(found)})."
+            )
+        chosen = [explicit]
+    else:
+        usual = [split for split in ready.splits if split in found] if ready else []
+        chosen = usual or list(found)
+        if source.wanted and not (source.options.get("columns") or {}).get("split"):
+            chosen = [split for split in chosen if roles[split] == source.wanted]
+            if not chosen:
+                raise DataError(f"{source.shown} has no split for {source.wanted!r} (it has {', '.join(found)}).")
+    local = Path(source.path)
+    folder = local if local.is_dir() else local.parent if local.is_file() else None
+    for split in chosen:
+        yield DatasetRows(found[split], f"split {split!r} of {source.shown}", folder), split, roles[split]
+
+
+class _Reading:
+    """Reads all rows of one file or split once."""
+
+    def __init__(self, source: Source, rows: Rows, name: str, role: str | None) -> None:
+        self._source, self._rows, self._name, self._role = source, rows, name, role
+        self._mapping = _mapping(source, rows)
+        columns = self._mapping.columns()
+        self._wanted = columns if source.is_files else [name for name in columns if name in rows.columns]
+        default = name if source.is_files else Path(source.path.rstrip("/")).stem
+        self._label = source.label(default)
+        self._problems: list[str] = []
+        self._left_out: Counter[str] = Counter()
+        self._seen: dict[str, str] = {}
+        self._any_split = False
+
+    def part(self, limit: int | None) -> Part:
+        """The prompts, at most ``limit``.
+
+        Raises:
+            DataError: lines of a file that cannot be used, a missing column, or an id with two prompts.
+        """
+        ids: list[str] = []
+        indices: list[int] = []
+        digest = hashlib.blake2b(digest_size=16)
+        for index, draft in self._drafts():
+            split = draft.split or self._role
+            self._any_split |= split is not None
+            if self._unwanted(split):
+                continue
+            prompt_id = self._id(index, draft)
+            content = content_digest(draft)
+            if prompt_id in self._seen:
+                if self._seen[prompt_id] != content and not self._source.options.get("unique"):
+                    self._problems.append(f"{self._rows.place(index)}: another prompt has the id {prompt_id!r} too")
+                continue
+            self._seen[prompt_id] = content
+            if limit is None or len(ids) < limit:
+                ids.append(prompt_id)
+                indices.append(index)
+                stamps = [self._stamp(picture) for picture in draft.pictures]
+                digest.update(json.dumps([prompt_id, draft.messages, stamps, split, draft.meta]).encode())
+            elif not self._source.is_files:
+                break
+        self._complain(not ids)
+        part = Part(ids, "", lambda i: self._take(ids[i], indices[i]), self._source.shown)
+        for i in range(0, len(ids), max(1, len(ids) // _LOOKED_AT)) if self._mapping.images else ():
+            for picture in part.take(i).images:
+                digest.update(picture.tobytes() if isinstance(picture, Image.Image) else b"")
+        return replace(part, digest=digest.hexdigest())
+
+    def _drafts(self) -> Iterator[tuple[int, Draft]]:
+        """Rows that can be used; of others, why they cannot."""
+        order = None
+        if self._source.options.get("shuffle"):
+            order = np.random.default_rng(self._source.seed).permutation(len(self._rows)).tolist()
+        unique = self._source.options.get("unique", bool(self._source.ready and self._source.ready.unique))
+        known: set[Any] = set()
+        for index, row in self._rows.scan(self._wanted, self._mapping.images, order):
+            try:
+                if isinstance(row, ValueError):
+                    raise row
+                if unique and self._mapping.id:
+                    if row.get(self._mapping.id) in known:
+                        continue
+                    known.add(row.get(self._mapping.id))
+                draft = self._mapping.draft(row)
+                for picture in draft.pictures:
+                    self._stamp(picture)
+                yield index, draft
+            except ValueError as error:
+                if self._source.is_files:
+                    self._problems.append(f"{self._rows.place(index)}: {error}")
+                else:
+                    self._left_out[str(error)] += 1
+
+    def _id(self, index: int, draft: Draft) -> str:
+        if draft.id is not None:
+            return f"{self._label}/{draft.id}"
+        if self._source.is_files and not self._source.ready:
+            return f"{self._label}/{content_digest(draft)}"
+        return f"{self._label}/{self._name}-{index}"
+
+    def _unwanted(self, split: str | None) -> bool:
+        if self._source.is_files:
+            return self._source.split is not None and split != self._source.split
+        by_row = self._source.wanted in ("train", "test") and self._mapping.split is not None
+        return by_row and split != self._source.wanted
+
+    def _stamp(self, picture: Any) -> str:
+        """What stands for a picture in the digest: its path and size."""
+        if not isinstance(picture, str):
+            if self._source.is_files:
+                raise ValueError(f"a picture is {type(picture).__name__}, expected a path")
+            return "a picture"
+        try:
+            return f"{picture}:{os.path.getsize(self._path(picture))}"
+        except OSError as error:
+            raise ValueError(f"image {picture} cannot be read: {error.strerror}") from error
+
+    def _path(self, picture: str) -> str:
+        if self._rows.folder is None:
+            raise ValueError(f"a picture is given as a path, {picture!r}, but there is no folder that it could be in")
+        return str(self._rows.folder / picture)
+
+    def _complain(self, nothing_left: bool) -> None:
+        if self._problems:
+            more = len(self._problems) - _SHOWN
+            raise DataError(
+                f"{len(self._problems):,} rows of {self._source.shown} cannot be used:\n  "
+                + "\n  ".join(self._problems[:_SHOWN])
+                + (f"\n  … and {more:,} more" if more > 0 else "")
+            )
+        if self._left_out:
+            reasons = "; ".join(f"{count:,} × {reason}" for reason, count in self._left_out.most_common(5))
+            if nothing_left:
+                raise DataError(f"no row of {self._source.shown} can be used: {reasons}.")
+            _log.warning("%s: %d rows are left out: %s", self._source.shown, self._left_out.total(), reasons)
+        if self._source.is_files and self._source.split and len(self._rows) and not self._any_split:
+            raise DataError(
+                f"split {self._source.split!r} was asked for, but no row of {self._source.shown} says which split it "
+                "belongs to: leave split out."
+            )
+
+    def _take(self, prompt_id: str, index: int) -> Prompt:
+        draft = self._mapping.draft(self._rows.row(index, self._wanted))
+        pictures = []
+        for picture in draft.pictures:
+            try:
+                pictures.append(self._path(picture) if isinstance(picture, str) else _open(picture))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise DataError(f"{self._rows.place(index)}: its picture cannot be read: {error}") from error
+        return Prompt(prompt_id, draft.messages, tuple(pictures), draft.split or self._role, draft.meta)
+
+
+def _open(picture: Any) -> Image.Image:
+    """A picture from its bytes, bare or in the layout of the ``datasets`` library."""
+    content = picture.get("bytes") if isinstance(picture, dict) else picture
+    if isinstance(content, bytes):
+        image = Image.open(io.BytesIO(content))
+    elif isinstance(picture, dict) and picture.get("path"):
+        image = Image.open(picture["path"])
+    else:
+        raise ValueError(f"{type(picture).__name__} is no picture")
+    image.load()
+    return image
+
+
+# -- mappings ---------------------------------------------------------------------------------------------------------
+
+
+def _mapping(source: Source, rows: Rows) -> Mapping:
+    """How rows are read.
+
+    Raises:
+        DataError: columns that are not there.
+    """
+    mapping = _chosen(source, rows.columns)
+    if isinstance(mapping, PlainMapping):
+        plain = [name for name in PLAIN_KINDS if name in rows.columns]
+        if not source.is_files and len(plain) != 1:
+            found = f"several columns of prompts, {', '.join(plain)}" if plain else "no column of prompts that is known"
+            raise DataError(
+                f"{source.shown} has {found}. Say which one to take: {{path: {source.path}, columns: "
+                f"{{prompt: ...}}}}, or messages: ... for conversations (it has {', '.join(rows.columns)})."
+            )
+        return mapping
+    problems = missing_columns(mapping.columns(), rows.columns)
+    if problems and len(rows):
+        raise DataError(
+            f"{source.shown}, read from {source.path}: {'; '.join(problems)} (it has {', '.join(rows.columns)})."
+        )
+    return mapping
+
+
+def _chosen(source: Source, there: list[str]) -> Mapping:
+    options = source.options
+    columns = dict(options.get("columns") or {})
+    changes: dict[str, Any] = {
+        key: columns[key] for key in ("prompt", "messages", "options", "id", "split") if key in columns
+    }
+    if "image" in columns:
+        changes["images"] = tuple(columns["image"]) if isinstance(columns["image"], list) else (columns["image"],)
+    if "meta" in columns:
+        meta = columns["meta"]
+        changes["meta"] = (
+            meta if isinstance(meta, dict) else {name: name for name in ([meta] if isinstance(meta, str) else meta)}
+        )
+    changes |= {key: options[key] for key in ("template", "first_turn") if key in options}
+    if source.ready is None:
+        return Mapping(**changes) if columns else PlainMapping(**changes, images=("images", "image"))
+    mapping = replace(source.ready.mapping(there), **changes)
+    if source.ready.needs:
+        mapping = replace(mapping, mend=question_lookup(source.ready, options.get("questions") or {}))
+    return mapping

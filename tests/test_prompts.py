@@ -518,7 +518,8 @@ def test_mistakes_in_sources_are_named_all_at_once():
     with pytest.raises(DataError) as refused:
         load_prompts(["tiny-maht", {"surce": "x"}, {"limit": 3}, {"source": "gsm8k", "limit": "all"}, 7,
                       {"path": "a/b", "columns": {"promt": "q"}}, {"path": "a/b", "columns": {"id": "i"}},
-                      {"source": "a/b", "path": "c/d"}, {"source": "gsm8k", "limit": 0}])  # fmt: skip
+                      {"source": "a/b", "path": "c/d"}, {"source": "gsm8k", "limit": 0},
+                      {"path": "a/b", "columns": {"prompt": 3, "meta": ["a", "b"]}}])  # fmt: skip
     text = str(refused.value)
     for said in (
         "'tiny-maht': no such source; did you mean 'tiny-math'?",
@@ -530,6 +531,7 @@ def test_mistakes_in_sources_are_named_all_at_once():
         "columns: give either prompt, a text, or messages, a conversation",
         "both source and path",
         "limit must be at least 1, found 0",
+        "columns: prompt must be the name of a column, found 3",
     ):
         assert said in text
     with pytest.raises(DataError, match="no source"):

@@ -4,12 +4,11 @@ import base64
 import io
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .generation import Prompt
+from .prompting import open_image
 from .record import IMAGE_MARK
-
-MAX_IMAGE_PIXELS = 50_000_000
 
 
 def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -42,17 +41,8 @@ def picture_url(image: Image.Image | str) -> str:
     """A picture, opened or as a path, as the data URL of an RGB PNG.
 
     Raises:
-        ValueError: it is missing, unreadable or has more than 50 million pixels.
+        ValueError: it cannot be opened; see :func:`.prompting.open_image`.
     """
     buffer = io.BytesIO()
-    try:
-        opened = Image.open(image) if isinstance(image, str) else image
-        width, height = opened.size
-        if width * height > MAX_IMAGE_PIXELS:
-            raise ValueError(f"picture {image} has {width}x{height} pixels, more than {MAX_IMAGE_PIXELS:,}")
-        opened.convert("RGB").save(buffer, format="PNG")
-    except FileNotFoundError as error:
-        raise ValueError(f"picture {image} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture {image} cannot be read: {error}") from error
+    open_image(image).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

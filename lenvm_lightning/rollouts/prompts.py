@@ -173,11 +173,22 @@ def _wrong(given: Any, limit: int | None) -> list[str]:
     if columns is not None:
         unknown = [key for key in columns if key not in _COLUMNS]
         wrong += [
+            f"columns: {key} must be the name of a column, found {value!r}"
+            for key, value in columns.items()
+            if not _names_columns(value, several=key in ("image", "meta"))
+        ]
+        wrong += [
             f"columns: unknown {key!r}{nearest(str(key), _COLUMNS)} (known: {', '.join(_COLUMNS)})" for key in unknown
         ]
         if not unknown and name not in READY_MADE and ("prompt" in columns) == ("messages" in columns):
             wrong.append("columns: give either prompt, a text, or messages, a conversation")
     return wrong
+
+
+def _names_columns(value: Any, several: bool) -> bool:
+    if isinstance(value, (list, dict)) and several:
+        return all(isinstance(name, str) for name in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str)
 
 
 def _is_place(name: str) -> bool:

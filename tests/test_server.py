@@ -428,7 +428,8 @@ def test_a_restart_is_waited_for(server, caplog):
     assert sorted((a.prompt_id, a.number) for a in got) == sorted((f"p{i}", k) for i in range(60) for k in range(2))
     assert all(isinstance(answer.result, Completion) for answer in got)
     messages = [record.getMessage() for record in caplog.records]
-    assert sum("does not answer" in m for m in messages) == sum("answers again" in m for m in messages) == 1
+    # Not once an attempt; an answer that was already on its way may come in between.
+    assert 1 <= sum("does not answer" in m for m in messages) == sum("answers again" in m for m in messages) <= 3
 
 
 def test_a_prompt_that_breaks_its_connection_every_time_does_not_hold_the_others_up(server):

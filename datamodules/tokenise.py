@@ -76,9 +76,9 @@ def encode_completion(tokenizer: Any, rollout: Rollout) -> list[int]:
     return ids
 
 
-def _ends(tokenizer: Any) -> set[int]:
-    """Tokens that may end a completion: a model can have more of them than its tokenizer names, all special ones."""
-    return {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+def _may_end(tokenizer: Any, token: int) -> bool:
+    """Whether a token may end a completion: a model can have more ends than its tokenizer names, all special ones."""
+    return token == tokenizer.eos_token_id or token in tokenizer.all_special_ids
 
 
 def encode_rollout(
@@ -113,7 +113,7 @@ def encode_rollout(
     if not marks.isdisjoint(completion if rollout.images else prompt + completion):
         raise ValueError("an image or video token of the model stands where there is no image")
     notes = []
-    if rollout.token_ids and not rollout.censored and completion[-1] not in _ends(tokenizer_of(processor)):
+    if rollout.token_ids and not rollout.censored and not _may_end(tokenizer_of(processor), completion[-1]):
         notes.append(f"it counts as ended by itself, but its last token, {completion[-1]}, is no end of sequence")
     if len(prompt) > limits.prompt:
         if rollout.images:

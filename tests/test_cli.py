@@ -2,11 +2,16 @@
 
 import json
 
+import lightning as L
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenvm_lightning import LengthValueModel
 from lenvm_lightning.cli.main import main, split_overrides
+from lenvm_lightning.cli.run import LastValidation
+from lenvm_lightning.cli.runs import choose_folder, claimed_folder
+from lenvm_lightning.errors import StoreError
 
 SHORT = ["--fit.trainer.max_steps", "3", "--fit.trainer.max_epochs", "1", "--fit.data.val_completions", "12"]
 SHORT += ["--fit.trainer.log_every_n_steps", "1"]
@@ -110,8 +115,6 @@ def test_unknown_recipe_lists_the_shipped_ones(here, capsys):
 
 
 def test_other_settings_go_to_another_folder(tmp_path):
-    from lenvm_lightning.cli.runs import choose_folder
-
     one, two = {"fit": {"lr": 1}}, {"fit": {"lr": 2}}
     first = choose_folder(tmp_path, "r", None, one, False)
     first.start(one, "# header\n")
@@ -122,10 +125,64 @@ def test_other_settings_go_to_another_folder(tmp_path):
     assert choose_folder(tmp_path, "r", None, two, False).path == second.path
 
 
+def test_a_claimed_folder_is_locked_and_begun(tmp_path):
+    one, two = {"fit": {"lr": 1}}, {"fit": {"lr": 2}}
+    with claimed_folder(tmp_path, "r", None, one, False, "") as first:
+        assert first.settings() == one
+        with (
+            pytest.raises(StoreError, match=r"r is in use by process \d+ on .* Wait until it ends"),
+            claimed_folder(tmp_path, "r", None, one, False, ""),
+        ):
+            pass
+        with (
+            pytest.raises(StoreError, match="in use"),  # --fresh does not delete what another process works on
+            claimed_folder(tmp_path, "r", "r", two, True, ""),
+        ):
+            pass
+        with claimed_folder(tmp_path, "r", None, two, False, "") as second:
+            assert second.path.name == "r-2"
+        (first.path / "checkpoints").mkdir()
+    with claimed_folder(tmp_path, "r", "r", two, True, "") as fresh:
+        assert fresh.settings() == two
+        assert not fresh.checkpoints.exists()
+    assert not list(tmp_path.glob("*/.lock"))
+
+
+def test_other_processes_of_a_distributed_run_do_not_lock(tmp_path, monkeypatch):
+    settings = {"fit": {"lr": 1}}
+    with claimed_folder(tmp_path, "r", None, settings, False, ""):
+        monkeypatch.setattr(rank_zero_only, "rank", 1)
+        with claimed_folder(tmp_path, "r", None, settings, True, "") as same:
+            assert same.settings() == settings
+        monkeypatch.setattr(rank_zero_only, "rank", 0)
+        monkeypatch.setenv("NODE_RANK", "1")
+        with claimed_folder(tmp_path, "r", None, settings, False, "") as same:
+            assert same.path.name == "r"
+
+
+def test_the_last_validation_counts_and_is_not_repeated(here, text_rollouts, monkeypatch):
+    command = ["run", "text_lenvm", "--fit.trainer.max_epochs", "2", "--fit.trainer.limit_train_batches", "2"]
+    command += ["--fit.data.files", str(text_rollouts), "--fit.data.batch_tokens", "1024"]
+
+    def metrics(name):
+        assert main([*command, "--name", name]) == 0
+        return json.loads((here / "runs" / name / "results.json").read_text())["metrics"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(L.Trainer, "validate", None)  # would be an error to call
+        once = metrics("once")
+    with monkeypatch.context() as patch:
+        patch.setattr(LastValidation, "on_validation_end", lambda *_: None)
+        twice = metrics("twice")
+    assert once == twice
+
+
 def test_overrides_are_taken_out_of_the_line():
-    rest, overrides = split_overrides(["run", "x", "--fit.a.b", "1", "--fit.c=d=e", "--check", "--fit.last"])
+    rest, overrides = split_overrides(
+        ["run", "x", "--fit.a.b", "1", "--sample.n=3", "--fit.c=d=e", "--check", "--fit.z"]
+    )
     assert rest == ["run", "x", "--check"]
-    assert overrides == [("fit.a.b", "1"), ("fit.c", "d=e"), ("fit.last", None)]
+    assert overrides == [("fit.a.b", "1"), ("sample.n", "3"), ("fit.c", "d=e"), ("fit.z", None)]
 
 
 def test_help_at_every_level(capsys):

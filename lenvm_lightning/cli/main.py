@@ -1,52 +1,127 @@
-"""The commands ``lightning`` and ``lenvm``: parse a line, run a recipe, turn errors into sentences."""
+"""The commands ``lightning`` and ``lenvm``: parse a line, do what it says, turn errors into sentences."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import MISSING
 from pathlib import Path
 
 from .. import __version__
 from ..errors import LenVMError
+from .sample import FIELDS, read_settings, run_sampling
 
-_EXAMPLES = """examples:
+_RUN_EXAMPLES = """examples:
   lightning run recipes/vlm_lenvm.yaml                              the embedded tiny world, pictures and text
   lightning run text_lenvm --fit.trainer.max_steps 50               a shipped recipe by name, one setting changed
   lightning run text_lenvm --fit.data.files 'rollouts/*.jsonl'      your own rollouts
   lightning run text_lenvm --check                                  look at recipe and data, train nothing
+  lightning run text_lenvm --sample.n 16 --sample.limit 200         sample other rollouts before training
   lightning run text_lenvm --fit.help                               every setting there is
+"""
+_SAMPLE_EXAMPLES = """examples:
+  lenvm sample --generator tiny-text --prompts tiny-math --limit 100 --out rollouts/math
+  lenvm sample --generator Qwen/Qwen2.5-1.5B-Instruct --prompts gsm8k --split train -n 16 --out rollouts/gsm8k
+  lenvm sample --generator http://localhost:8000 --prompts questions.jsonl --options '{concurrency: 64}' --out q
+
+Killed or stopped, the same command goes on; where it is complete, it does nothing. OUT/rollouts.jsonl is there when
+all is. A server's key is read from $OPENAI_API_KEY.
+exit status: 0 every completion is there, 3 some failed (OUT/failures.jsonl), 2 something to mend, 130 Ctrl-C,
+143 SIGTERM
+"""
+_CONVERT_EXAMPLES = """examples:
+  lenvm convert rollouts/math published.jsonl                       one completion a line, those of a prompt together
+  lenvm convert rollouts/math published.jsonl --grouped             one prompt a line
+  lenvm convert published.jsonl ours.jsonl --to ours                and back; the published layout has no token ids
 """
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
-    """Parser of everything but the ``--fit.KEY VALUE`` overrides."""
+    """Parser of everything but the ``--STAGE.KEY VALUE`` overrides."""
     parser = argparse.ArgumentParser(
         prog=program, description="Length value models: know at every token how many are still to come."
     )
     parser.add_argument("--version", action="version", version=f"lenvm-lightning {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser(
-        "run",
-        help="run a recipe: train a length value model",
-        description="Run the stages of a recipe. A run that was interrupted goes on, one that is complete is skipped.",
-        epilog=_EXAMPLES,
+    _add_run(commands)
+    _add_sample(commands)
+    _add_convert(commands)
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction, name: str, short: str, description: str, epilog: str) -> "_Parser":
+    return commands.add_parser(
+        name,
+        help=short,
+        description=description,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+_Parser = argparse.ArgumentParser
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    run = _add(
+        commands,
+        "run",
+        "run a recipe: sample rollouts, train a length value model",
+        "Run the stages of a recipe. A stage that was interrupted goes on, one that is complete is skipped.",
+        _RUN_EXAMPLES,
     )
     run.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     run.add_argument("--runs", type=Path, default=Path("runs"), help="folder that holds all runs (default: runs)")
     run.add_argument("--name", help="name of the run (default: the recipe's; another number if that is taken)")
-    run.add_argument("--check", action="store_true", help="look at recipe and data and report, train nothing")
-    run.add_argument("--fresh", action="store_true", help="delete this run and begin again")
-    run.add_argument(
-        "--fit.KEY",
-        dest="_",
-        metavar="VALUE",
-        help="change a setting of the fit stage, such as --fit.trainer.max_steps",
+    run.add_argument("--check", action="store_true", help="look at recipe and data and report, do nothing")
+    run.add_argument("--fresh", action="store_true", help="delete this run and train again; rollouts stay")
+    for stage, example in (("sample", "--sample.n 16"), ("fit", "--fit.trainer.max_steps 50")):
+        run.add_argument(
+            f"--{stage}.KEY",
+            dest="_",
+            metavar="VALUE",
+            help=f"change a setting of the {stage} stage, such as {example}",
+        )
+
+
+def _add_sample(commands: argparse._SubParsersAction) -> None:
+    sample = _add(
+        commands,
+        "sample",
+        "sample rollouts from a generator",
+        "Sample completions of prompts: the data that a length value model learns from.",
+        _SAMPLE_EXAMPLES,
     )
-    return parser
+    for name, field in FIELDS.items():
+        needed = field.default is MISSING or name == "out"
+        default = "" if field.default in (None, MISSING) else f" (default: {field.default})"
+        sample.add_argument(
+            *(["-n"] if name == "n" else []),
+            *([] if name == "n" else [f"--{name.replace('_', '-')}"]),
+            dest=name,
+            metavar=name.upper(),
+            required=needed,
+            nargs="+" if name == "prompts" else None,
+            type=field.metadata["kind"].parse,
+            help=("folder of the completions" if name == "out" else field.metadata["meaning"]) + default,
+        )
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    convert = _add(
+        commands,
+        "convert",
+        "convert rollouts to the published layout, or back",
+        "Write rollouts in another layout. Training reads both.",
+        _CONVERT_EXAMPLES,
+    )
+    convert.add_argument("source", metavar="SOURCE", help="a folder of `lenvm sample`, or a JSONL file in any layout")
+    convert.add_argument("target", type=Path, metavar="TARGET", help="JSONL file to write; must not be there yet")
+    convert.add_argument("--to", choices=("published", "ours"), default="published", help="default: published")
+    convert.add_argument("--grouped", action="store_true", help="all completions of a prompt on one line")
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """Take ``--fit.KEY VALUE`` and ``--fit.KEY=VALUE`` out of a command line.
+    """Take ``--STAGE.KEY VALUE`` and ``--STAGE.KEY=VALUE`` out of a command line.
 
     Returns:
         What is left, and (key, value) pairs; the value is None where none was given.
@@ -56,7 +131,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     words = list(argv)
     while words:
         word = words.pop(0)
-        if not word.startswith("--fit.") or word.startswith("--fit.KEY"):
+        if not word.startswith(("--fit.", "--sample.")):
             rest.append(word)
         elif "=" in word:
             key, value = word[2:].split("=", 1)
@@ -70,24 +145,55 @@ def main(argv: Sequence[str] | None = None, program: str = "lenvm") -> int:
     """Run a command line.
 
     Returns:
-        Exit status: 0 done, 1 interrupted, 2 something the user can mend, 143 stopped by SIGTERM.
+        Exit status: 0 done, 2 something the user can mend, 3 done but for completions that failed, 130 stopped by
+        Ctrl-C, 143 stopped by SIGTERM.
     """
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-    arguments = build_parser(program).parse_args(rest)
-    from .run import run_recipe  # torch and transformers take seconds to import; --help should not
-
+    parser = build_parser(program)
+    arguments = parser.parse_args(rest)
+    if overrides and arguments.command != "run":
+        parser.error(f"--{overrides[0][0]} belongs to `{program} run RECIPE`")
     try:
-        return run_recipe(
-            arguments.recipe,
-            overrides,
-            runs=arguments.runs,
-            name=arguments.name,
-            check=arguments.check,
-            fresh=arguments.fresh,
-        )
+        return _COMMANDS[arguments.command](arguments, overrides)
     except LenVMError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+# What a command needs is imported when it runs: torch and transformers take seconds, and --help should not.
+
+
+def _run(arguments: argparse.Namespace, overrides: list[tuple[str, str | None]]) -> int:
+    from .run import run_recipe
+
+    return run_recipe(
+        arguments.recipe,
+        overrides,
+        runs=arguments.runs,
+        name=arguments.name,
+        check=arguments.check,
+        fresh=arguments.fresh,
+    )
+
+
+def _sample(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> int:
+    given = {name: getattr(arguments, name) for name in FIELDS}
+    if len(arguments.prompts) == 1:
+        given["prompts"] = arguments.prompts[0]
+    return run_sampling(read_settings(given, "this"))
+
+
+def _convert(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> int:
+    from ..rollouts.published import convert
+
+    count = convert(Path(arguments.source), arguments.target, to=arguments.to, grouped=arguments.grouped)
+    print(f"{arguments.target}: {count:,} completions")
+    return 0
+
+
+_COMMANDS = {"run": _run, "sample": _sample, "convert": _convert}
 
 
 def lenvm() -> None:

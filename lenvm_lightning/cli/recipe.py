@@ -10,8 +10,9 @@ import lightning as L
 import yaml
 
 from ..errors import RecipeError, nearest
+from .sample import FIELDS, wrong_values
 
-STAGES = ("fit",)
+STAGES = ("sample", "fit")
 _FIT_KEYS = ("seed_everything", "model", "data", "trainer", "checkpoint")
 
 
@@ -42,11 +43,11 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str, Any]:
-    """A recipe with overrides applied, every key checked.
+    """A recipe with overrides applied, every key checked; it holds the stages that are to be run, and no others.
 
     Args:
         path: the YAML file.
-        overrides: (``fit.section.key``, value as YAML text) pairs; ``init_args`` may be left out.
+        overrides: (``fit.section.key`` or ``sample.key``, value as YAML text) pairs; ``init_args`` may be left out.
 
     Raises:
         RecipeError: broken YAML, unknown keys, overrides without a value; all problems at once, with their lines.
@@ -59,20 +60,21 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path} must hold stages ({', '.join(STAGES)}), found {type(recipe).__name__}")
-    problems = [f"{path}:{lines.get(key, 1)}: {problem}" for key, problem in _unknown_keys(recipe)]
-    fit = recipe.setdefault("fit", {}) or {}
-    recipe["fit"] = fit
+    recipe = {stage: {} if section is None else section for stage, section in recipe.items()}
+    problems = [f"{path}:{lines.get(key, 1)}: {problem}" for key, problem in _mistakes(recipe)]
     for key, value in overrides:
         if value is None:
             problems.append(f"--{key}: a value is missing")
             continue
-        before = {k for k, _ in _unknown_keys(recipe)}
+        before = set(_mistakes(recipe))
         try:
             _set(recipe, key.split("."), yaml.safe_load(value))
         except (TypeError, yaml.YAMLError) as error:
             problems.append(f"--{key}: {error}")
             continue
-        problems += [f"--{key}: {problem}" for k, problem in _unknown_keys(recipe) if k not in before]
+        problems += [f"--{key}: {text}" for k, text in _mistakes(recipe) if (k, text) not in before]
+    if not problems and not any(stage in recipe for stage in STAGES):
+        problems.append(f"{path} has no stage; there are {', '.join(STAGES)}")
     if problems:
         raise RecipeError("the recipe has mistakes:\n  " + "\n  ".join(problems))
     return recipe
@@ -99,13 +101,23 @@ def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
     section[path[-1]] = value
 
 
-def _unknown_keys(recipe: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(path, problem) of every key that nothing would read."""
+def _mistakes(recipe: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(path, problem) of every key that nothing would read, and of values of ``sample`` that cannot be."""
     yield from _against(recipe, STAGES, (), "stage")
-    fit = recipe.get("fit") or {}
-    if not isinstance(fit, dict):
-        yield ("fit",), f"expected settings, found {fit!r}"
-        return
+    for stage, mistakes_of in (("sample", _mistakes_of_sample), ("fit", _mistakes_of_fit)):
+        section = recipe.get(stage, {})
+        if not isinstance(section, dict):
+            yield (stage,), f"{stage}: expected settings, found {section!r}"
+        elif stage in recipe:
+            yield from mistakes_of(section)
+
+
+def _mistakes_of_sample(sample: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    yield from _against(sample, FIELDS, ("sample",), "setting of sample")
+    yield from ((("sample", key), problem) for key, problem in wrong_values(sample))
+
+
+def _mistakes_of_fit(fit: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _against(fit, _FIT_KEYS, ("fit",), "section of fit")
     trainer = fit.get("trainer") or {}
     yield from _against(trainer, _parameters(L.Trainer), ("fit", "trainer"), "setting of the Trainer")

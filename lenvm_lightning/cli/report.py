@@ -26,7 +26,7 @@ def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float])
         "train_completions": data.facts.completions,
         "held_out_completions": len(data.val_rows),
         "held_out_prompts": data.val_prompts,
-        "tiny_world": "tinyworld" in data.files,
+        "tiny_world": any(name in tinyworld.NAMES or name.startswith("tinyworld") for name in data.facts.generators),
         "metrics": {name.removeprefix("val/"): value for name, value in sorted(metrics.items())},
         "versions": {"lenvm-lightning": __version__, **versions},
     }

@@ -1,11 +1,14 @@
 """Running a recipe: settings -> data and model -> fit -> model directory, results, next commands."""
 
+import contextlib
 import json
 import logging
 import re
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,18 @@ from ..errors import LenVMError, RecipeError
 from ..module import LenVMModule
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
-from .runs import RunFolder, choose_folder
+from .runs import RunFolder, claimed_folder, is_first_process
+from .sample import (
+    SampleSettings,
+    check_sampling,
+    free_memory,
+    help_text,
+    read_settings,
+    rollouts_file,
+    run_sampling,
+    settled,
+    wait_for_first,
+)
 
 _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -34,8 +48,45 @@ _TRAINER_DEFAULTS = {
 }
 
 
+class LastValidation(L.Callback):
+    """Remembers what the newest validation logged, and after how many optimizer steps."""
+
+    def __init__(self) -> None:
+        self.step = -1
+        self.metrics: Mapping[str, float] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the numbers."""
+        self.step = -1 if trainer.sanity_checking else trainer.global_step
+        logged = trainer.callback_metrics.items()
+        self.metrics = {key: float(value) for key, value in logged if key.startswith("val/")}
+
+
 class FitCLI(LightningCLI):
-    """The fit stage as a LightningCLI: model, data, trainer, and how often to save."""
+    """The fit stage as a LightningCLI: model, data, trainer, and how often to save.
+
+    Args:
+        args: settings, or words of a command line.
+        **options: more for LightningCLI.
+    """
+
+    def __init__(self, args: Any, **options: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            super().__init__(
+                LenVMModule,
+                L.LightningDataModule,
+                save_config_callback=None,
+                seed_everything_default=0,
+                trainer_defaults=dict(_TRAINER_DEFAULTS),
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                run=False,
+                args=args,
+                **options,
+            )
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Declare what LightningCLI does not know."""
@@ -43,12 +94,12 @@ class FitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Keep the resolved settings, before anything is built."""
-        dumped = self.parser.dump(self.config, skip_none=False, format="yaml")
+        dumped = self.parser.dump(self.config, skip_unset=False, format="yaml")
         self.settings: dict[str, Any] = {"fit": yaml.safe_load(dumped)}
 
     def instantiate_classes(self) -> None:
         """Build model and data; the Trainer waits until the folder of the run is known."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init = self.parser.instantiate(self.config)
         self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
         if self.datamodule.processor_source is None:
             self.datamodule.processor_source = self.model.backbone_source
@@ -56,6 +107,7 @@ class FitCLI(LightningCLI):
     def build_trainer(self, folder: RunFolder, resumed_step: int | None) -> L.Trainer:
         """The Trainer, with TensorBoard and our callbacks beside those of the recipe."""
         options = dict(self.config_init["checkpoint"])
+        self.last_validation = LastValidation()
         logger = TensorBoardLogger(
             folder.path, name="", version="tensorboard", default_hp_metric=False, purge_step=resumed_step
         )
@@ -65,6 +117,7 @@ class FitCLI(LightningCLI):
             Throughput(),
             RemainingCurves(),
             StepProgressBar(),
+            self.last_validation,
         ]
         given = self.config_init["trainer"]
         chosen = {"enable_checkpointing": False, "default_root_dir": str(folder.path)}
@@ -83,22 +136,7 @@ def parse_fit(fit: dict[str, Any], where: str) -> FitCLI:
     problems: list[str] = []
     while True:
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-                cli = FitCLI(
-                    LenVMModule,
-                    L.LightningDataModule,
-                    save_config_callback=None,
-                    seed_everything_default=0,
-                    trainer_defaults=dict(_TRAINER_DEFAULTS),
-                    subclass_mode_model=True,
-                    subclass_mode_data=True,
-                    auto_configure_optimizers=False,
-                    load_from_checkpoint_support=False,
-                    parser_kwargs={"exit_on_error": False},
-                    run=False,
-                    args=fit,
-                )
+            cli = FitCLI(fit, parser_kwargs={"exit_on_error": False})
         except ArgumentError as error:
             problems.append(re.sub(r"\s*\n\s*", " ", str(error)))
             # The parser stops at the first mistake; take it out and look for more.
@@ -152,26 +190,78 @@ def run_recipe(
     if any(key.endswith("help") for key, _ in overrides):
         return _print_help(path)
     settings = read_recipe(path, overrides)
+    sampling = _plan_sampling(settings, overrides, path, runs)
+    if "fit" not in settings:
+        assert sampling is not None  # a recipe has a stage
+        if check:
+            check_sampling(sampling)
+            return 0
+        return run_sampling(sampling, wait=True)
     cli = parse_fit(settings["fit"], str(path))
+    if sampling is not None:
+        cli.settings = {"sample": asdict(sampling), **cli.settings}
     if check:
-        cli.datamodule.prepare_data()
-        cli.datamodule.setup("fit")
-        print(f"{path} and its data are ready to train on.")
-        return 0
-    folder = choose_folder(runs, path.stem, name, cli.settings, fresh)
-    if folder.complete:
-        print(f"{folder.path} is complete for these settings (--fresh trains again).\n")
-        _print_end(folder)
-        return 0
-    return _fit(cli, folder, path)
+        return _check(cli, sampling, path)
+    with claimed_folder(runs, path.stem, name, cli.settings, fresh, f"# resolved from {path}\n") as folder:
+        if folder.complete:
+            print(f"{folder.path} is complete for these settings (--fresh trains again).\n")
+            _print_end(folder)
+            return 0
+        sampled = _sample(sampling) if sampling is not None else 0
+        if sampling is not None and not rollouts_file(sampling).exists():
+            return sampled
+        # Whether completions were sampled just now must not decide the numbers that training draws.
+        if (seed := cli.config["seed_everything"]) is not False:
+            L.seed_everything(seed, workers=True, verbose=False)
+        return _fit(cli, folder) or sampled
 
 
-def _fit(cli: FitCLI, folder: RunFolder, path: Path) -> int:
+def _plan_sampling(
+    settings: dict[str, Any], overrides: list[tuple[str, str | None]], path: Path, runs: Path
+) -> SampleSettings | None:
+    """The sample stage of a recipe, with its folder; training reads what it writes, unless the recipe says otherwise.
+
+    None where there is no such stage, or where the command line names other rollouts.
+    """
+    if "sample" not in settings:
+        return None
+    for key, value in overrides:
+        if key.startswith("fit.data.") and key.rpartition(".")[2] in ("files", "dataset"):
+            print(f"sample: left out, --{key} {value} names other rollouts", file=sys.stderr)
+            del settings["sample"]
+            return None
+    sampling = settled(read_settings(settings["sample"], str(path)), runs)
+    if "fit" in settings:
+        data = settings["fit"]["data"].setdefault("init_args", {})
+        if data.get("files") is None and data.get("dataset") is None:
+            data["files"] = str(rollouts_file(sampling))
+    return sampling
+
+
+def _sample(sampling: SampleSettings) -> int:
+    if not is_first_process():
+        wait_for_first(sampling)
+        return 0
+    try:
+        return run_sampling(sampling, wait=True)
+    finally:
+        free_memory()
+
+
+def _check(cli: FitCLI, sampling: SampleSettings | None, path: Path) -> int:
+    if sampling is not None and not check_sampling(sampling):
+        print(f"{path} is ready to sample; its data can be looked at once that is done.")
+        return 0
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    print(f"{path} and its data are ready to train on.")
+    return 0
+
+
+def _fit(cli: FitCLI, folder: RunFolder) -> int:
     checkpoint = latest_checkpoint(folder.checkpoints)
     step = int(re.sub(r"\D", "", checkpoint.stem)) if checkpoint else None
     trainer = cli.build_trainer(folder, step)
-    if trainer.is_global_zero:
-        folder.start(cli.settings, f"# resolved from {path}\n")
     if checkpoint:
         rank_zero_info(f"{folder.path}: going on from step {step}")
     else:
@@ -180,7 +270,15 @@ def _fit(cli: FitCLI, folder: RunFolder, path: Path) -> int:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:
         return 143
-    metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+    except SystemExit:
+        if trainer.interrupted:  # Lightning's answer to Ctrl-C
+            return 130
+        raise
+    # A run that was killed after its last step has not been validated by this process.
+    if cli.last_validation.step == trainer.global_step:
+        metrics = cli.last_validation.metrics
+    else:
+        metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
     if trainer.is_global_zero:
         _finish(cli, folder, trainer, metrics)
     return 0
@@ -206,19 +304,14 @@ def _print_end(folder: RunFolder) -> None:
 
 
 def _print_help(path: Path) -> int:
-    fit = read_recipe(path, [])["fit"]
-    for arguments in (
-        ["--help"],
-        [f"--model.help={fit['model']['class_path']}"],
-        [f"--data.help={fit['data']['class_path']}"],
-    ):
-        try:
-            FitCLI(
-                LenVMModule, L.LightningDataModule, save_config_callback=None, subclass_mode_model=True,
-                subclass_mode_data=True, auto_configure_optimizers=False, run=False, args=arguments,
-            )  # fmt: skip
-        except SystemExit:
-            print()
+    settings = read_recipe(path, [])
+    print(f"sample stage, --sample.KEY VALUE:\n{help_text()}\n")
+    fit = settings.get("fit", {})
+    words = ["--help"] + [f"--{part}.help={fit[part]['class_path']}" for part in ("model", "data") if part in fit]
+    for word in words if fit else ():
+        with contextlib.suppress(SystemExit):
+            FitCLI([word])
+        print()
     return 0
 
 
@@ -232,6 +325,7 @@ def _quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Trying to infer the `batch_size`.*",
         ".*`ModelCheckpoint`.*",
+        ".*on epoch level in distributed setting to accumulate the metric.*",  # the metrics are summed over ranks
     ):
         warnings.filterwarnings("ignore", message=text)
     for name in _TALKATIVE:

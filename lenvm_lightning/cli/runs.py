@@ -1,13 +1,18 @@
 """Run directories: which folder a run lives in, what it was started with, whether it is complete."""
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 
 from ..errors import RecipeError
+from ..folders import LOCK_FILE, FolderLock, differences, write_whole
 
 _RECIPE, _DONE = "recipe.yaml", "results.json"
 
@@ -37,28 +42,19 @@ class RunFolder:
         """Write the resolved recipe, unless it is there."""
         if self.settings() is None:
             self.path.mkdir(parents=True, exist_ok=True)
-            text = header + yaml.safe_dump(settings, sort_keys=False)
-            part = self.path / f".{_RECIPE}"
-            part.write_text(text, encoding="utf-8")
-            part.replace(self.path / _RECIPE)
+            write_whole(self.path / _RECIPE, header + yaml.safe_dump(settings, sort_keys=False))
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write the results, all or nothing."""
-        part = self.path / f".{_DONE}"
-        part.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.results)
+        write_whole(self.results, json.dumps(results, indent=2) + "\n")
 
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """``key: old -> new`` for every setting in which two trees differ."""
-    found = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return found
+    def clear(self) -> None:
+        """Delete everything in it; the lock stays with its owner."""
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
 
 
 def choose_folder(root: Path, recipe: str, name: str | None, settings: dict[str, Any], fresh: bool) -> RunFolder:
@@ -69,7 +65,7 @@ def choose_folder(root: Path, recipe: str, name: str | None, settings: dict[str,
         recipe: name of the recipe.
         name: name given by the user; then only that folder will do.
         settings: resolved settings.
-        fresh: delete the run that was found.
+        fresh: the run that is found will be deleted, so that a named one may have other settings.
 
     Raises:
         RecipeError: the named folder holds a run with other settings; they are listed.
@@ -87,6 +83,45 @@ def choose_folder(root: Path, recipe: str, name: str | None, settings: dict[str,
                 "Choose another --name, or delete that run with --fresh."
             )
         number += 1
-    if fresh and folder.path.exists():
-        shutil.rmtree(folder.path)
     return folder
+
+
+@contextlib.contextmanager
+def claimed_folder(
+    root: Path, recipe: str, name: str | None, settings: dict[str, Any], fresh: bool, header: str
+) -> Iterator[RunFolder]:
+    """The folder for these settings, as :func:`choose_folder` finds it: locked, begun, and emptied where ``fresh``.
+
+    A complete run that is only looked at is not locked, nor does any process of a distributed run but the first lock.
+
+    Args:
+        root: folder of all runs.
+        recipe: name of the recipe.
+        name: name given by the user.
+        settings: resolved settings.
+        fresh: delete the run that is found.
+        header: first line of its ``recipe.yaml``.
+
+    Raises:
+        RecipeError: the named folder holds a run with other settings.
+        StoreError: another process has it.
+    """
+    while True:
+        folder = choose_folder(root, recipe, name, settings, fresh)
+        if (folder.complete and not fresh) or not is_first_process():
+            yield folder
+            return
+        with FolderLock(folder.path):
+            if fresh:
+                folder.clear()
+            old = folder.settings()
+            if old is None or not differences(old, settings):
+                folder.start(settings, header)
+                yield folder
+                return
+        # Somebody else took it for other settings between our look and our lock.
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of a distributed run, or the only one of an ordinary one."""
+    return getattr(rank_zero_only, "rank", 0) == 0 and LightningEnvironment().node_rank() == 0

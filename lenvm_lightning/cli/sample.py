@@ -1,0 +1,218 @@
+"""The sample stage, of a recipe and of ``lenvm sample``: its settings, where it writes, running it."""
+
+import contextlib
+import gc
+import hashlib
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import RecipeError
+from ..rollouts.generation import Sampling
+
+_DEFAULT = Sampling()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a setting may be: how it is read from a command line, whether a value is one, and what to call it."""
+
+    parse: Callable[[str], Any]
+    fits: Callable[[Any], bool]
+    called: str
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_sources(value: Any) -> bool:
+    many = value if isinstance(value, list) else [value]
+    return bool(many) and all(_is_text(source) or (isinstance(source, dict) and source) for source in many)
+
+
+def _parse_options(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+_TEXT = Kind(str, _is_text, "a word")
+_SOURCES = Kind(str, _are_sources, "a name, a file, {source: ...} or a list of these")
+_OPTIONS = Kind(
+    _parse_options,
+    lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
+    "a mapping such as {concurrency: 64}",
+)
+_COUNT = Kind(int, lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
+_INTEGER = Kind(int, lambda value: type(value) is int, "a whole number")
+_NUMBER = Kind(float, lambda value: type(value) in (int, float), "a number")
+
+
+def _setting(kind: Kind, meaning: str, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"kind": kind, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What to sample. All but ``options`` and ``out`` decides what the completions are."""
+
+    generator: str = _setting(_TEXT, "an embedded model, a model directory, a hub id, or a server's http:// address")
+    prompts: str | list[Any] = _setting(_SOURCES, "an embedded set, a JSONL file or a data set; several may be given")  # noqa: RUF009
+    n: int = _setting(_COUNT, "completions of each prompt", 8)
+    split: str | None = _setting(_TEXT, "only prompts of this split", None)
+    limit: int | None = _setting(_COUNT, "only so many prompts", None)
+    temperature: float = _setting(_NUMBER, "divides the logits; 0 takes the likeliest token", _DEFAULT.temperature)
+    top_p: float = _setting(_NUMBER, "smallest set of likeliest tokens of this probability", _DEFAULT.top_p)
+    top_k: int = _setting(_INTEGER, "so many likeliest tokens; 0 keeps all", _DEFAULT.top_k)
+    min_p: float = _setting(_NUMBER, "tokens at least this times as likely as the likeliest", _DEFAULT.min_p)
+    max_tokens: int = _setting(
+        _INTEGER, "tokens after which a completion is cut, its end included", _DEFAULT.max_tokens
+    )
+    seed: int = _setting(_INTEGER, "of the run; each completion has its own, made from it", _DEFAULT.seed)
+    model: str | None = _setting(_TEXT, "which model, where a server has several", None)
+    options: dict[str, Any] | None = _setting(_OPTIONS, "more for the generator, such as {concurrency: 64}", None)  # noqa: RUF009
+    out: str | None = _setting(_TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
+
+
+FIELDS = {f.name: f for f in fields(SampleSettings)}
+
+
+def wrong_values(section: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, problem) of every value of a ``sample`` section that cannot be."""
+    drawing = {}
+    for key, value in section.items():
+        if key not in FIELDS or (value is None and FIELDS[key].default is None):
+            continue
+        kind = FIELDS[key].metadata["kind"]
+        if not kind.fits(value):
+            yield key, f"{key} must be {kind.called}, found {value!r}"
+        elif hasattr(_DEFAULT, key):
+            drawing[key] = value
+    try:
+        Sampling(**drawing)
+    except ValueError as error:
+        for problem in str(error).split("; "):
+            yield problem.partition(" ")[0], problem
+
+
+def help_text() -> str:
+    """Every setting with its default, for people."""
+    width = max(map(len, FIELDS)) + 2
+    return "\n".join(
+        f"  {name:{width}}{f.metadata['meaning']}"
+        + ("" if f.default is None else " (required)" if f.default is MISSING else f" (default: {f.default})")
+        for name, f in FIELDS.items()
+    )
+
+
+def read_settings(section: dict[str, Any], where: str) -> SampleSettings:
+    """Settings of a ``sample`` section whose keys are known to be right.
+
+    Raises:
+        RecipeError: what is missing or cannot be; all of it at once.
+    """
+    given = {key: value for key, value in section.items() if value is not None}
+    problems = [f"{key} is missing" for key, f in FIELDS.items() if f.default is MISSING and key not in given]
+    problems += [problem for _, problem in wrong_values(given)]
+    if problems:
+        raise RecipeError(f"{where} cannot be sampled:\n  " + "\n  ".join(problems))
+    return SampleSettings(**given)
+
+
+def settled(settings: SampleSettings, runs: Path) -> SampleSettings:
+    """With a folder: the one given, else one that all runs with the same settings share."""
+    if settings.out is not None:
+        return settings
+    content = {key: value for key, value in asdict(settings).items() if key not in ("options", "out")}
+    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", settings.generator.rstrip("/").split("/")[-1]).strip("-.") or "generator"
+    return replace(settings, out=str(runs / "rollouts" / f"{name}-{digest}"))
+
+
+def rollouts_file(settings: SampleSettings) -> Path:
+    """Where the completions will be."""
+    assert settings.out is not None
+    return Path(settings.out) / "rollouts.jsonl"
+
+
+def run_sampling(settings: SampleSettings, *, wait: bool = False) -> int:
+    """Sample, and say how it went.
+
+    Args:
+        settings: with a folder.
+        wait: wait where another process samples into the same folder, instead of refusing.
+
+    Returns:
+        Exit status: 0 all completions are there, 3 some failed.
+
+    Raises:
+        LenVMError: prompts, generator or folder cannot be used.
+        SystemExit: SIGTERM; what is done stays.
+    """
+    from ..rollouts.prompts import load_prompts
+    from ..rollouts.sample import open_generator, report, sample_rollouts
+
+    with _sigterm_exits():
+        prompts = load_prompts(settings.prompts, split=settings.split, limit=settings.limit)
+        generator = open_generator(settings.generator, model=settings.model, **(settings.options or {}))
+        folder = rollouts_file(settings).parent
+        outcome = sample_rollouts(generator, prompts, settings.n, folder, settings.sampling, wait=wait)
+    report(outcome)
+    return outcome.status
+
+
+def check_sampling(settings: SampleSettings) -> bool:
+    """Say what would be sampled, without loading the generator; whether all of it is there already."""
+    from ..rollouts.prompts import load_prompts
+
+    prompts = load_prompts(settings.prompts, split=settings.split, limit=settings.limit)
+    file = rollouts_file(settings)
+    print(
+        f"sample: {settings.n} completions of each of {len(prompts):,} prompts by {settings.generator}, "
+        f"{settings.n * len(prompts):,} in all, at most {settings.max_tokens:,} tokens each, into {file.parent}"
+        + (" (complete)" if file.exists() else "")
+    )
+    return file.exists()
+
+
+def wait_for_first(settings: SampleSettings) -> None:
+    """In all processes of a distributed run but the first: wait until that one has sampled."""
+    while not rollouts_file(settings).exists():
+        time.sleep(1.0)
+
+
+def free_memory() -> None:
+    """Give back what a generator held, so that training can have it."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM end the process the ordinary way, so that everything is closed in order."""
+
+    def stop(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.rollouts.generation import Request, Sampling, completion_seed
+from lenvm_lightning.rollouts.generation import Prompt, Request, Sampling, completion_seed
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.sample import sample_rollouts
 from lenvm_lightning.rollouts.server import ServerGenerator
@@ -29,17 +29,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The shipped `tiny-text`, or random weights of its shape where there are none."""
-    shipped = tinyworld.path("tiny-text")
+def with_weights(name, kind, folder):
+    """The shipped model, or random weights of its shape where there are none."""
+    shipped = tinyworld.path(name)
     if (shipped / "model.safetensors").exists():
         return str(shipped)
-    folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shipped)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(shipped).save_pretrained(folder)
+    config = AutoConfig.from_pretrained(shipped)
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = False  # or the likeliest token of random weights is the last one again
+    kind.from_config(config).save_pretrained(folder)
+    AutoProcessor.from_pretrained(shipped).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return with_weights("tiny-text", AutoModelForCausalLM, tmp_path_factory.mktemp("model"))
 
 
 class Served:
@@ -155,3 +161,21 @@ def test_a_restart_in_the_middle_loses_and_doubles_nothing(served, model, tmp_pa
     killer.join()
     assert served.starts == starts + 1
     assert len(check(outcome, prompts, 4, sampling)) == 800
+
+
+@pytest.mark.slow
+def test_the_server_sees_the_pictures(tmp_path):
+    """Greedy, so that only the picture can make a difference."""
+    model = with_weights("tiny-vl", AutoModelForImageTextToText, tmp_path / "model")
+    server = Served(model, tmp_path)
+    server.start()
+    try:
+        pictures = [prompt.images for prompt in load_prompts("tiny-vqa", limit=6)]
+        ask = [{"role": "user", "content": "<image>How many shapes are there?"}]
+        asked = [Prompt(f"p{i}", ask, picture) for i, picture in enumerate([*pictures, pictures[0]])]
+        requests, sampling = [Request(prompt, (0,)) for prompt in asked], Sampling(temperature=0.0, max_tokens=32)
+        answers = {a.prompt_id: a.result for a in ServerGenerator(server.url, model).sample(requests, sampling)}
+    finally:
+        server.kill()
+    assert answers["p0"].token_ids == answers["p6"].token_ids
+    assert len({answer.text for answer in answers.values()}) > 1

@@ -170,6 +170,14 @@ def test_a_completion_that_was_cut_gets_no_end(server, tiny_text):
     assert sample(server)[0].result.token_ids == tiny_text("One two")["input_ids"]
 
 
+def test_a_cut_completion_without_text_is_no_completion(server, tiny_text):
+    """Such as one of special tokens alone."""
+    server.act = lambda body, attempt: said("", "length", tokens=32)
+    assert sample(server)[0].result == Failure("cut, and there is no text to make tokens of", final=True)
+    server.act = lambda body, attempt: said("", tokens=1)
+    assert sample(server)[0].result.token_ids == [tiny_text.eos_token_id]
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

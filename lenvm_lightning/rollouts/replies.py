@@ -60,6 +60,8 @@ class Reader:
                     final=True,
                 )
             ids = self._make_ids(text, reason == "stop", counted)
+            if not ids:
+                return Failure("cut, and there is no text to make tokens of", final=True)
         logprob = sum(step.logprob for step in steps) if steps and len(steps) == len(ids) else None
         return Completion(text, ids, reason, logprob, seed, reencoded)
 
@@ -81,7 +83,7 @@ class Reader:
         if self._different:
             _log.warning(
                 "The server returned text only. Tokens made again from the text differ in number from those it had "
-                "generated in %d of %d completions (by %+.1f on average): lengths learned from them are off by it.",
+                "generated in %d of %d completions (by %+.1f on average), and so do lengths learned from them.",
                 self._different,
                 self._reencoded,
                 self._surplus / self._different,

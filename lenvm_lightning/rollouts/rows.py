@@ -18,7 +18,7 @@ class Rows(Protocol):
     """Numbered rows.
 
     Attributes:
-        columns: names of the columns: of all rows, or of the first where they may differ.
+        columns: names of the columns: of all rows, or of the first hundred where they may differ.
         folder: where relative paths of pictures start; None where there is no such place.
     """
 
@@ -65,8 +65,8 @@ class JsonlRows:
                     self._offsets.append(offset)
                     self._numbers.append(number)
                 offset += len(line)
-        first = next((row for _, row in self.scan([], [], range(min(1, len(self))))), None)
-        self.columns = list(first) if isinstance(first, dict) else []
+        first = [row for _, row in self.scan([], [], range(min(100, len(self)))) if isinstance(row, dict)]
+        self.columns = list(dict.fromkeys(key for row in first for key in row))
 
     def __len__(self) -> int:
         return len(self._offsets)

@@ -6,8 +6,10 @@ import lightning as L
 import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from lenvm_lightning import LengthValueModel
+from lenvm_lightning.checkpoint import load_processor
 from lenvm_lightning.cli.main import main, split_overrides
 from lenvm_lightning.cli.run import LastValidation
 from lenvm_lightning.cli.runs import choose_folder, claimed_folder
@@ -112,6 +114,35 @@ def test_unknown_recipe_lists_the_shipped_ones(here, capsys):
     err = capsys.readouterr().err
     assert "did you mean 'vlm_lenvm'?" in err
     assert "qwen2.5-1.5b" in err
+
+
+@pytest.mark.parametrize("kind", ["text", "vision"])
+def test_a_generator_is_trained_and_can_be_loaded(kind, here, capsys):
+    name, prompts = {"text": ("tiny-text", "tiny-math"), "vision": ("tiny-vl", "tiny-vqa")}[kind]
+    (here / "r.yaml").write_text(
+        f"fit:\n"
+        f"  model:\n"
+        f"    class_path: lenvm_lightning.tinyworld.language_model.TinyLanguageModel\n"
+        f"    init_args: {{name: {name}}}\n"
+        f"  data: {{class_path: datamodules.corpus.TinyCorpus, init_args: {{kind: {kind}, documents: 24,"
+        f" val_documents: 6, batch_tokens: 2048}}}}\n"
+        f"  trainer: {{max_epochs: 1}}\n"
+    )
+    assert main(["run", "r.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "validation loss" in out
+    assert "tiny world" in out
+    assert f"lenvm sample --generator runs/r/model --prompts {prompts}" in out
+    auto = AutoModelForImageTextToText if kind == "vision" else AutoModelForCausalLM
+    model = auto.from_pretrained(here / "runs" / "r" / "model")
+    tokenizer = getattr(load_processor(here / "runs" / "r" / "model"), "tokenizer", None)
+    assert (tokenizer is not None) == (kind == "vision")
+    assert (
+        sum(p.numel() for p in model.parameters())
+        == json.loads((here / "runs" / "r" / "results.json").read_text())["parameters"]
+    )
+    assert main(["run", "r.yaml"]) == 0
+    assert "is complete for these settings" in capsys.readouterr().out
 
 
 def test_other_settings_go_to_another_folder(tmp_path):

@@ -11,9 +11,11 @@ import torch
 import yaml
 
 from datamodules import TextRollouts, VisionRollouts
+from datamodules.corpus import TinyCorpus
 from lenvm_lightning import TextLenVM, VisionLenVM
 from lenvm_lightning.cli.recipe import find_recipe, read_recipe, recipes_folder
 from lenvm_lightning.cli.run import FitCLI, parse_fit
+from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
 
 RECIPES = sorted(recipes_folder().glob("*.yaml"))
 CONFIGS = Path(__file__).parent / "configs"
@@ -42,7 +44,8 @@ def defaults_of(cls: type) -> dict:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_parses(path):
     cli = parse(path)
-    assert (type(cli.model), type(cli.datamodule)) in ((TextLenVM, TextRollouts), (VisionLenVM, VisionRollouts))
+    pairs = ((TextLenVM, TextRollouts), (VisionLenVM, VisionRollouts), (TinyLanguageModel, TinyCorpus))
+    assert (type(cli.model), type(cli.datamodule)) in pairs
     assert cli.datamodule.processor_source == cli.model.backbone_source
     assert find_recipe(path.stem) == path
 

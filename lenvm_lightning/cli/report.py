@@ -7,38 +7,53 @@ from typing import Any
 
 from .. import __version__, tinyworld
 from ..metrics import POSITIONS
+from ..module import LenVMModule
 
 _NAMES = {"all": "all positions", "start": "prompt boundary", "25": "25% written", "50": "50% written",
           "75": "75% written"}  # fmt: skip
 
 
 def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Everything a run found, as plain numbers with their units in the keys."""
-    config = module.model.config
+    """Everything a run found, as plain numbers with their units in the keys.
+
+    A run may also train something else than a length value model: a generator of the tiny world.
+    """
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "lightning")}
     return {
         "format": 1,
         "optimizer_steps": steps,
-        "gamma": config.gamma,
-        "target": config.target,
-        "backbone": config.backbone,
+        **(_of_lenvm(module.model.config, data) if isinstance(module, LenVMModule) else _of_generator(data)),
         "parameters": sum(p.numel() for p in module.model.parameters()),
-        "train_completions": data.facts.completions,
-        "held_out_completions": len(data.val_rows),
-        "held_out_prompts": data.val_prompts,
-        "tiny_world": any(name in tinyworld.NAMES or name.startswith("tinyworld") for name in data.facts.generators),
         "metrics": {name.removeprefix("val/"): value for name, value in sorted(metrics.items())},
         "versions": {"lenvm-lightning": __version__, **versions},
     }
 
 
+def _of_lenvm(config: Any, data: Any) -> dict[str, Any]:
+    return {
+        "gamma": config.gamma,
+        "target": config.target,
+        "backbone": config.backbone,
+        "train_completions": data.facts.completions,
+        "held_out_completions": len(data.val_rows),
+        "held_out_prompts": data.val_prompts,
+        "tiny_world": any(name in tinyworld.NAMES or name.startswith("tinyworld") for name in data.facts.generators),
+    }
+
+
+def _of_generator(data: Any) -> dict[str, Any]:
+    return {"tiny_world": True, "prompts": "tiny-vqa" if data.kind == "vision" else "tiny-math"}
+
+
 def as_table(results: dict[str, Any]) -> str:
     """Errors by position beside the best constant, in columns."""
     m = results["metrics"]
+    notice = f" · {tinyworld.NOTICE}" if results["tiny_world"] else ""
+    if "gamma" not in results:
+        return f"validation loss {m['loss']:.5f} · {results['optimizer_steps']} steps{notice}"
     lines = [
         f"{results['held_out_completions']} held-out completions of {results['held_out_prompts']} prompts · "
-        f"gamma {results['gamma']:.5f} · {results['optimizer_steps']} steps"
-        + (f" · {tinyworld.NOTICE}" if results["tiny_world"] else ""),
+        f"gamma {results['gamma']:.5f} · {results['optimizer_steps']} steps{notice}",
         "",
         "| mean absolute error, tokens ↓ | LenVM | best constant | gain |",
         "|---|---:|---:|---:|",
@@ -58,12 +73,13 @@ def _gain(ours: float, constant: float) -> str:
     return f"{1 - ours / constant:+.0%}" if constant > 0 else "–"
 
 
-def next_commands(folder: Path) -> str:
+def next_commands(folder: Path, results: dict[str, Any]) -> str:
     """What to type next."""
-    return (
-        f"\nmodel:   {folder / 'model'}\ncurves:  tensorboard --logdir {folder.parent}\n"
-        f"python:  from lenvm_lightning import LengthValueModel; "
-        f'LengthValueModel.from_pretrained("{folder / "model"}")'
+    model, rollouts = folder / "model", Path("rollouts") / folder.name
+    return f"\nmodel:   {model}\ncurves:  tensorboard --logdir {folder.parent}\n" + (
+        f'python:  from lenvm_lightning import LengthValueModel; LengthValueModel.from_pretrained("{model}")'
+        if "gamma" in results
+        else f"sample:  lenvm sample --generator {model} --prompts {results['prompts']} --out {rollouts}"
     )
 
 

@@ -74,7 +74,7 @@ class FitCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().__init__(
-                LenVMModule,
+                L.LightningModule,
                 L.LightningDataModule,
                 save_config_callback=None,
                 seed_everything_default=0,
@@ -101,7 +101,7 @@ class FitCLI(LightningCLI):
         """Build model and data; the Trainer waits until the folder of the run is known."""
         self.config_init = self.parser.instantiate(self.config)
         self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
-        if self.datamodule.processor_source is None:
+        if getattr(self.datamodule, "processor_source", "") is None:
             self.datamodule.processor_source = self.model.backbone_source
 
     def build_trainer(self, folder: RunFolder, resumed_step: int | None) -> L.Trainer:
@@ -115,12 +115,14 @@ class FitCLI(LightningCLI):
             ResumableCheckpoint(dirpath=str(folder.checkpoints), **options),
             LearningRateMonitor(logging_interval="step"),
             Throughput(),
-            RemainingCurves(),
+            *([RemainingCurves()] if isinstance(self.model, LenVMModule) else []),
             StepProgressBar(),
             self.last_validation,
         ]
         given = self.config_init["trainer"]
-        chosen = {"enable_checkpointing": False, "default_root_dir": str(folder.path)}
+        chosen: dict[str, Any] = {"enable_checkpointing": False, "default_root_dir": str(folder.path)}
+        if not self.model.automatic_optimization:
+            chosen["gradient_clip_val"] = None  # it clips by itself, and Lightning refuses to
         if given["logger"] is None:
             chosen["logger"] = logger
         return self.instantiate_trainer(**chosen)
@@ -289,8 +291,13 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
     results = as_results(cli.model, cli.datamodule, trainer.global_step, metrics)
     part = folder.path / ".model"
     shutil.rmtree(part, ignore_errors=True)
-    cli.model.model.save_pretrained(part, cli.datamodule.processor)
-    (part / "README.md").write_text(model_card(results, cli.settings), encoding="utf-8")
+    model: Any = cli.model.model
+    if isinstance(cli.model, LenVMModule):
+        model.save_pretrained(part, cli.datamodule.processor)
+        (part / "README.md").write_text(model_card(results, cli.settings), encoding="utf-8")
+    else:  # a generator of the tiny world
+        model.save_pretrained(part)
+        cli.datamodule.processor.save_pretrained(part)
     shutil.rmtree(folder.model, ignore_errors=True)
     part.replace(folder.model)
     folder.finish(results)
@@ -300,7 +307,7 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
 def _print_end(folder: RunFolder) -> None:
     results = json.loads(folder.results.read_text(encoding="utf-8"))
     print(as_table(results))
-    print(next_commands(folder.path))
+    print(next_commands(folder.path, results))
 
 
 def _print_help(path: Path) -> int:

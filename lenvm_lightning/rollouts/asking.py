@@ -134,8 +134,7 @@ class Patience:
         if now - self._since > self._seconds:
             raise GeneratorError(
                 f"the server at {self._where} has not answered for {now - self._since:.0f} s ({self._attempts} "
-                f"attempts; the last one: {reason}). What is done is kept: start the server again, then run the same "
-                "command."
+                f"attempts; the last one: {reason}). Start it again, or wait longer for it (patience=...)."
             )
 
 
@@ -237,6 +236,5 @@ def _describe_fatal(reason: str) -> str:
         "403": "The key is read from the environment (OPENAI_API_KEY unless api_key_env says otherwise).",
         "404": "Check the address (most end with /v1) and the model's name.",
         "405": "Check the address: most end with /v1.",
-        "429": "What is done is kept.",
     }
-    return f"the server answered {reason}\n{advice.get(reason[:3], '')}"
+    return f"the server answered {reason}\n{advice.get(reason[:3], '')}".rstrip()

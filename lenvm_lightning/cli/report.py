@@ -22,14 +22,15 @@ def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float])
     return {
         "format": 1,
         "optimizer_steps": steps,
-        **(_of_lenvm(module.model.config, data) if isinstance(module, LenVMModule) else _of_generator(data)),
+        **(_of_lenvm(module, data) if isinstance(module, LenVMModule) else _of_generator(data)),
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "metrics": {name.removeprefix("val/"): value for name, value in sorted(metrics.items())},
         "versions": {"lenvm-lightning": __version__, **versions},
     }
 
 
-def _of_lenvm(config: Any, data: Any) -> dict[str, Any]:
+def _of_lenvm(module: Any, data: Any) -> dict[str, Any]:
+    config = module.model.config
     return {
         "gamma": config.gamma,
         "target": config.target,

@@ -1,5 +1,6 @@
-"""A generator that needs no torch, and a driver that kills runs of it: `python tests/scripted.py FOLDER KILLS SEED`."""
+"""A generator without torch, and a driver of killed runs: `python tests/scripted.py FOLDER KILLS SEED [MODEL]`."""
 
+import functools
 import os
 import random
 import signal
@@ -83,22 +84,46 @@ class ScriptedGenerator:
         return Answer(*key, Completion(text, ids, "length" if cut else "stop", -1.5 * len(ids), seed))
 
 
-def drive(folder: Path, kills: int, seed: int) -> None:
+def run(folder: Path, model: str) -> None:
+    """The run that is killed: of the generator above, or of a real model on embedded prompts."""
+    if model:
+        sample_rollouts(_loaded(model), load_prompts("tiny-math", limit=600), 5, folder, Sampling(max_tokens=60))
+    else:
+        sample_rollouts(ScriptedGenerator(0.0005), make_prompts(300, pictures=True), 4, folder, SAMPLING)
+
+
+@functools.cache
+def _loaded(model: str) -> Any:
+    torch.set_num_threads(1)  # so that there are no threads when it forks
+    return LocalGenerator.load(model)
+
+
+def drive(folder: Path, kills: int, seed: int, model: str) -> None:
     """Begin the same run again and again in a process of its own, and kill it at a random moment."""
     moments = random.Random(seed)
+    if model:
+        _loaded(model)
     for _ in range(kills):
         child = os.fork()
         if child == 0:
             try:
-                sample_rollouts(ScriptedGenerator(0.0005), make_prompts(300, pictures=True), 4, folder, SAMPLING)
+                run(folder, model)
             finally:
                 os._exit(1)
-        time.sleep(moments.uniform(0.0, 0.12))
+        time.sleep(moments.uniform(0.0, 0.12 if not model else 1.0))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "the run ended before it was killed"
-    assert "torch" not in sys.modules
+    if model and not kills:
+        run(folder, model)
 
 
 if __name__ == "__main__":
-    drive(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    MODEL = "".join(sys.argv[4:])
+    if MODEL:
+        import torch
+
+        from lenvm_lightning.rollouts.local import LocalGenerator
+        from lenvm_lightning.rollouts.prompts import load_prompts
+    drive(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), MODEL)
+    assert MODEL or "torch" not in sys.modules

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lenvm_lightning import tinyworld
@@ -78,7 +79,7 @@ def records(file: Path) -> list[dict]:
 # -- lenvm sample -----------------------------------------------------------------------------------------------------
 
 
-def test_sample_from_end_to_end(here, capsys):
+def test_sample_from_end_to_end(here, model, capsys, monkeypatch):
     assert main(COMMAND) == 0
     out, err = capsys.readouterr()
     assert "18 completions of 6 prompts by" in out
@@ -97,7 +98,9 @@ def test_sample_from_end_to_end(here, capsys):
     settings = json.loads((here / "out" / "settings.json").read_text())
     assert settings.keys() == {"format", "sampling", "n", "generator", "prompts"}
     before = (here / "out" / "rollouts.jsonl").read_bytes()
-    assert main(COMMAND) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("lenvm_lightning.rollouts.local.load_model", None)  # would be an error to call
+        assert main(COMMAND) == 0
     out, err = capsys.readouterr()
     assert "is complete for these settings" in err
     assert "18 completions of 6 prompts by" in out
@@ -106,6 +109,14 @@ def test_sample_from_end_to_end(here, capsys):
     assert "n: 3 -> 4" in err
     assert "sampling.temperature: 1.0 -> 0.5" in err
     assert (here / "out" / "rollouts.jsonl").read_bytes() == before
+    # The same name, but other weights: loaded, and refused.
+    (here / "small").unlink()
+    shutil.copytree(model, here / "small")
+    weights = load_file(here / "small" / "model.safetensors")
+    weights["lm_head.weight"][5] += 1.0
+    save_file(weights, here / "small" / "model.safetensors", {"format": "pt"})
+    assert main(COMMAND) == 2
+    assert "generator.digest: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -322,27 +333,45 @@ def test_help_of_a_recipe_lists_the_settings_of_both_stages(here, capsys):
 # -- killed for real --------------------------------------------------------------------------------------------------
 
 
+def real(*, out: Path, model: Path, kills: int) -> subprocess.CompletedProcess:
+    """Begin a run of the real generator again and again, and kill it; see scripted.py."""
+    driver = Path(__file__).with_name("scripted.py")
+    command = [sys.executable, driver, out, str(kills), "11", model]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
 @pytest.mark.slow
-def test_killed_runs_of_the_real_command_end_with_the_same_file(here):
-    command = [sys.executable, "-m", "lenvm_lightning", *COMMAND[:-3], "--max-tokens", "300"]
-    whole, broken = here / "whole", here / "broken"
+def test_fifty_kills_of_a_real_generator_change_nothing(here, model):
+    done = real(out=here / "killed", model=model, kills=50)
+    assert done.returncode == 0, done.stderr
+    for name in ("killed", "undisturbed"):
+        done = real(out=here / name, model=model, kills=0)
+        assert done.returncode == 0, done.stderr
+    files = [(here / name / "rollouts.jsonl").read_bytes() for name in ("killed", "undisturbed")]
+    assert files[0] == files[1]
+    assert len(files[0].splitlines()) == 3000
+
+
+@pytest.mark.slow
+def test_killed_commands_end_with_the_same_file(here):
+    command = [sys.executable, "-m", "lenvm_lightning", *COMMAND[:-2], "--limit", "3000", "--prompts", "tiny-math"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def finish(folder: Path) -> None:
         done = subprocess.run([*command, "--out", folder], env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
 
-    questions = [{"prompt_id": f"q{i}", "messages": [{"role": "user", "content": f"{i} ="}]} for i in range(400)]
-    (here / "q.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    finish(whole)
-    moments, journal = random.Random(5), broken / "journal.jsonl"
-    for _ in range(10):
-        process = subprocess.Popen([*command, "--out", broken], env=environment, stderr=subprocess.DEVNULL)
+    finish(here / "whole")
+    moments, journal = random.Random(5), here / "broken" / "journal.jsonl"
+    for _ in range(3):
         before = journal.stat().st_size if journal.exists() else 0
+        process = subprocess.Popen([*command, "--out", journal.parent], env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and (journal.stat().st_size if journal.exists() else 0) == before:
             time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.3))
+        time.sleep(moments.uniform(0.0, 0.2))
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    finish(broken)
-    assert (whole / "rollouts.jsonl").read_bytes() == (broken / "rollouts.jsonl").read_bytes()
+    finish(journal.parent)
+    files = [(here / name / "rollouts.jsonl").read_bytes() for name in ("whole", "broken")]
+    assert files[0] == files[1]

@@ -34,7 +34,7 @@ def sample(folder: Path, generator: ScriptedGenerator | None = None, prompts: Pr
 def stopped(folder: Path, after: int, prompts: Prompts | None = None) -> None:
     """A run whose generator dies."""
     prompts = prompts or make_prompts(8)
-    settings = describe(ScriptedGenerator(), prompts, N, SAMPLING)
+    settings = describe(ScriptedGenerator().fingerprint(), prompts, N, SAMPLING)
     with RolloutStore(folder, prompts, settings, "scripted") as store:
         for _, answer in zip(range(after), ScriptedGenerator().sample(store.missing(), SAMPLING), strict=False):
             store.add(answer)
@@ -109,7 +109,7 @@ def test_a_line_torn_at_any_byte_is_mended(tmp_path, whole):
     journal = tmp_path / "journal.jsonl"
     content = journal.read_bytes()
     last = len(b"".join(content.splitlines(keepends=True)[:-1]))
-    settings = describe(ScriptedGenerator(), make_prompts(8), N, SAMPLING)
+    settings = describe(ScriptedGenerator().fingerprint(), make_prompts(8), N, SAMPLING)
     for end in [*range(last, len(content) - 3, 5), *range(len(content) - 3, len(content) + 1)]:
         journal.write_bytes(content[:end])
         with RolloutStore(tmp_path, make_prompts(8), settings, "scripted") as store:

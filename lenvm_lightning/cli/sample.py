@@ -165,13 +165,15 @@ def run_sampling(settings: SampleSettings, *, wait: bool = False) -> int:
         SystemExit: SIGTERM; what is done stays.
     """
     from ..rollouts.prompts import load_prompts
-    from ..rollouts.sample import open_generator, report, sample_rollouts
+    from ..rollouts.sample import already_sampled, open_generator, report, sample_rollouts
 
+    source, options = settings.generator, {"model": settings.model, **(settings.options or {})}
     with _sigterm_exits():
         prompts = load_prompts(settings.prompts, split=settings.split, limit=settings.limit)
-        generator = open_generator(settings.generator, model=settings.model, **(settings.options or {}))
-        folder = rollouts_file(settings).parent
-        outcome = sample_rollouts(generator, prompts, settings.n, folder, settings.sampling, wait=wait)
+        wanted = prompts, settings.n, rollouts_file(settings).parent, settings.sampling
+        outcome = already_sampled(source, *wanted, **options)
+        if outcome is None:
+            outcome = sample_rollouts(open_generator(source, **options), *wanted, wait=wait)
     report(outcome)
     return outcome.status
 

@@ -55,7 +55,7 @@ def open_generator(source: str, **options: Any) -> Generator:
         GeneratorError: it cannot be loaded or reached, or does not take an option.
     """
     make: Callable[..., Generator]
-    if source.startswith(("http://", "https://")):
+    if is_server(source):
         from .server import ServerGenerator
 
         make = ServerGenerator
@@ -69,6 +69,11 @@ def open_generator(source: str, **options: Any) -> Generator:
     if unknown:
         raise GeneratorError(f"{source} takes no {', no '.join(unknown)} (it takes {', '.join(known)})")
     return make(source, **given)
+
+
+def is_server(source: str) -> bool:
+    """Whether a generator is the address of a server."""
+    return source.startswith(("http://", "https://"))
 
 
 def sample_rollouts(
@@ -91,20 +96,62 @@ def sample_rollouts(
             all could be sampled.
         GeneratorError: the generator stopped. What is done stays, and the next call goes on from there.
     """
-    with RolloutStore(folder, prompts, describe(generator, prompts, n, sampling), generator.name, wait) as store:
+    settings = describe(generator.fingerprint(), prompts, n, sampling)
+    with RolloutStore(folder, prompts, settings, generator.name, wait) as store:
         for note in store.notes:
             _say(f"{folder}: {note}")
-        if store.complete:
-            _say(f"{folder} is complete for these settings.")
-        else:
+        if not store.complete:
             if store.done:
                 _say(f"{folder}: going on from {store.done:,} of {store.total:,} completions")
             speed = _fill(store, generator, sampling)
             if all(failure.final for failure in store.failures.values()):
                 _finish(store, sampling, speed)
-        written = store.complete and store.summary.exists()
-        summary = json.loads(store.summary.read_text(encoding="utf-8")) if written else None
-        return Outcome(folder, store.complete, store.failures, summary)
+        else:
+            _say(f"{folder} is complete for these settings.")
+        return _outcome(store)
+
+
+def _outcome(store: RolloutStore) -> Outcome:
+    written = store.complete and store.summary.exists()
+    summary = json.loads(store.summary.read_text(encoding="utf-8")) if written else None
+    return Outcome(store.folder, store.complete, store.failures, summary)
+
+
+def already_sampled(
+    source: str, prompts: Prompts, n: int, folder: Path, sampling: Sampling, **options: Any
+) -> Outcome | None:
+    """The outcome of a complete folder, told without loading the generator; None where it has to be loaded.
+
+    Args:
+        source: what :func:`open_generator` would be given.
+        prompts: as for :func:`sample_rollouts`.
+        n: as there.
+        folder: as there.
+        sampling: as there.
+        **options: what :func:`open_generator` would be given.
+
+    Raises:
+        StoreError: it is complete, but was sampled with other settings.
+    """
+    file = folder / "settings.json"
+    if not (folder / "rollouts.jsonl").exists() or not file.exists():
+        return None
+    recorded = json.loads(file.read_text(encoding="utf-8")).get("generator")
+    if not isinstance(recorded, dict) or not _is_recorded(source, recorded, options):
+        return None
+    with RolloutStore(folder, prompts, describe(recorded, prompts, n, sampling), "") as store:
+        _say(f"{folder} is complete for these settings.")
+        return _outcome(store)
+
+
+def _is_recorded(source: str, recorded: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Whether a fingerprint is that of a generator, as far as can be seen without loading it or asking a server."""
+    same = all(recorded[key] == value for key, value in options.items() if key in recorded and value is not None)
+    if is_server(source):
+        return same and recorded.get("kind") == "server" and options.get("model") in (None, recorded.get("name"))
+    from .loading import digest, name_of
+
+    return same and recorded.get("name") == name_of(source) and recorded.get("digest") == digest(source)
 
 
 def _fill(store: RolloutStore, generator: Generator, sampling: Sampling) -> float | None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import GeneratorError, StoreError
 from ..folders import FolderLock, differences, write_whole
-from .generation import Answer, Completion, Failure, Generator, Prompt, Request, Sampling
+from .generation import Answer, Completion, Failure, Prompt, Request, Sampling
 from .journal import Journal
 from .summary import Tally
 
@@ -42,11 +42,11 @@ class Prompts(Protocol):
         """Take one; its pictures are opened or drawn now."""
 
 
-def describe(generator: Generator, prompts: Prompts, n: int, sampling: Sampling) -> dict[str, Any]:
+def describe(fingerprint: dict[str, Any], prompts: Prompts, n: int, sampling: Sampling) -> dict[str, Any]:
     """What decides the content of a store, as JSON values.
 
     Args:
-        generator: who samples.
+        fingerprint: of the generator.
         prompts: which ones are asked for.
         n: completions of each prompt.
         sampling: how tokens are drawn.
@@ -55,7 +55,7 @@ def describe(generator: Generator, prompts: Prompts, n: int, sampling: Sampling)
         "format": FORMAT,
         "sampling": sampling.as_dict(),
         "n": n,
-        "generator": generator.fingerprint(),
+        "generator": fingerprint,
         "prompts": prompts.description,
     }
     return json.loads(json.dumps(settings))

@@ -15,6 +15,7 @@ from datamodules.corpus import TinyCorpus
 from lenvm_lightning import TextLenVM, VisionLenVM
 from lenvm_lightning.cli.recipe import find_recipe, read_recipe, recipes_folder
 from lenvm_lightning.cli.run import FitCLI, parse_fit
+from lenvm_lightning.cli.sample import FIELDS, read_settings
 from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
 
 RECIPES = sorted(recipes_folder().glob("*.yaml"))
@@ -68,6 +69,16 @@ def test_recipe_repeats_no_default(path):
         defaults = defaults_of(type(owner))
         repeated = [k for k, v in fit[section]["init_args"].items() if k != "files" and v == defaults[k]]
         assert repeated == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_sample_stage(path):
+    recipe = read_recipe(path, [])
+    if "sample" in recipe:
+        settings = read_settings(recipe["sample"], str(path))
+        defaults = {name: field.default for name, field in FIELDS.items()}
+        assert [name for name, value in recipe["sample"].items() if value == defaults[name]] == []
+        assert settings.sampling.max_tokens >= 1
 
 
 REAL = {

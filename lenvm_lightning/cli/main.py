@@ -1,6 +1,7 @@
 """The commands ``lightning`` and ``lenvm``: parse a line, do what it says, turn errors into sentences."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None, program: str = "lenvm") -> int:
 
     Returns:
         Exit status: 0 done, 2 something the user can mend, 3 done but for completions that failed, 130 stopped by
-        Ctrl-C, 143 stopped by SIGTERM.
+        Ctrl-C, 141 nobody reads any more, 143 stopped by SIGTERM.
     """
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = build_parser(program)
@@ -160,6 +161,9 @@ def main(argv: Sequence[str] | None = None, program: str = "lenvm") -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `… | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 # What a command needs is imported when it runs: torch and transformers take seconds, and --help should not.

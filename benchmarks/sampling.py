@@ -1,0 +1,233 @@
+r"""How fast a local generator samples, against transformers' ``generate`` in static batches.
+
+Both write the same number of completions of the same prompts with the same model, temperature 1 and batch size,
+interleaved A B A B in one process, medians of the rounds. ``generate`` gets its prompts in batches, padded on the left,
+and a batch ends with its longest completion; ``LocalGenerator`` refills its slots as completions end. Tokens are those
+up to EOS, padding not counted. That both write the same tokens when they take the likeliest is checked before anything
+is timed.
+
+The default model has the shape of ``tiny-text`` and random weights; its vocabulary head gives EOS a constant logit, so
+that each token is the last with probability ``--hazard`` and lengths have a long tail. ``--generator`` takes any other,
+with lengths of its own.
+
+Tokens per second of CPU time are per core; those of the wall clock are what waiting feels like, and are lower where
+other work shares the core. The ratio is what to read.
+
+    python benchmarks/sampling.py                                     # about five minutes on one core
+    python benchmarks/sampling.py --generator tiny-text --slots 64
+    python benchmarks/sampling.py --generator Qwen/Qwen2.5-0.5B-Instruct --prompts 16 --threads 8
+"""
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from lenvm_lightning import checkpoint
+from lenvm_lightning.errors import LenVMError
+from lenvm_lightning.rollouts.generation import Completion, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.local import LocalGenerator
+from lenvm_lightning.rollouts.prompting import encode_prompt, tokenizer_of
+from lenvm_lightning.tinyworld import NOTICE, arithmetic
+
+
+class HeadWithEos(nn.Module):
+    """A vocabulary head under which each token is EOS with about the same probability.
+
+    Args:
+        head: the head of the other tokens.
+        eos: id of EOS.
+        hidden: hidden states to measure the head on. Shape (..., H).
+        hazard: probability of EOS.
+    """
+
+    def __init__(self, head: nn.Linear, eos: int, hidden: torch.Tensor, hazard: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(head.weight.detach().clone())
+        self.bias = nn.Parameter(torch.zeros(len(self.weight), dtype=self.weight.dtype, device=self.weight.device))
+        with torch.no_grad():
+            self.weight[eos] = 0.0
+            self.bias[eos] = -math.inf
+            others = self(hidden).logsumexp(-1).mean()
+            self.bias[eos] = others + math.log(hazard / (1 - hazard))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits. Shape (..., V)."""
+        return nn.functional.linear(hidden, self.weight, self.bias)
+
+
+def build(args: argparse.Namespace) -> tuple[LocalGenerator, PreTrainedModel]:
+    """The generator, and a model of its own with the same weights for ``generate``."""
+    if args.generator:
+        generator = LocalGenerator.load(args.generator, slots=args.slots, device=args.device, dtype=args.dtype)
+        return generator, copy.deepcopy(generator.model)
+    torch.manual_seed(0)
+    processor = checkpoint.load_processor("tiny-text")
+    config = AutoConfig.from_pretrained(checkpoint.resolve("tiny-text"), tie_word_embeddings=False)
+    dtype = getattr(torch, args.dtype or "float32")
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().to(args.device)
+    with torch.inference_mode():
+        hidden = model.model(torch.randint(config.vocab_size, (8, 64), device=args.device)).last_hidden_state
+    model.lm_head = HeadWithEos(model.lm_head, config.eos_token_id, hidden.clone(), args.hazard)
+    model.generation_config.eos_token_id = config.eos_token_id
+    return LocalGenerator(model, processor, "tiny-text shape", slots=args.slots), copy.deepcopy(model)
+
+
+def draw_prompts(count: int) -> list[Prompt]:
+    """Arithmetic stories of the tiny world."""
+    rng = Random(0)
+    return [
+        Prompt(str(number), [{"role": "user", "content": arithmetic.draw_problem(rng).prompt}])
+        for number in range(count)
+    ]
+
+
+def write_continuously(generator: LocalGenerator, prompts: list[Prompt], n: int, sampling: Sampling) -> list[list[int]]:
+    """Tokens of all completions, by prompt and number."""
+    requests = [Request(prompt, tuple(range(n))) for prompt in prompts]
+    written: dict[tuple[str, int], list[int]] = {}
+    for answer in generator.sample(requests, sampling):
+        if not isinstance(answer.result, Completion):
+            raise LenVMError(f"prompt {answer.prompt_id}: {answer.result.reason}")
+        written[answer.prompt_id, answer.number] = answer.result.token_ids
+    return [written[prompt.prompt_id, number] for prompt in prompts for number in range(n)]
+
+
+def write_statically(
+    model: PreTrainedModel, generator: LocalGenerator, prompts: list[Prompt], n: int, sampling: Sampling
+) -> list[list[int]]:
+    """The same through ``generate``, ``generator.slots`` rows a batch; a prompt's completions stand side by side."""
+    tokenizer = tokenizer_of(generator.processor)
+    eos = model.generation_config.eos_token_id
+    stop = set(eos if isinstance(eos, list) else [eos])
+    model.generation_config = GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=sampling.temperature > 0,
+        **({"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if sampling.temperature else {}),
+        eos_token_id=eos,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    rows = [encode_prompt(generator.processor, prompt.messages, [])[0] for prompt in prompts for _ in range(n)]
+    written = []
+    for start in range(0, len(rows), generator.slots):
+        batch = rows[start : start + generator.slots]
+        width = max(map(len, batch))
+        ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in batch])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+        output = model.generate(ids.to(model.device), attention_mask=mask.to(model.device))[:, width:].tolist()
+        for row in output:
+            length = next((place for place, token in enumerate(row, 1) if token in stop), len(row))
+            written.append(row[:length])
+    return written
+
+
+def check(generator: LocalGenerator, model: PreTrainedModel, prompts: list[Prompt]) -> int:
+    """Both write the same when they take the likeliest tokens; returns how many were compared."""
+    greedy = Sampling(temperature=0.0, max_tokens=32)
+    ours = write_continuously(generator, prompts, 1, greedy)
+    theirs = write_statically(model, generator, prompts, 1, greedy)
+    same = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    if model.dtype in (torch.float32, torch.float64) and same < len(prompts):
+        raise LenVMError(f"{len(prompts) - same} of {len(prompts)} greedy completions differ")
+    return sum(map(len, ours))
+
+
+def measure(run: Callable[[], list[list[int]]]) -> dict[str, Any]:
+    """Tokens, their lengths, and seconds of one round."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    written = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    lengths = [len(tokens) for tokens in written]
+    return {
+        "lengths": lengths,
+        "tokens_per_s": sum(lengths) / (time.perf_counter() - wall),
+        "tokens_per_cpu_s": sum(lengths) / (time.process_time() - cpu),
+    }
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generator", help="name, directory or hub id; random weights in tiny-text's shape by default")
+    parser.add_argument("--prompts", type=int, default=200, help="prompts")
+    parser.add_argument("--n", type=int, default=8, help="completions of each")
+    parser.add_argument("--slots", type=int, default=128, help="batch size of both")
+    parser.add_argument("--max-tokens", type=int, default=512, help="longest completion")
+    parser.add_argument("--hazard", type=float, default=1 / 80, help="probability that a token is the last")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each")
+    parser.add_argument("--skip-static", action="store_true", help="time LocalGenerator alone")
+    parser.add_argument("--dtype", help="of the weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--quick", action="store_true", help="seconds; few short completions, whose ratio means little")
+    args = parser.parse_args()
+    if args.quick:
+        args.prompts, args.n, args.slots, args.max_tokens, args.hazard, args.rounds = 12, 4, 16, 64, 1 / 16, 1
+    return args
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    generator, model = build(args)
+    prompts = draw_prompts(args.prompts)
+    print(f"same tokens: {check(generator, model, prompts[:4])} greedy ones compared")
+    sampling = Sampling(max_tokens=args.max_tokens)
+    runs = {"continuous": lambda: write_continuously(generator, prompts, args.n, sampling)}
+    if not args.skip_static:
+        runs["static"] = lambda: write_statically(model, generator, prompts, args.n, sampling)
+    few = prompts[: max(1, generator.slots // args.n)]
+    write_continuously(generator, few, args.n, Sampling(max_tokens=16))  # warm-up
+    write_statically(model, generator, few, args.n, Sampling(max_tokens=16))
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            rounds[name].append(measure(run))
+    rates = {
+        name: {key: statistics.median(one[key] for one in many) for key in ("tokens_per_s", "tokens_per_cpu_s")}
+        for name, many in rounds.items()
+    }
+    lengths = [length for one in rounds["continuous"] for length in one["lengths"]]
+    p50, p99 = (float(np.percentile(lengths, share)) for share in (50, 99))
+    print(
+        f"\n{generator.name}: {args.prompts} prompts x {args.n} completions, mean {np.mean(lengths):.0f}, median "
+        f"{p50:.0f}, 99th percentile {p99:.0f} tokens; batch size {generator.slots}, {args.threads} threads"
+    )
+    print(f"{'':12}{'tokens/s':>22}{'tokens/s of CPU time':>22}")
+    for name, rate in rates.items():
+        print(f"{name:12}{rate['tokens_per_s']:>22,.0f}{rate['tokens_per_cpu_s']:>22,.0f}")
+    result = {
+        "benchmark": "sampling",
+        "device": args.device,
+        "generator": generator.name,
+        "slots": generator.slots,
+        "threads": args.threads,
+        "length_p50_tokens": p50,
+        "length_p99_tokens": p99,
+        **{f"{name}_{key}": value for name, rate in rates.items() for key, value in rate.items()},
+    }
+    if not args.skip_static:
+        key = "tokens_per_s" if args.device == "cuda" else "tokens_per_cpu_s"
+        ratio = statistics.median(
+            ours[key] / theirs[key] for ours, theirs in zip(rounds["continuous"], rounds["static"], strict=True)
+        )
+        result["speedup_ratio"] = ratio
+        print(f"{'ratio':12}{ratio:>21.2f}x faster")
+    if not args.generator or args.generator.startswith("tiny-"):
+        print(NOTICE)
+    print("\n" + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.rollouts.record import parse_record
 from lenvm_lightning.rollouts.store import RolloutStore
+from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 
 FIT = {
     "model": {
@@ -241,6 +243,32 @@ def test_recipe_samples_trains_and_skips(here, capsys):
 
     # The resolved recipe is one.
     assert main(["run", "runs/r/recipe.yaml", "--check"]) == 0
+
+
+def test_pictures_go_all_the_way(here, capsys):
+    shutil.copytree(tinyworld.path("tiny-vl"), here / "seeing", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained("seeing")).save_pretrained("seeing")
+    fit = {
+        "model": {
+            "class_path": "lenvm_lightning.VisionLenVM",
+            "init_args": {"backbone": "tiny-vl", "pretrained": False, "gamma": 0.9, "freeze_vision": False},
+        },
+        "data": {"class_path": "datamodules.VisionRollouts", "init_args": {"batch_tokens": 1024, "val_share": 0.3}},
+        "trainer": {"max_epochs": 1},
+    }
+    sample = {"generator": "seeing", "prompts": "tiny-vqa", "limit": 8, "n": 2, "max_tokens": 6, "out": "seen"}
+    assert main(["run", recipe(here, sample=sample, fit=fit), "--fit.trainer.limit_train_batches", "1"]) == 0
+    found = records(here / "seen" / "rollouts.jsonl")
+    assert len(found) == 16
+    assert len(list((here / "seen" / "images").glob("*.png"))) == 8
+    drawn = {prompt.prompt_id: prompt.images[0] for prompt in prompt_set("tiny-vqa", count=8)}
+    for record in found:
+        (path,) = record["images"]
+        with Image.open(here / "seen" / path) as picture:
+            assert picture.tobytes() == drawn[record["prompt_id"]].tobytes()
+    results = json.loads((here / "runs" / "r" / "results.json").read_text())
+    assert results["train_completions"] + results["held_out_completions"] == 16
 
 
 def test_other_rollouts_leave_the_stage_out(here, capsys, text_rollouts):

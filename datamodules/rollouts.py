@@ -145,7 +145,7 @@ class RolloutsDataModule(L.LightningDataModule):
         padding = padding_share(self.train_sizes, plan)
         rank_zero_info(
             describe_facts(self.facts, len(self.val_rows), self.val_prompts, padding, len(plan))
-            + (f"\n  {tinyworld.NOTICE}" if "tinyworld" in self.files else "")
+            + (f"\n  {tinyworld.NOTICE}" if any(map(tinyworld.wrote, self.facts.generators)) else "")
         )
 
     def _check_rows(self, table: Dataset) -> None:

@@ -1,5 +1,6 @@
 """LenVMModule: a length value model, its loss and its optimizer as a LightningModule. Glue; the maths is elsewhere."""
 
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -152,6 +153,10 @@ class LenVMModule(L.LightningModule):
         if self.model is None:
             raise LenVMError("the model is built by configure_model(), which the Trainer calls; call it first")
         return self.model
+
+    def save_pretrained(self, folder: Path, processor: Any) -> None:
+        """Write a model directory; see :meth:`LengthValueModel.save_pretrained`."""
+        self._lenvm.save_pretrained(folder, processor)
 
     # -- forward and loss ---------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def test_a_little_training_lowers_the_loss(kind, name):
     model = TinyLanguageModel(name, warmup_steps=10)
     trainer = L.Trainer(
         max_steps=40, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, gradient_clip_val=1.0, num_sanity_val_steps=0,
+        enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     before = trainer.validate(model, data, verbose=False)[0]["val/loss"]
     model.train()

@@ -88,8 +88,8 @@ class StepProgressBar(ProgressBar):
             )
             if key in seen
         ]
-        line = f"step {trainer.global_step}: validation loss {float(seen['val/loss']):.5f}, {', '.join(parts)}"
-        tqdm.write(line, file=sys.stderr)
+        loss = f"validation loss {float(seen['val/loss']):.5f}"
+        tqdm.write(f"step {trainer.global_step}: {', '.join([loss, *parts])}", file=sys.stderr)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finish the bar."""

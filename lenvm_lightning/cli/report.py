@@ -38,7 +38,7 @@ def _of_lenvm(module: Any, data: Any) -> dict[str, Any]:
         "train_completions": data.facts.completions,
         "held_out_completions": len(data.val_rows),
         "held_out_prompts": data.val_prompts,
-        "tiny_world": any(name in tinyworld.NAMES or name.startswith("tinyworld") for name in data.facts.generators),
+        "tiny_world": any(map(tinyworld.wrote, data.facts.generators)),
     }
 
 

@@ -291,13 +291,9 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
     results = as_results(cli.model, cli.datamodule, trainer.global_step, metrics)
     part = folder.path / ".model"
     shutil.rmtree(part, ignore_errors=True)
-    model: Any = cli.model.model
+    cli.model.save_pretrained(part, cli.datamodule.processor)
     if isinstance(cli.model, LenVMModule):
-        model.save_pretrained(part, cli.datamodule.processor)
         (part / "README.md").write_text(model_card(results, cli.settings), encoding="utf-8")
-    else:  # a generator of the tiny world
-        model.save_pretrained(part)
-        cli.datamodule.processor.save_pretrained(part)
     shutil.rmtree(folder.model, ignore_errors=True)
     part.replace(folder.model)
     folder.finish(results)

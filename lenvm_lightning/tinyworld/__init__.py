@@ -1,7 +1,8 @@
 """The tiny world: a laboratory inside the package, of small real architectures and text and pictures made here.
 
-`tiny-text` (Qwen2) and `tiny-vl` (Qwen2.5-VL) are ordinary Hugging Face folders without weights, written by
-`python -m lenvm_lightning.tinyworld.build`. `rollouts.write_rollouts` writes generated answers to go with them.
+`tiny-text` (Qwen2) and `tiny-vl` (Qwen2.5-VL) are ordinary Hugging Face folders. `python -m
+lenvm_lightning.tinyworld.build` writes tokenizers and configurations; the weights come from the recipes tiny_text and
+tiny_vl. `prompt_sets` has their prompts with answer checks; `rollouts` writes scripted answers, without a model.
 """
 
 from pathlib import Path
@@ -15,3 +16,8 @@ def path(name: str) -> Path:
     if name not in NAMES:
         raise ValueError(f"no tiny model is called {name!r}; there are {', '.join(NAMES)}")
     return Path(__file__).parent / name
+
+
+def wrote(generator: str) -> bool:
+    """Whether completions of this `generator` (the name in their records) are of the tiny world."""
+    return generator in NAMES or generator.startswith("tinyworld")

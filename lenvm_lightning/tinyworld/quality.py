@@ -1,0 +1,88 @@
+"""How well a tiny model does what it is there for: the figures that its recipe must reach."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.lifebench import length_score
+from ..rollouts.generation import Answer, Completion, Generator, Request, Sampling
+from .prompt_sets import check, prompt_set
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures of one prompt set, from n completions each of held-out prompts at temperature 1.
+
+    Attributes:
+        completions: how many were drawn.
+        pass_at_1: share of completions that pass the check of their prompt, among those that have one.
+        mean_tokens: of a completion, EOS included.
+        p50: median tokens.
+        p99: 99th percentile of tokens.
+        shortest_correct: tokens of a prompt's shortest correct completion over the mean of all of its completions,
+            averaged over prompts with a correct one.
+        equal_to_score: mean Length Score of the prompts that wish for "equal to N"; None where there are none.
+        logprob_per_token: nats.
+        cut: share that reached the token limit.
+    """
+
+    completions: int
+    pass_at_1: float
+    mean_tokens: float
+    p50: float
+    p99: float
+    shortest_correct: float
+    equal_to_score: float | None
+    logprob_per_token: float
+    cut: float
+
+
+def measure(generator: Generator, name: str, prompts: int = 64, n: int = 16, max_tokens: int = 768) -> Quality:
+    """Sample held-out prompts of the set `name` and judge them.
+
+    Raises:
+        RuntimeError: a prompt failed; the tiny sets hold nothing that a tiny model may refuse.
+    """
+    asked = prompt_set(name, "test", prompts)
+    requests = [Request(prompt, tuple(range(n))) for prompt in asked]
+    answers: dict[str, list[Completion]] = {prompt.prompt_id: [] for prompt in asked}
+    for answer in generator.sample(requests, Sampling(max_tokens=max_tokens)):
+        answers[answer.prompt_id].append(_completion(answer))
+    return _quality([(prompt.meta, answers[prompt.prompt_id]) for prompt in asked])
+
+
+def _completion(answer: Answer) -> Completion:
+    if not isinstance(answer.result, Completion):
+        raise RuntimeError(f"{answer.prompt_id}: {answer.result.reason}")
+    return answer.result
+
+
+def _quality(judged: Sequence[tuple[dict[str, Any], list[Completion]]]) -> Quality:
+    verdicts: list[bool] = []
+    shares: list[float] = []
+    scores: list[float] = []
+    for meta, completions in judged:
+        lengths = [len(completion.token_ids) for completion in completions]
+        right = [check(meta, c.text, length) for c, length in zip(completions, lengths, strict=True)]
+        verdicts += [bool(verdict) for verdict in right if verdict is not None]
+        correct = [length for length, verdict in zip(lengths, right, strict=True) if verdict]
+        if correct:
+            shares.append(min(correct) / float(np.mean(lengths)))
+        if meta.get("control") == "equal to":
+            scores += [length_score(length - 1, meta["length"], "equal to") for length in lengths]
+    every = [completion for _, completions in judged for completion in completions]
+    tokens = np.asarray([len(completion.token_ids) for completion in every])
+    p50, p99 = np.percentile(tokens, [50, 99])
+    return Quality(
+        completions=len(every),
+        pass_at_1=float(np.mean(verdicts)),
+        mean_tokens=float(tokens.mean()),
+        p50=float(p50),
+        p99=float(p99),
+        shortest_correct=float(np.mean(shares)) if shares else float("nan"),
+        equal_to_score=float(np.mean(scores)) if scores else None,
+        logprob_per_token=sum(c.logprob or 0.0 for c in every) / float(tokens.sum()),
+        cut=float(np.mean([completion.finish_reason == "length" for completion in every])),
+    )

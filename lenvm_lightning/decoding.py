@@ -3,18 +3,16 @@
 **New tokens.** Decoding a token and scoring K candidates are the same call: new tokens see what their row holds and, of
 each other, what ``within`` says; what was only tried is cropped afterwards.
 
-**Spans.** A cache is as wide as its longest row, and with a long tail of lengths most of what attention reads is
-padding. On a CPU, where that reading is what attention costs, rows are kept in the order of their lengths, and
-attention runs over spans of rows, each as wide as its own longest.
-
-**The same bits.** On a CPU, :func:`slot_attention` gives a row the same bits whatever the other rows hold, however many
-there are and however wide the cache is: it sums in blocks of a fixed size. Matrix products keep that up for batches of
-:data:`~lenvm_lightning.slots.FEWEST_ROWS` rows and more (measured with MKL; torch promises nothing).
+**The same bits.** On a CPU, in float32 and float64, :func:`slot_attention` gives a row the same bits whatever the other
+rows hold, however many there are and however they are laid out: it computes and sums in blocks of a fixed size. Other
+matrix products keep that up for batches of :data:`~lenvm_lightning.slots.FEWEST_ROWS` rows and more (measured with MKL
+on AVX-512; torch promises nothing), and prompts are padded to a width that is their own.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -28,9 +26,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .slots import FEWEST_ROWS, SlotCache, Span, Step, round_up
+from .slots import COLUMNS, FEWEST_ROWS, SlotCache, Span, Step, round_up
 
-_BLOCK = 128  # columns summed at once
+PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
 _ATTENTION = "lenvm_slots"
 _KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 
@@ -47,16 +45,19 @@ def slot_attention(
 ) -> tuple[Tensor, None]:
     """Attention over spans of slots; without spans, transformers' ``sdpa``.
 
-    Query heads that share a key are packed, so that keys and values are read once and never repeated.
+    Query heads that share a key are packed, so that keys and values are read once and never repeated. Products are of
+    blocks of :data:`~lenvm_lightning.slots.COLUMNS` columns, all of one shape whatever the spans, through numpy: its
+    BLAS takes small matrices twice as fast as torch's.
 
     Args:
         module: the attention layer.
-        query: shape (B, heads, T, head size).
-        key: shape (B, key-value heads, columns, head size).
+        query: shape (B, heads, T, head size), float32 or float64, on a CPU.
+        key: lines of all rows, see :class:`~lenvm_lightning.slots.SlotLayer`. Shape (1, key-value heads, …, head size),
+            or (B, key-value heads, width, head size) where there is one span.
         value: likewise.
-        attention_mask: added to the scores: 0 or -inf. Shape (B, 1, T, columns).
+        attention_mask: added to the scores: 0 or -inf. Shape (B, 1, T, columns of the widest span).
         scaling: of the scores.
-        slot_spans: which columns which rows read.
+        slot_spans: which rows lie where.
         kwargs: for ``sdpa``.
 
     Returns:
@@ -67,24 +68,25 @@ def slot_attention(
     assert attention_mask is not None
     rows, heads, tokens, size = query.shape
     kept = key.shape[1]
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    packed = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows * kept, -1, size)
-    output = query.new_empty(rows * kept, packed.shape[1], value.shape[-1])
+    packed = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows * kept, 1, -1, size)
+    output = query.new_empty(rows, heads, tokens, value.shape[-1])
+    keys, values = (lines.reshape(-1, COLUMNS, lines.shape[-1]).numpy() for lines in (key, value))
+    outputs, queries = output.view(rows * kept, -1, value.shape[-1]).numpy(), packed.numpy()
     for span in slot_spans:
-        count, width = span.stop - span.start, span.width
-        keys, values = (t.narrow(0, span.start, count).flatten(0, 1).narrow(1, 0, width) for t in (key, value))
-        part = packed.narrow(0, span.start * kept, count * kept)
-        scores = torch.bmm(part, keys.transpose(1, 2))
-        mask = attention_mask.narrow(0, span.start, count).narrow(3, 0, width)
-        scores.view(count, kept, -1, tokens, width).add_(mask.unsqueeze(2))
-        weights = scores.softmax(-1, dtype=torch.float32 if half else None).to(value.dtype)
-        summed = output.narrow(0, span.start * kept, count * kept)
-        # Not in one product: how it splits a sum over all columns, and so how that rounds, depends on their number.
-        torch.bmm(weights.narrow(2, 0, min(_BLOCK, width)), values.narrow(1, 0, min(_BLOCK, width)), out=summed)
-        for start in range(_BLOCK, width, _BLOCK):
-            size = min(_BLOCK, width - start)
-            summed.baddbmm_(weights.narrow(2, start, size), values.narrow(1, start, size))
-    return output.view(rows, heads, tokens, -1).transpose(1, 2), None
+        count, blocks = (span.stop - span.start) * kept, span.width // COLUMNS
+        part = slice(span.start * kept, span.stop * kept)
+        shape = (count, blocks, COLUMNS)
+        lines = slice(span.before * kept // COLUMNS, span.before * kept // COLUMNS + count * blocks)
+        scores = query.new_empty(count, packed.shape[2], span.width)
+        by_block = scores.view(count, -1, blocks, COLUMNS).transpose(1, 2)  # (…, blocks, group * T, COLUMNS)
+        with np.errstate(all="ignore"):  # NaN is told where tokens are drawn
+            np.matmul(queries[part], keys[lines].reshape(*shape, size).swapaxes(2, 3), out=by_block.numpy())
+            mask = attention_mask[span.start : span.stop, :, None, :, : span.width]
+            scores.view(span.stop - span.start, kept, -1, tokens, span.width).add_(mask)
+            weights = scores.softmax(-1).view(count, -1, blocks, COLUMNS).transpose(1, 2)
+            sums = np.matmul(weights.numpy(), values[lines].reshape(*shape, -1))
+            np.add.reduce(sums, axis=1, out=outputs[part])  # one block after the other
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(_ATTENTION, slot_attention)
@@ -111,23 +113,28 @@ class SlotDecoder:
         self._config = config
         self._dtype = model.dtype
         self._rope: list[Any] = [module for module in model.modules() if hasattr(module, "rope_deltas")]
-        self.spans = model.device.type == "cpu" and config._attn_implementation in ("sdpa", _ATTENTION)
-        if self.spans:
+        exact = model.device.type == "cpu" and self._dtype in (torch.float32, torch.float64)
+        self._tight = exact and config._attn_implementation in ("sdpa", _ATTENTION)
+        if self._tight:
             text = next((name for name in model.config.sub_configs if getattr(model.config, name) is config), None)
             model.set_attn_implementation({text: _ATTENTION} if text else _ATTENTION)
-            self.spans = config._attn_implementation == _ATTENTION  # a few models have sdpa of their own
+            self._tight = config._attn_implementation == _ATTENTION  # a few models have an sdpa of their own
+
+    def slots(self) -> SlotCache:
+        """An empty cache of the kind that the model's attention reads."""
+        return SlotCache(tight=self._tight)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Cache:
         """Run the beginnings of text sequences, of different lengths.
 
         Args:
-            prompts: token ids, padded here to a common multiple of :data:`COLUMNS`. On a CPU a row has the same bits
-                in every batch padded to the same width.
+            prompts: token ids, padded here to a common multiple of :data:`PADDING`. On a CPU a row has the same bits
+                in every batch that is padded to the same width.
 
         Returns:
             A cache for :meth:`SlotCache.fill`; its columns beyond a prompt's length hold nothing of use.
         """
-        width = round_up(max(map(len, prompts)))
+        width = round_up(max(map(len, prompts)), PADDING)
         cache = DynamicCache()  # without the config, which would drop what has left a sliding window
         if not width:
             return cache
@@ -168,7 +175,7 @@ class SlotDecoder:
         output, prefix, offset = self.prefill_inputs(inputs or {"input_ids": all_ids})
         if not inputs:
             prefix, offset = self.prefill([ids[:-1]]), 0
-        slots = SlotCache()
+        slots = self.slots()
         slots.fill([0], prefix, [0], len(ids) - 1, offset)
         feed = all_ids[:, -1:].expand(FEWEST_ROWS, 1)
         logits = self.forward(slots, feed).logits[0, -1]
@@ -181,7 +188,7 @@ class SlotDecoder:
         """Run new tokens of all rows; each sees its row, itself, and of the other new tokens those ``within`` names.
 
         Args:
-            cache: the slots; rows up to the last one in use take part.
+            cache: of :meth:`slots`; all of its rows take part.
             input_ids: shape (B, T).
             within: True = the new token t (row) sees the new token s (column). Shape (T, T); causal where None.
             depth: tokens between the end of the row and each new token, from 0. Shape (T,); counted up where None.
@@ -189,11 +196,11 @@ class SlotDecoder:
         Returns:
             The model's output for the T new tokens.
         """
-        step = cache.begin(input_ids.shape[1], input_ids.device, self.spans)
+        step = cache.begin(input_ids.shape[1], input_ids.device)
         if depth is None:
             depth = torch.arange(input_ids.shape[1], device=input_ids.device)
         masks = {kind: self._mask(step, kind, within, depth) for kind in self.kinds}
-        options = {"slot_spans": step.spans} if self.spans else {}
+        options = {"slot_spans": cache.spans} if self._tight else {}
         return self.model(
             input_ids=input_ids,
             position_ids=self._axes(step.positions[:, None] + depth),
@@ -217,7 +224,7 @@ class SlotDecoder:
         else:
             tokens = within.shape[0]
             seen = (columns < start).expand(-1, tokens, -1).clone()
-            seen.scatter_(2, step.columns[:, None].expand(-1, tokens, -1), within.expand(step.rows, -1, -1))
+            seen.scatter_(2, step.columns[:, None].expand(-1, tokens, -1), within.expand(len(seen), -1, -1))
         if kind == "sliding_attention":
             seen &= (columns > places - self._config.sliding_window) | (columns >= start)
         elif kind == "chunked_attention":

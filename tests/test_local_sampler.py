@@ -324,6 +324,20 @@ def test_what_a_completion_says(text, expected):
         assert not completion.reencoded
 
 
+def test_attentions_that_know_no_spans(text, tiny_text):
+    """Eager attention reads one wide cache, as every attention on a GPU does; it writes the same, but not the bits."""
+    model = build("tiny-text", torch.float64, sharpness=2.0, eos_bias=3.5)
+    sampling = Sampling(max_tokens=70)
+    asked = requests(text_prompts(9), 3)
+    expected = results(LocalGenerator(model, tiny_text, "sdpa", slots=10), asked, sampling)
+    model.set_attn_implementation("eager")
+    found = results(LocalGenerator(model, tiny_text, "eager", slots=10), asked, sampling)
+    for key, completion in found.items():
+        assert completion.token_ids == expected[key].token_ids
+        assert completion.logprob == pytest.approx(expected[key].logprob, abs=1e-4)
+        assert completion.logprob != expected[key].logprob
+
+
 def test_several_ids_may_end_a_completion(tiny_text):
     model = build("tiny-text")
     eos = model.config.eos_token_id
@@ -568,6 +582,13 @@ def test_the_benchmark_runs(monkeypatch, capsys):
     assert result["continuous_tokens_per_s"] > 0
     assert result["speedup_ratio"] > 0
     assert result["length_p99_tokens"] > 3 * result["length_p50_tokens"] > 15
+
+
+@pytest.mark.gpu
+def test_truncation_on_a_gpu_is_that_on_a_cpu():
+    logits = random_logits(40, 2048)
+    for settings in ({"top_k": 7}, {"top_p": 0.9}, {"top_k": 40, "top_p": 0.8, "min_p": 0.01}):
+        assert torch.equal(truncate(logits.cuda(), **settings).cpu(), truncate(logits, **settings))
 
 
 @pytest.mark.gpu

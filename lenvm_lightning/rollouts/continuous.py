@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ..decoding import SlotDecoder
+from ..decoding import PADDING, SlotDecoder
 from ..sampling import draw
-from ..slots import SlotCache, round_up
+from ..slots import FEWEST_ROWS, round_up
 from .generation import Answer, Completion, Failure, Sampling, completion_seed
 
 BROKEN = Failure("the model's logits are NaN or infinite, or leave no token to draw", final=True)
 _AHEAD = 16  # prompts looked at, to find some that can be prefilled together
 _PREFILL_TOKENS = 1024  # padded tokens of such a prefill
-_SORT_EVERY = 8  # steps
+_LAYOUT = 32  # steps between layouts of the slots
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Job:
     @property
     def width(self) -> int:
         """Columns of its prefill, which is of all tokens but the last: that one is fed by the first step."""
-        return round_up(len(self.ids) - 1)
+        return round_up(len(self.ids) - 1, PADDING)
 
 
 @dataclass
@@ -99,25 +99,27 @@ class ContinuousBatch:
         self._stop = stop
         self._text_of = text_of
         self._draw = draw_settings(sampling, forbidden)
-        self._cache = SlotCache()
-        self._most = self._free = slots
-        self._slots: list[_Writing | None] = []  # one a row of the cache
+        self._cache = decoder.slots()
+        self._most = slots
+        self._rows: list[_Writing | None] = []  # of the cache
+        self._live = 0
         self._waiting: list[Job] = []
         self._ready: deque[_Prefilled] = deque()
-        self._steps = 0
+        self._steps_left = 0  # until the next layout
 
     def run(self, jobs: Iterable[Job | Answer]) -> Iterator[Answer]:
         """Yield the completions of all jobs as they end; answers among the jobs are passed on."""
         source = iter(jobs)
         while True:
-            while self._free:
+            while self._live < self._most:
                 if not self._ready:
                     yield from self._look_ahead(source)
                     if not self._waiting:
                         break
                     self._prefill()
-                self._fill()
-            if self._free == self._most:
+                if not self._fill():
+                    break
+            if not self._live:
                 return
             yield from self._step()
 
@@ -148,38 +150,60 @@ class ContinuousBatch:
         self._ready.extend(_Prefilled(job, cache, row, offset, deque(job.numbers)) for row, job in enumerate(group))
 
     @torch.inference_mode()
-    def _fill(self) -> None:
-        """Put completions of the next prompt into free slots."""
+    def _fill(self) -> bool:
+        """Put completions of the next prompt into free rows; False where none has room until the next layout."""
         prompt = self._ready[0]
-        job, length, count = prompt.job, len(prompt.job.ids) - 1, min(self._free, len(prompt.left))
-        # Twice as many each time, up to the most: slots that no prompt needs cost no memory.
-        taken = self._most - self._free
-        self._cache.reserve(min(self._most, max(taken + count, 2 * len(self._slots))), length + 1)
-        self._slots += [None] * (self._cache.rows - len(self._slots))
-        rows = [row for row, writing in enumerate(self._slots) if writing is None][:count]
-        self._cache.fill(rows, prompt.cache, [prompt.row] * count, length, prompt.offset)
+        job, length, count = prompt.job, len(prompt.job.ids) - 1, min(len(prompt.left), self._most - self._live)
+        rows = self._rows_for(length)
+        if not rows and (not self._live or len(self._rows) < self._most):
+            # Twice as many each time: slots that no prompt needs cost no memory.
+            self._lay_out(min(self._most - self._live, max(count, len(self._rows))))
+            rows = self._rows_for(length)
+        rows = rows[:count]
+        if not rows:
+            return False
+        self._cache.fill(rows, prompt.cache, [prompt.row] * len(rows), length, prompt.offset)
         for row in rows:
             number = prompt.left.popleft()
             seed = completion_seed(self._sampling.seed, job.prompt_id, number)
-            self._slots[row] = _Writing(job.prompt_id, number, seed, Random(seed), job.ids[-1])
-        self._free -= count
+            self._rows[row] = _Writing(job.prompt_id, number, seed, Random(seed), job.ids[-1])
+        self._live += len(rows)
         if not prompt.left:
             self._ready.popleft()
+        return True
+
+    def _rows_for(self, length: int) -> list[int]:
+        """Free rows with room for so many tokens and those of the steps until the next layout, narrow ones first."""
+        free = [row for row, writing in enumerate(self._rows) if writing is None]
+        if not self._cache.tight:  # rows grow together, when the longest must
+            return free
+        return [row for row in reversed(free) if self._cache.widths[row] >= length + self._steps_left]
+
+    def _lay_out(self, free: int) -> None:
+        """Sort the rows by their lengths, with room for some steps, and so many free ones for the prompts that wait."""
+        lengths = self._cache.lengths
+        order = sorted((row for row, writing in enumerate(self._rows) if writing), key=lambda row: -lengths[row])
+        widths = [lengths[row] + _LAYOUT for row in order]
+        longest = max([len(prompt.job.ids) for prompt in self._ready], default=0)
+        place = sum(width > longest + _LAYOUT for width in widths)
+        order[place:place], widths[place:place] = [-1] * free, [longest + _LAYOUT] * free
+        self._cache.lay_out(order, widths)
+        rows = [self._rows[row] if row >= 0 else None for row in order]
+        self._rows = rows + [None] * (self._cache.rows - len(rows))
+        self._steps_left = _LAYOUT
 
     @torch.inference_mode()
     def _step(self) -> list[Answer]:
         """Write one token of every completion; return those that it ends."""
-        rows = self._slots[: self._cache.used]
+        rows = self._rows
         device = self._decoder.model.device
         feed = torch.tensor([[row.feed if row else 0] for row in rows])
         logits = self._decoder.forward(self._cache, feed.to(device, non_blocking=True)).logits[:, -1]
-        uniforms = torch.tensor(
-            [writing.uniforms.random() if writing else 0.0 for writing in rows], dtype=torch.float64
-        )
+        uniforms = torch.tensor([row.uniforms.random() if row else 0.0 for row in rows], dtype=torch.float64)
         drawn = draw(logits, uniforms.to(device, non_blocking=True), **self._draw)
         tokens, logprobs = torch.stack([part.double() for part in drawn]).tolist()  # the one wait for the device
         answers = []
-        for row, (writing, token, logprob) in enumerate(zip(rows, map(int, tokens), logprobs, strict=True)):
+        for place, (writing, token, logprob) in enumerate(zip(rows, map(int, tokens), logprobs, strict=True)):
             if writing is None:
                 continue
             writing.feed = token
@@ -187,10 +211,14 @@ class ContinuousBatch:
             writing.logprob += logprob
             if token < 0 or token in self._stop or len(writing.ids) == self._sampling.max_tokens:
                 answers.append(Answer(writing.prompt_id, writing.number, self._result(writing)))
-                self._slots[row] = None
-                self._cache.free(row, wipe=token < 0)
-        self._free += len(answers)
-        self._tidy()
+                self._rows[place] = None
+                self._cache.free(place, wipe=token < 0)
+        self._live -= len(answers)
+        self._steps_left -= 1
+        waits = bool(self._waiting or self._ready)
+        idle = not waits and len(self._rows) > max(FEWEST_ROWS, 1.2 * self._live)
+        if self._live and (idle or (self._cache.tight and self._steps_left <= 0)):
+            self._lay_out(self._most - self._live if waits else 0)
         return answers
 
     def _result(self, writing: _Writing) -> Completion | Failure:
@@ -198,10 +226,3 @@ class ContinuousBatch:
             return BROKEN
         text, ended = self._text_of(writing.ids), writing.feed in self._stop
         return Completion(text, writing.ids, "stop" if ended else "length", writing.logprob, writing.seed)
-
-    def _tidy(self) -> None:
-        """Keep slots in the order of their lengths where that is of use, and the free ones last when nobody waits."""
-        self._steps += 1
-        holes = self._free and not self._waiting and not self._ready
-        if holes or (self._decoder.spans and self._steps % _SORT_EVERY == 0):
-            self._slots = [self._slots[row] for row in self._cache.sort()]

@@ -8,13 +8,13 @@ is timed.
 
 The default model has the shape of ``tiny-text`` and random weights; its vocabulary head gives EOS a constant logit, so
 that each token is the last with probability ``--hazard`` and lengths have a long tail. ``--generator`` takes any other,
-with lengths of its own.
+with lengths of its own. The prompts are arithmetic stories of the tiny world, about 75 tokens long.
 
 Tokens per second of CPU time are per core; those of the wall clock are what waiting feels like, and are lower where
 other work shares the core. The ratio is what to read.
 
     python benchmarks/sampling.py                                     # about five minutes on one core
-    python benchmarks/sampling.py --generator tiny-text --slots 64
+    python benchmarks/sampling.py --generator tiny-text --skip-static
     python benchmarks/sampling.py --generator Qwen/Qwen2.5-0.5B-Instruct --prompts 16 --threads 8
 """
 
@@ -25,7 +25,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,8 @@ from lenvm_lightning.errors import LenVMError
 from lenvm_lightning.rollouts.generation import Completion, Prompt, Request, Sampling
 from lenvm_lightning.rollouts.local import LocalGenerator
 from lenvm_lightning.rollouts.prompting import encode_prompt, tokenizer_of
-from lenvm_lightning.tinyworld import NOTICE, arithmetic
+from lenvm_lightning.tinyworld import NOTICE
+from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 
 
 class HeadWithEos(nn.Module):
@@ -81,15 +81,6 @@ def build(args: argparse.Namespace) -> tuple[LocalGenerator, PreTrainedModel]:
     model.lm_head = HeadWithEos(model.lm_head, config.eos_token_id, hidden.clone(), args.hazard)
     model.generation_config.eos_token_id = config.eos_token_id
     return LocalGenerator(model, processor, "tiny-text shape", slots=args.slots), copy.deepcopy(model)
-
-
-def draw_prompts(count: int) -> list[Prompt]:
-    """Arithmetic stories of the tiny world."""
-    rng = Random(0)
-    return [
-        Prompt(str(number), [{"role": "user", "content": arithmetic.draw_problem(rng).prompt}])
-        for number in range(count)
-    ]
 
 
 def write_continuously(generator: LocalGenerator, prompts: list[Prompt], n: int, sampling: Sampling) -> list[list[int]]:
@@ -162,10 +153,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--generator", help="name, directory or hub id; random weights in tiny-text's shape by default")
     parser.add_argument("--prompts", type=int, default=200, help="prompts")
     parser.add_argument("--n", type=int, default=8, help="completions of each")
-    parser.add_argument("--slots", type=int, default=128, help="batch size of both")
+    parser.add_argument("--slots", type=int, default=256, help="batch size of both")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest completion")
     parser.add_argument("--hazard", type=float, default=1 / 80, help="probability that a token is the last")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each")
+    parser.add_argument("--rounds", type=int, default=2, help="timed rounds of each")
     parser.add_argument("--skip-static", action="store_true", help="time LocalGenerator alone")
     parser.add_argument("--dtype", help="of the weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -181,7 +172,7 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
     generator, model = build(args)
-    prompts = draw_prompts(args.prompts)
+    prompts = list(prompt_set("tiny-math", count=args.prompts))
     print(f"same tokens: {check(generator, model, prompts[:4])} greedy ones compared")
     sampling = Sampling(max_tokens=args.max_tokens)
     runs = {"continuous": lambda: write_continuously(generator, prompts, args.n, sampling)}

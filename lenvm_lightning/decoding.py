@@ -26,6 +26,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .checkpoint import takes_argument
 from .slots import COLUMNS, FEWEST_ROWS, SlotCache, Span, Step, round_up
 
 PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
@@ -120,6 +121,8 @@ class SlotDecoder:
             model.set_attn_implementation({text: _ATTENTION} if text else _ATTENTION)
             self._tight = config._attn_implementation == _ATTENTION  # a few models have an sdpa of their own
 
+        self._last_logits = {"logits_to_keep": 1} if takes_argument(model, "logits_to_keep") else {}
+
     def slots(self) -> SlotCache:
         """An empty cache of the kind that the model's attention reads."""
         return SlotCache(tight=self._tight)
@@ -156,7 +159,7 @@ class SlotDecoder:
         for module in self._rope:  # of the prompt before, which would be used again
             module.rope_deltas = None
         cache = DynamicCache()
-        output = self.model(**inputs, past_key_values=cache, use_cache=True)
+        output = self.model(**inputs, past_key_values=cache, use_cache=True, **self._last_logits)
         deltas = [int(module.rope_deltas.max()) for module in self._rope if module.rope_deltas is not None]
         return output, cache, max(deltas, default=0)
 

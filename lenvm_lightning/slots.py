@@ -203,16 +203,18 @@ class SlotCache(Cache):
         Args:
             order: for each row, which one it was before; -1 = a new, free one. Rows left out are gone. At least
                 :data:`FEWEST_ROWS` rows are made.
-            widths: columns that each is to hold, at least its length.
+            widths: columns that each is to hold; what it holds now is kept in any case.
         """
-        order = [*order, *[-1] * (FEWEST_ROWS - len(order))]
-        wanted = [round_up(max(width, 1)) for width in widths] + [COLUMNS] * (len(order) - len(widths))
-        old_befores, old_widths = [*self.befores, 0], [*self.widths, 1]  # the last for new rows
+        # What a row was before; the last entry, which -1 finds, is for new ones.
+        lengths, offsets = [*self.lengths, -1], [*self.offsets, 0]
+        old_befores, old_widths = [*self.befores, 0], [*self.widths, 1]
+        wanted = [round_up(max(width, lengths[row], 1)) for row, width in zip(order, widths, strict=True)]
+        missing = FEWEST_ROWS - len(order)
+        order, wanted = [*order, *[-1] * missing], wanted + [COLUMNS] * missing
         self.spans = cut_spans(wanted) if self.tight else [Span(0, len(order), max(wanted), 0)]
         self.widths = [span.width for span in self.spans for _ in range(span.start, span.stop)]
         self.befores = [0, *itertools.accumulate(self.widths)][:-1]
-        self.lengths = [[*self.lengths, -1][row] for row in order]
-        self.offsets = [[*self.offsets, 0][row] for row in order]
+        self.lengths, self.offsets = [lengths[row] for row in order], [offsets[row] for row in order]
         rows = torch.tensor([[old_befores[row], old_widths[row]] for row in order]).T
         for heads in {layer.heads for layer in self.layers if layer.is_initialized}:
             self._move(heads, rows[0], rows[1], [row for row, old in enumerate(order) if old < 0])

@@ -193,14 +193,14 @@ def vision(tiny_vl):
 @pytest.fixture(scope="module")
 def expected(text):
     """Of one run, uninterrupted."""
-    return results(text, requests(text_prompts(14), 4), Sampling(max_tokens=150, seed=7))
+    return results(text, requests(text_prompts(10), 3), Sampling(max_tokens=120, seed=7))
 
 
 def test_the_fixture_has_both_endings_and_a_long_tail(expected):
     lengths = sorted(len(completion.token_ids) for completion in expected.values())
     assert Counter(completion.finish_reason for completion in expected.values()).keys() == {"stop", "length"}
     assert lengths[0] < 15
-    assert lengths[-1] == 150
+    assert lengths[-1] == 120
     assert 20 < lengths[len(lengths) // 2] < 100
 
 
@@ -210,12 +210,12 @@ def tokens(found):
 
 def test_order_and_interruption_do_not_matter(text, expected):
     """The same requests in another order; and in two runs, the second asking for what the first left out."""
-    prompts, sampling = text_prompts(14), Sampling(max_tokens=150, seed=7)
-    backwards = [Request(prompt, (3, 1, 2, 0)) for prompt in reversed(prompts)]
+    prompts, sampling = text_prompts(10), Sampling(max_tokens=120, seed=7)
+    backwards = [Request(prompt, (2, 0, 1)) for prompt in reversed(prompts)]
     assert tokens(results(text, backwards, sampling)) == tokens(expected)
     done = {key for number, key in enumerate(expected) if number % 3}
     halves = [
-        [Request(p, tuple(n for n in range(4) if ((p.prompt_id, n) in done) == half)) for p in prompts]
+        [Request(p, tuple(n for n in range(3) if ((p.prompt_id, n) in done) == half)) for p in prompts]
         for half in (True, False)
     ]
     found = {}
@@ -226,23 +226,23 @@ def test_order_and_interruption_do_not_matter(text, expected):
 
 @pytest.mark.parametrize("slots", [1, 4, 64])
 def test_slots_do_not_matter(text, tiny_text, expected, slots):
-    few = requests(text_prompts(14), 4) if slots == 64 else requests(text_prompts(14)[:slots], 2)
+    few = requests(text_prompts(10), 3) if slots == 64 else requests(text_prompts(10)[:slots], 2)
     other = LocalGenerator(text.model, tiny_text, "text", slots=slots)
-    found = tokens(results(other, few, Sampling(max_tokens=150, seed=7)))
+    found = tokens(results(other, few, Sampling(max_tokens=120, seed=7)))
     assert found == {key: value for key, value in tokens(expected).items() if key in found}
 
 
 def test_together_or_alone(text, expected):
-    for prompt in text_prompts(14)[2:5]:
-        for number in (0, 3):
-            found = results(text, [Request(prompt, (number,))], Sampling(max_tokens=150, seed=7))
+    for prompt in text_prompts(10)[2:5]:
+        for number in (0, 2):
+            found = results(text, [Request(prompt, (number,))], Sampling(max_tokens=120, seed=7))
             assert tokens(found).items() <= tokens(expected).items()
 
 
 def test_seeds(text, expected):
-    assert len({tuple(expected["p3", number].token_ids) for number in range(4)}) == 4
+    assert len({tuple(expected["p3", number].token_ids) for number in range(3)}) == 3
     assert expected["p3", 2].seed == completion_seed(7, "p3", 2)
-    other = results(text, requests(text_prompts(4), 1), Sampling(max_tokens=150, seed=8))
+    other = results(text, requests(text_prompts(4), 1), Sampling(max_tokens=120, seed=8))
     assert all(other[key].token_ids != expected[key].token_ids for key in other)
 
 
@@ -262,16 +262,15 @@ def logprob_of(generator, prompt, completion):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_every_token_is_drawn_from_the_distribution_of_the_whole_sequence(text, vision, dtype, tolerance):
     """Two slots for many completions: all but the first are written in slots that others left."""
-    for source, prompts in ((text, text_prompts(5, seed=1)), (vision, vision_prompts())):
+    for source, prompts in ((text, text_prompts(4, seed=1)), (vision, vision_prompts())):
         model = build("tiny-vl" if source is vision else "tiny-text", dtype, sharpness=2.0, eos_bias=3.0)
         generator = LocalGenerator(model, source.processor, "exact", slots=2)
-        for settings in ({}, {"temperature": 1.5, "top_k": 50, "top_p": 0.9}):
-            found = results(generator, requests(prompts, 2), Sampling(max_tokens=40, **settings))
+        for settings, n in (({}, 2), ({"temperature": 1.5, "top_k": 50, "top_p": 0.9}, 1)):
+            found = results(generator, requests(prompts, n), Sampling(max_tokens=30, **settings))
             for prompt in prompts:
-                for number in range(2):
-                    completion = found[prompt.prompt_id, number]
-                    whole = logprob_of(generator, prompt, completion)
-                    assert abs(completion.logprob - whole) <= tolerance * len(completion.token_ids)
+                completion = found[prompt.prompt_id, n - 1]
+                whole = logprob_of(generator, prompt, completion)
+                assert abs(completion.logprob - whole) <= tolerance * len(completion.token_ids)
 
 
 @pytest.mark.parametrize("which", ["text", "vision"])
@@ -288,10 +287,10 @@ def test_greedy_is_that_of_generate(which, request):
 
 
 def test_vision_does_not_depend_on_its_batch(vision, tiny_vl):
-    sampling = Sampling(max_tokens=60)
+    sampling = Sampling(max_tokens=40)
     together = tokens(results(vision, requests(vision_prompts(), 4), sampling))
     assert len({len(ids) for ids, _ in together.values()}) > 5
-    for prompt in vision_prompts():
+    for prompt in vision_prompts()[1:4]:
         assert tokens(results(vision, [Request(prompt, (1,))], sampling)).items() <= together.items()
     other = LocalGenerator(vision.model, tiny_vl, "vision", slots=5)
     assert tokens(results(other, requests(vision_prompts()[::-1], 4), sampling)) == together
@@ -318,7 +317,7 @@ def test_what_a_completion_says(text, expected):
         ended = completion.finish_reason == "stop"
         assert (completion.token_ids[-1] == eos) == ended
         assert eos not in completion.token_ids[:-1]
-        assert ended or len(completion.token_ids) == 150
+        assert ended or len(completion.token_ids) == 120
         assert completion.text == text.processor.decode(completion.token_ids, skip_special_tokens=True)
         assert completion.logprob < 0
         assert not completion.reencoded
@@ -327,8 +326,8 @@ def test_what_a_completion_says(text, expected):
 def test_attentions_that_know_no_spans(text, tiny_text):
     """Eager attention reads one wide cache, as every attention on a GPU does; it writes the same, but not the bits."""
     model = build("tiny-text", torch.float64, sharpness=2.0, eos_bias=3.5)
-    sampling = Sampling(max_tokens=70)
-    asked = requests(text_prompts(9), 3)
+    sampling = Sampling(max_tokens=40)
+    asked = requests(text_prompts(6), 3)
     expected = results(LocalGenerator(model, tiny_text, "sdpa", slots=10), asked, sampling)
     model.set_attn_implementation("eager")
     found = results(LocalGenerator(model, tiny_text, "eager", slots=10), asked, sampling)

@@ -7,7 +7,8 @@ a GPU for the distribution: there the size of a batch decides how its products r
 rounding moves one across the border of its share.
 
 Why not ``generate_batch``, transformers' own continuous batching: it draws from the global random state, so that a
-completion depends on its batch and an interrupted run cannot be continued, and it takes no pictures.
+completion depends on its batch and an interrupted run cannot be continued; it takes no pictures; and on a CPU it wrote
+a fortieth of the tokens a second (shape of tiny-text, transformers 5.23).
 """
 
 import warnings

@@ -1,8 +1,8 @@
 r"""Which treatment of completions that hit their token limit is least biased?
 
-The tiny world can write completions without any limit, so here, unlike anywhere else, the truth is known. Training
-completions are cut at ``--limit`` tokens and marked as censored; the same small model, from the same weights, sees the
-same completions in the same order under each treatment of `lenvm_lightning.censoring`, through
+The generator of the tiny world, tiny-text, solves stories without any limit that matters (1,024 tokens), so here the
+truth is known. Training completions are then cut at ``--limit`` tokens and marked as censored; the same model, from the
+same weights, sees the same completions in the same order under each treatment of `lenvm_lightning.censoring`, through
 ``LenVMModule.loss_sum``. ``uncut`` trains on what was there before the cut: the error that is left with it is the
 model's, not the treatment's. ``bootstrap_far`` is an experiment: bootstrap without the states near the cut. All are
 judged at s_0 alone, which says nothing about predictions late in a completion.
@@ -26,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from random import Random
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -38,38 +38,34 @@ from lenvm_lightning import checkpoint
 from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.censoring import CensoredKind
 from lenvm_lightning.module import TextLenVM
-from lenvm_lightning.tinyworld import arithmetic, rollouts
+from lenvm_lightning.rollouts.generation import Sampling
+from lenvm_lightning.rollouts.prompting import encode_prompt
+from lenvm_lightning.rollouts.prompts import load_prompts
+from lenvm_lightning.rollouts.sample import open_generator, sample_rollouts
 from lenvm_lightning.values import gamma_for_length, remaining_to_value, value_to_remaining
 
 BACKBONE = "tiny-text"
-ENDLESS = 1_000_000  # no completion of the tiny world is longer
 UNCUT = "uncut"
+ENDLESS = 1024  # tokens: tiny-text hardly ever writes more
 RARELY, OFTEN = 0.1, 0.5
 
 
-def draw(split: str, prompts: int, completions: int, seed: int) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Uncut completions of tiny-world stories.
+def draw(folder: Path, split: str, prompts: int, completions: int) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Sample uncut solutions of tiny-world stories, or read those that an earlier run sampled.
 
     Returns:
         Token ids of each prompt, chat template applied, and of each completion of each prompt, EOS included.
     """
-    tokenizer = checkpoint.load_processor(BACKBONE)
-    rng, writer = Random(f"censoring {split} {seed}"), Random(f"censoring answers {split} {seed}")
-    seen: set[str] = set()
-    asked: list[list[int]] = []
-    answers: list[list[list[int]]] = []
-    while len(asked) < prompts:
-        problem = arithmetic.draw_problem(rng)
-        if rollouts.split(repr(problem)) != split or repr(problem) in seen:
-            continue
-        seen.add(repr(problem))
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": problem.prompt}], add_generation_prompt=True, tokenize=False
-        )
-        asked.append(tokenizer(text, add_special_tokens=False)["input_ids"])
-        drawn = [arithmetic.draw_solution(writer, problem) for _ in range(completions)]
-        answers.append([rollouts.cut(tokenizer.backend_tokenizer, text, ENDLESS)[1] for text in drawn])
-    return asked, answers
+    asked = load_prompts({"source": "tiny-math", "split": split, "limit": prompts})
+    folder = folder / f"{split}-{prompts}x{completions}"
+    outcome = sample_rollouts(open_generator(BACKBONE), asked, completions, folder, Sampling(max_tokens=ENDLESS))
+    processor = checkpoint.load_processor(BACKBONE)
+    answers: dict[str, list[list[int]]] = {}
+    for line in outcome.rollouts.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        answers.setdefault(record["prompt_id"], []).append(record["token_ids"])
+    ids = [encode_prompt(processor, prompt.messages, [])[0] for prompt in asked]
+    return ids, [answers[prompt.prompt_id] for prompt in asked]
 
 
 class HeldOut:
@@ -169,8 +165,6 @@ def train(
     torch.manual_seed(seed)
     module = TextLenVM(
         BACKBONE,
-        pretrained=False,
-        overrides={"num_hidden_layers": args.layers, "hidden_size": args.width, "intermediate_size": 3 * args.width},
         gamma=gamma,
         censored=treatment if treatment in get_args(CensoredKind) else "bootstrap",
     )
@@ -197,7 +191,8 @@ def train(
 def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
-    held_prompts, held_answers = draw("test", args.held_out, args.held_out_completions, seed=0)
+    held_prompts, held_answers = draw(args.folder, "test", args.held_out, args.held_out_completions)
+    prompts, answers = draw(args.folder, "train", args.prompts, args.completions)
     lengths = np.array([[len(answer) for answer in answers] for answers in held_answers])
     gamma = args.gamma or gamma_for_length(float(np.percentile(lengths, 99)))
     held_out = HeldOut(held_prompts, lengths, gamma, args.limit)
@@ -214,7 +209,6 @@ def main() -> None:
     scores: dict[str, list[dict[str, float]]] = {treatment: [] for treatment in args.treatments}
     began = time.perf_counter()
     for seed in range(args.seeds):
-        prompts, answers = draw("train", args.prompts, args.completions, seed)
         for treatment in args.treatments:
             limit = ENDLESS if treatment == UNCUT else args.limit
             batches = make_batches(prompts, answers, limit, args.rows, args.steps, seed)
@@ -262,21 +256,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--treatments", nargs="+", choices=kinds, default=kinds, help="which to compare")
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each training")
     parser.add_argument("--rows", type=int, default=16, help="completions a step")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each treatment; data and weights differ")
+    parser.add_argument("--seeds", type=int, default=2, help="trainings of each treatment; weights and order differ")
     parser.add_argument("--prompts", type=int, default=1200, help="training prompts")
     parser.add_argument("--completions", type=int, default=4, help="completions of a training prompt")
-    parser.add_argument("--held-out", type=int, default=800, help="held-out prompts")
+    parser.add_argument("--held-out", type=int, default=200, help="held-out prompts")
     parser.add_argument("--held-out-completions", type=int, default=48, help="completions that make up their truth")
-    parser.add_argument("--layers", type=int, default=2, help="layers of the backbone")
-    parser.add_argument("--width", type=int, default=64, help="hidden size of the backbone")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--folder", type=Path, default=Path("runs/censoring"), help="where completions are kept")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--gamma", type=float, help="discount; by default from the uncut lengths")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean nothing")
     args = parser.parse_args()
     if args.quick:
-        args.steps, args.rows, args.seeds, args.prompts, args.layers = 3, 4, 1, 12, 1
-        args.held_out, args.held_out_completions = 60, 8
+        args.steps, args.rows, args.seeds, args.prompts = 3, 4, 1, 12
+        args.held_out, args.held_out_completions = 40, 4
     return args
 
 

@@ -49,7 +49,7 @@ def test_shipped_recipe_trains_reports_and_is_skipped(kind, here, request, capsy
     assert main(command) == 0
     assert "is complete for these settings" in capsys.readouterr().out
     assert main([*command, "--fit.model.lr", "0.1", "--name", f"{kind}_lenvm"]) == 2
-    assert "fit.model.init_args.lr: 0.002 -> 0.1" in capsys.readouterr().err
+    assert "fit.model.init_args.lr: 0.001 -> 0.1" in capsys.readouterr().err
 
 
 def test_check_trains_nothing(here, text_rollouts, capsys):

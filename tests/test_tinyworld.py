@@ -190,6 +190,18 @@ def test_texts_are_loosely_as_long_as_asked_for(tokenizer):
     assert np.mean(scores["at most"]) < np.mean(scores["equal to"]) < np.mean(scores["at least"])
 
 
+def test_corpus_keeps_the_draft_nearest_to_the_wish():
+    wish = writing.Problem("the sea", "equal to", 10)
+    assert writing.distance(wish, "word " * 8) == pytest.approx(0.0)  # 0.8 words a token
+    assert writing.distance(wish, "word " * 4) == writing.distance(wish, "word " * 16) == pytest.approx(np.log(2))
+    assert writing.distance(writing.Problem("the sea"), "word") == 0.0
+    documents = [corpus.document("text", 0, index) for index in range(1500)]
+    asked = [(d, re.search(r"must be equal to (\d+) tokens", d.prompt)) for d in documents]
+    far = [abs(np.log(len(d.completion.split()) / 0.8 / int(m[1]))) for d, m in asked if m]
+    assert len(far) > 100
+    assert np.mean(far) < 0.2  # of one draft it is 0.3
+
+
 def test_picture_shows_the_things():
     things = (shapes.Thing("red", "square", "large", 0, 2), shapes.Thing("blue", "circle", "small", 1, 0))
     picture = shapes.paint(shapes.Problem(3, things, "count"))

@@ -16,6 +16,7 @@ _GRID = (16, 32, 64, 128, 256)  # lengths that benchmarks ask for: seen more oft
 _WORDS_A_TOKEN = 0.80
 _FREE = (60, 0.7)  # median tokens and scatter of a text without a wish
 _LIMIT = 600  # tokens, however long was asked for
+_LEAN = {"equal to": 0.0, "at most": -0.4, "at least": 0.4}  # mean of log(length / wish)
 _SCATTER = 0.4  # standard deviation of log(length / wish)
 
 _SENTENCES = 4  # of a part
@@ -64,8 +65,7 @@ def draw_solution(rng: Random, problem: Problem) -> str:
     if not problem.control:
         tokens = _FREE[0] * math.exp(rng.gauss(0, _FREE[1]))
     else:
-        lean = {"equal to": 0.0, "at most": -0.4, "at least": 0.4}[problem.control]
-        tokens = problem.length * math.exp(rng.gauss(lean, _SCATTER))
+        tokens = problem.length * math.exp(rng.gauss(_LEAN[problem.control], _SCATTER))
     words = max(4, min(tokens, _LIMIT) * _WORDS_A_TOKEN)
     text = _opening(rng, problem.topic)
     closing = _closing(rng, problem.topic)
@@ -79,6 +79,13 @@ def draw_solution(rng: Random, problem: Problem) -> str:
         sentences += 1
     short = len(text.split()) + len(closing.split()) > 1.3 * words
     return text if short else f"{text} {closing}"
+
+
+def distance(problem: Problem, text: str) -> float:
+    """Return how far the length of a text is from the one wished for: |log(length / wish)|, 0 without a wish."""
+    if not problem.control:
+        return 0.0
+    return abs(math.log(len(text.split()) / _WORDS_A_TOKEN / problem.length) - _LEAN[problem.control])
 
 
 def _opening(rng: Random, topic: str) -> str:

@@ -1,11 +1,11 @@
 r"""Which treatment of completions that hit their token limit is least biased?
 
-The generator of the tiny world, tiny-text, solves stories without any limit that matters (1,024 tokens), so here the
-truth is known. Training completions are then cut at ``--limit`` tokens and marked as censored; the same model, from the
-same weights, sees the same completions in the same order under each treatment of `lenvm_lightning.censoring`, through
-``LenVMModule.loss_sum``. ``uncut`` trains on what was there before the cut: the error that is left with it is the
-model's, not the treatment's. ``bootstrap_far`` is an experiment: bootstrap without the states near the cut. All are
-judged at s_0 alone, which says nothing about predictions late in a completion.
+The generator of the tiny world, tiny-text, solves stories and writes texts without any limit that matters (1,024
+tokens), so here the truth is known. Training completions are then cut at ``--limit`` tokens and marked as censored; the
+same model, from the same weights, sees the same completions in the same order under each treatment of
+`lenvm_lightning.censoring`, through ``LenVMModule.loss_sum``. ``uncut`` trains on what was there before the cut: the
+error that is left with it is the model's, not the treatment's. ``bootstrap_far`` is an experiment: bootstrap without
+the states near the cut. All are judged at s_0 alone, which says nothing about predictions late in a completion.
 
 How to read the table: held-out prompts, judged at the prompt boundary s_0 against L_GT of many uncut completions.
 
@@ -51,12 +51,15 @@ RARELY, OFTEN = 0.1, 0.5
 
 
 def draw(folder: Path, split: str, prompts: int, completions: int) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Sample uncut solutions of tiny-world stories, or read those that an earlier run sampled.
+    """Sample uncut completions of tiny-text, or read those that an earlier run sampled.
 
     Returns:
         Token ids of each prompt, chat template applied, and of each completion of each prompt, EOS included.
     """
-    asked = load_prompts({"source": "tiny-math", "split": split, "limit": prompts})
+    # Few stories end before the limit for sure; among the texts there are enough of both kinds.
+    asked = load_prompts(
+        [{"source": name, "split": split, "limit": prompts // 2} for name in ("tiny-math", "tiny-write")]
+    )
     folder = folder / f"{split}-{prompts}x{completions}"
     outcome = sample_rollouts(open_generator(BACKBONE), asked, completions, folder, Sampling(max_tokens=ENDLESS))
     processor = checkpoint.load_processor(BACKBONE)

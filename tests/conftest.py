@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
@@ -13,6 +14,8 @@ from lenvm_lightning.tinyworld.rollouts import write_rollouts
 def _alone(tmp_path_factory):
     """One thread, and a cache of our own."""
     torch.set_num_threads(1)
+    # Started in the background of a shell, Python ignores Ctrl-C; what it does here is part of what is tested.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LENVM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

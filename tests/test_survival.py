@@ -17,6 +17,7 @@ STEPS = 24
 
 def _command(runs: Path) -> list[str]:
     settings = {
+        "model.pretrained": "false",
         "model.overrides": "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 32}",
         "model.head_dropout": "0.2",  # draws random numbers: their state has to survive too
         "model.warmup_steps": "3",

@@ -1,6 +1,7 @@
 """LengthValueModel: text and vision-language backbones of several families, tiny and random; exact in float64."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -381,9 +382,25 @@ def test_overrides_shape_the_backbone():
     [
         ({"pretrained": False, "overrides": {"num_hiden_layers": 1}}, "no entry.*did you mean 'num_hidden_layers'"),
         ({"pretrained": True, "overrides": {"num_hidden_layers": 1}}, "set pretrained: false"),
-        ({"pretrained": True}, "no weights could be read from 'tiny-text'"),
     ],
 )  # fmt: skip
 def test_backbones_that_cannot_be_built(options, text):
     with pytest.raises(CheckpointError, match=text):
         LengthValueModel.from_backbone("tiny-text", LenVMConfig(gamma=0.9), **options)
+
+
+def test_a_backbone_without_weights(tmp_path):
+    folder = shutil.copytree(
+        tinyworld.path("tiny-text"), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    with pytest.raises(CheckpointError, match=r"no weights could be read from '.*bare'"):
+        LengthValueModel.from_backbone(str(folder), LenVMConfig(gamma=0.9))
+
+
+@pytest.mark.parametrize("name", tinyworld.NAMES)
+def test_embedded_weights_are_the_backbones(name):
+    torch.manual_seed(0)
+    first = LengthValueModel.from_backbone(name, LenVMConfig(gamma=0.9)).backbone.state_dict()
+    torch.manual_seed(1)
+    again = LengthValueModel.from_backbone(name, LenVMConfig(gamma=0.9)).backbone.state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())

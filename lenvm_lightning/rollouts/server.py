@@ -161,7 +161,7 @@ class ServerGenerator:
         if len(names) == 1:
             return names[0], dialect
         found = f"lists {len(names)}: {', '.join(names[:20])}" if names else "does not say which one it serves"
-        raise GeneratorError(f"which model? {self._where} {found}. Name it: --model, or sample.model in a recipe")
+        raise GeneratorError(f"which model? {self._where} {found}. Name it: model=... (--model, --sample.model)")
 
     def _tokenizer(self, source: str | None) -> tuple[Callable[[str], list[int]] | None, int | None, list[int]]:
         """How to make ids of a text, the id that ends one, and all ids that end a completion."""

@@ -21,6 +21,7 @@ def _command(runs: Path) -> list[str]:
         "model.overrides": "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 32}",
         "model.head_dropout": "0.2",  # draws random numbers: their state has to survive too
         "model.warmup_steps": "3",
+        "data.files": "tinyworld",  # scripted rollouts, nothing to sample
         "data.batch_tokens": "512",
         "data.val_completions": "20",
         "trainer.max_epochs": "3",

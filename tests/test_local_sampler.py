@@ -588,7 +588,7 @@ def test_the_benchmark_runs(monkeypatch, capsys):
     assert "same tokens" in output
     assert result["continuous_tokens_per_s"] > 0
     assert result["speedup_ratio"] > 0
-    assert result["length_p99_tokens"] > 3 * result["length_p50_tokens"] > 15
+    assert 15 < result["length_p50_tokens"] <= result["length_p99_tokens"] <= 64
 
 
 @pytest.mark.gpu

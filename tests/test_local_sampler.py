@@ -24,9 +24,8 @@ from transformers import (
 from datamodules.tokenise import encode_prompt as encode_for_training
 from lenvm_lightning import checkpoint
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.rollouts import loading
 from lenvm_lightning.rollouts.generation import Completion, Failure, Prompt, Request, Sampling, completion_seed
-from lenvm_lightning.rollouts.local import LocalGenerator
+from lenvm_lightning.rollouts.local import LocalGenerator, loading
 from lenvm_lightning.rollouts.record import Rollout
 from lenvm_lightning.sampling import draw, invert, truncate
 

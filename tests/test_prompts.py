@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from lenvm_lightning.errors import DataError
-from lenvm_lightning.rollouts.mapping import fill, read_turns
 from lenvm_lightning.rollouts.prompts import load_prompts
+from lenvm_lightning.rollouts.prompts.mapping import fill, read_turns
+from lenvm_lightning.rollouts.prompts.sources import READY_MADE
 from lenvm_lightning.rollouts.record import parse_record
-from lenvm_lightning.rollouts.sources import READY_MADE
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ASKED = "Please reason step by step, and put your final answer within \\boxed{}.\n\n"

@@ -101,7 +101,7 @@ def test_sample_from_end_to_end(here, model, capsys, monkeypatch):
     assert settings.keys() == {"format", "sampling", "n", "generator", "prompts"}
     before = (here / "out" / "rollouts.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("lenvm_lightning.rollouts.local.load_model", None)  # would be an error to call
+        patch.setattr("lenvm_lightning.rollouts.local.generator.load_model", None)  # would be an error to call
         assert main(COMMAND) == 0
     out, err = capsys.readouterr()
     assert "is complete for these settings" in err

@@ -22,9 +22,9 @@ import pytest
 from PIL import Image
 
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.rollouts.dialects import DIALECTS, find_dialect
 from lenvm_lightning.rollouts.generation import Completion, Failure, Prompt, Request, Sampling, completion_seed
 from lenvm_lightning.rollouts.server import ServerGenerator
+from lenvm_lightning.rollouts.server.dialects import DIALECTS, find_dialect
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=32, seed=5)
 

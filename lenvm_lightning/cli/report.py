@@ -8,6 +8,7 @@ from typing import Any
 from .. import __version__, tinyworld
 from ..metrics import POSITIONS
 from ..module import LenVMModule
+from ..tinyworld import quality
 
 _NAMES = {"all": "all positions", "start": "prompt boundary", "25": "25% written", "50": "50% written",
           "75": "75% written"}  # fmt: skip
@@ -51,7 +52,8 @@ def as_table(results: dict[str, Any]) -> str:
     m = results["metrics"]
     notice = f" · {tinyworld.NOTICE}" if results["tiny_world"] else ""
     if "gamma" not in results:
-        return f"validation loss {m['loss']:.5f} · {results['optimizer_steps']} steps{notice}"
+        figures = f"\n\n{quality.as_table(results['quality'])}" if results.get("quality") else ""
+        return f"validation loss {m['loss']:.5f} · {results['optimizer_steps']} steps{notice}{figures}"
     lines = [
         f"{results['held_out_completions']} held-out completions of {results['held_out_prompts']} prompts · "
         f"gamma {results['gamma']:.5f} · {results['optimizer_steps']} steps{notice}",

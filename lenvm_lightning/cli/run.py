@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from ..callbacks import RemainingCurves, ResumableCheckpoint, StepProgressBar, Throughput, latest_checkpoint
 from ..errors import LenVMError, RecipeError
 from ..module import LenVMModule
+from ..tinyworld.language_model import TinyLanguageModel
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
 from .runs import RunFolder, claimed_folder, is_first_process
@@ -292,7 +293,10 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
     part = folder.path / ".model"
     shutil.rmtree(part, ignore_errors=True)
     cli.model.save_pretrained(part, cli.datamodule.processor)
-    if isinstance(cli.model, LenVMModule):
+    if isinstance(cli.model, TinyLanguageModel):
+        rank_zero_info("writing answers to held-out prompts, as this model and as the shipped one")
+        results["quality"] = cli.model.judge(part)
+    else:
         (part / "README.md").write_text(model_card(results, cli.settings), encoding="utf-8")
     shutil.rmtree(folder.model, ignore_errors=True)
     part.replace(folder.model)

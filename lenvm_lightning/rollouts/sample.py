@@ -149,7 +149,7 @@ def _is_recorded(source: str, recorded: dict[str, Any], options: dict[str, Any])
     same = all(recorded[key] == value for key, value in options.items() if key in recorded and value is not None)
     if is_server(source):
         return same and recorded.get("kind") == "server" and options.get("model") in (None, recorded.get("name"))
-    from .loading import digest, name_of
+    from .local.loading import digest, name_of
 
     return same and recorded.get("name") == name_of(source) and recorded.get("digest") == digest(source)
 

@@ -1,5 +1,6 @@
 """Trains the tiny models themselves: next-token prediction on the generated corpus, as an ordinary LightningModule."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, get_cosine_schedule_with_warmup
 
-from . import path
+from . import path, quality
 
 
 class TinyLanguageModel(L.LightningModule):
@@ -23,6 +24,7 @@ class TinyLanguageModel(L.LightningModule):
         betas: AdamW's.
         prompt_weight: weight of the loss on prompt tokens, beside 1 on completion tokens.
         initializer_range: standard deviation of the initial weights.
+        judged_prompts: held-out prompts of each set on which `judge` compares it with the shipped one; 0: no judging.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class TinyLanguageModel(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.98),
         prompt_weight: float = 0.3,
         initializer_range: float = 0.05,
+        judged_prompts: int = 64,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -88,6 +91,13 @@ class TinyLanguageModel(L.LightningModule):
         halves = {tensor.data_ptr(): tensor.half() for tensor in weights.values()}  # tied weights stay one tensor
         self.model.save_pretrained(folder, state_dict={n: halves[tensor.data_ptr()] for n, tensor in weights.items()})
         processor.save_pretrained(folder)
+
+    def judge(self, folder: Path) -> dict[str, Any]:
+        """Figures of the model directory `folder` beside those of the shipped model, as plain numbers."""
+        if not self.hparams["judged_prompts"]:
+            return {}
+        found = quality.compare(folder, self.hparams["name"], self.hparams["judged_prompts"])
+        return {which: {who: asdict(one) for who, one in both.items()} for which, both in found.items()}
 
     def configure_optimizers(self) -> Any:
         """Muon and AdamW at the same learning rate, without decay on biases and norms.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from ..decoding import PADDING, SlotDecoder
-from ..sampling import draw
-from ..slots import FEWEST_ROWS, round_up
-from .generation import Answer, Completion, Failure, Sampling, completion_seed
+from ...decoding import PADDING, SlotDecoder
+from ...sampling import draw
+from ...slots import FEWEST_ROWS, round_up
+from ..generation import Answer, Completion, Failure, Sampling, completion_seed
 
 BROKEN = Failure("the model's logits are NaN or infinite, or leave no token to draw", final=True)
 _AHEAD = 16  # prompts looked at, to find some that can be prefilled together

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from ..sampling import draw
+from ...sampling import draw
+from ..generation import Answer, Completion, Sampling, completion_seed
 from .continuous import BROKEN, Job, draw_settings
-from .generation import Answer, Completion, Sampling, completion_seed
 
 
 class _Drawing(LogitsProcessor):

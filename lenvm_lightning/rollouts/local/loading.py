@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import cached_file
 
-from .. import checkpoint, tinyworld
-from ..errors import CheckpointError, GeneratorError, nearest
+from ... import checkpoint, tinyworld
+from ...errors import CheckpointError, GeneratorError, nearest
 
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 _WHOLE = 2**30  # bytes of weights up to which all of them are digested

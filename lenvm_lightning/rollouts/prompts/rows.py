@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import DataError
+from ...errors import DataError
 from .mapping import Row
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import openai
 
-from ..errors import GeneratorError
-from .generation import Completion, Failure
+from ...errors import GeneratorError
+from ..generation import Completion, Failure
 from .replies import Reader, UnusableReply
 
 _log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import Any
 
 from PIL import Image
 
-from .generation import Prompt
-from .prompting import open_image
-from .record import IMAGE_MARK
+from ..generation import Prompt
+from ..prompting import open_image
+from ..record import IMAGE_MARK
 
 
 def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:

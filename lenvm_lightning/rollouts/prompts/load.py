@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, overload
 
-from ..errors import DataError, nearest
-from .generation import Prompt
+from ...errors import DataError, nearest
+from ..generation import Prompt
 from .parts import EMBEDDED, Part, Source
 from .sources import READY_MADE
 

@@ -20,15 +20,15 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .. import checkpoint
-from ..decoding import SlotDecoder
-from ..errors import CheckpointError, GeneratorError
+from ... import checkpoint
+from ...decoding import SlotDecoder
+from ...errors import CheckpointError, GeneratorError
+from ..generation import Answer, Failure, Prompt, Request, Sampling
+from ..prompting import encode_prompt, open_image, tokenizer_of
+from ..record import IMAGE_MARK
 from .continuous import ContinuousBatch, Job
-from .generation import Answer, Failure, Prompt, Request, Sampling
 from .loading import digest, load_model, name_of
 from .one_by_one import write_with_generate
-from .prompting import encode_prompt, open_image, tokenizer_of
-from .record import IMAGE_MARK
 
 _LARGEST_DIFFERENCE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of two distributions, total variation; else 0.1
 _MOST_SLOTS = 256

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError, nearest
-from .generation import Prompt
+from ...errors import DataError, nearest
+from ..generation import Prompt
 from .mapping import PLAIN_KINDS, Draft, Mapping, PlainMapping, content_digest, missing_columns, role_of
 from .rows import DatasetRows, JsonlRows, Rows, load_splits
 from .sources import READY_MADE, ReadyMade, question_lookup
@@ -110,7 +110,7 @@ def _name_of(ready: ReadyMade) -> str:
 
 
 def _embedded(source: Source) -> Part:
-    from ..tinyworld.prompt_sets import prompt_set
+    from ...tinyworld.prompt_sets import prompt_set
 
     prompts = prompt_set(source.path, source.split, source.limit or _COUNT, source.seed)
     digest, ids = hashlib.blake2b(digest_size=16), []

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit, urlunsplit
 import openai
 from transformers import GenerationConfig
 
-from .. import checkpoint
-from ..errors import CheckpointError, GeneratorError
+from ... import checkpoint
+from ...errors import CheckpointError, GeneratorError
+from ..generation import Answer, Completion, Failure, Request, Sampling, completion_seed
 from .asking import Asker, Patience, judge
 from .chat import chat_messages
 from .dialects import Dialect, find_dialect
-from .generation import Answer, Completion, Failure, Request, Sampling, completion_seed
 from .replies import Reader
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import GeneratorError, nearest
-from .generation import Sampling
+from ...errors import GeneratorError, nearest
+from ..generation import Sampling
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import nearest
-from .record import IMAGE_MARK
+from ...errors import nearest
+from ..record import IMAGE_MARK
 
 Row = dict[str, Any]
 _ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import GeneratorError
-from .generation import Completion, Failure
+from ...errors import GeneratorError
+from ..generation import Completion, Failure
 
 _log = logging.getLogger(__name__)
 _ID_PREFIX = "token_id:"

@@ -1,0 +1,5 @@
+"""Completions from OpenAI-compatible servers."""
+
+from .generator import ServerGenerator
+
+__all__ = ["ServerGenerator"]

@@ -13,8 +13,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import GeneratorError
@@ -29,23 +27,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def with_weights(name, kind, folder):
-    """The shipped model, or random weights of its shape where there are none."""
-    shipped = tinyworld.path(name)
-    if (shipped / "model.safetensors").exists():
-        return str(shipped)
-    torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(shipped)
-    for part in (config, config.get_text_config()):
-        part.tie_word_embeddings = False  # or the likeliest token of random weights is the last one again
-    kind.from_config(config).save_pretrained(folder)
-    AutoProcessor.from_pretrained(shipped).save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return with_weights("tiny-text", AutoModelForCausalLM, tmp_path_factory.mktemp("model"))
+def model():
+    return str(tinyworld.path("tiny-text"))
 
 
 class Served:
@@ -167,7 +151,7 @@ def test_a_restart_in_the_middle_loses_and_doubles_nothing(served, model, tmp_pa
 @pytest.mark.slow
 def test_the_server_sees_the_pictures(tmp_path):
     """Greedy, so that only the picture can make a difference."""
-    model = with_weights("tiny-vl", AutoModelForImageTextToText, tmp_path / "model")
+    model = str(tinyworld.path("tiny-vl"))
     server = Served(model, tmp_path)
     server.start()
     try:

@@ -48,6 +48,11 @@ def takes_argument(module: torch.nn.Module, name: str) -> bool:
     return name in inspect.signature(module.forward).parameters
 
 
+def cache_argument(module: torch.nn.Module) -> str:
+    """What a model calls its cache: ``cache`` since transformers 5.24, ``past_key_values`` before."""
+    return "cache" if takes_argument(module, "cache") else "past_key_values"
+
+
 def _file(source: Source, name: str) -> Path | None:
     """Local path of a file of a model directory or hub repository; None where it has none."""
     try:

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .checkpoint import takes_argument
+from .checkpoint import cache_argument, takes_argument
 from .slots import COLUMNS, FEWEST_ROWS, SlotCache, Span, Step, round_up
 
 PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
@@ -122,10 +122,11 @@ class SlotDecoder:
             self._tight = config._attn_implementation == _ATTENTION  # a few models have an sdpa of their own
 
         self._last_logits = {"logits_to_keep": 1} if takes_argument(model, "logits_to_keep") else {}
+        self._cache_name = cache_argument(model)
 
-    def slots(self) -> SlotCache:
-        """An empty cache of the kind that the model's attention reads."""
-        return SlotCache(tight=self._tight)
+    def slots(self, fewest_rows: int = FEWEST_ROWS) -> SlotCache:
+        """An empty cache of the kind that the model's attention reads; see :class:`SlotCache`."""
+        return SlotCache(tight=self._tight, fewest_rows=fewest_rows)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Cache:
         """Run the beginnings of text sequences, of different lengths.
@@ -144,24 +145,32 @@ class SlotDecoder:
         ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.model.device)
         positions = torch.arange(width, device=ids.device).expand(len(prompts), -1)
         # Padding stands on the right, where no real token sees it: causal attention is enough.
-        self.model.base_model(input_ids=ids, position_ids=self._axes(positions), past_key_values=cache, use_cache=True)
+        options = {self._cache_name: cache, "use_cache": True}
+        self.model.base_model(input_ids=ids, position_ids=self._axes(positions), **options)
         return cache
 
-    def prefill_inputs(self, inputs: dict[str, Any]) -> tuple[Any, Cache, int]:
-        """Run one prompt with whatever its processor made of it, pictures included.
+    def prefill_inputs(self, inputs: dict[str, Any]) -> tuple[Any, Cache, list[int]]:
+        """Run prompts with whatever their processor made of them, pictures included.
 
         Args:
-            inputs: what the model takes, ``input_ids`` (1, T) among it; no padding.
+            inputs: what the model takes: ``input_ids`` (B, T) among it, and ``attention_mask`` (B, T), 1 = real token,
+                where there is padding, on either side.
 
         Returns:
-            The model's output, the cache, and the rope offset of the tokens that follow.
+            The model's output; the cache, padding included; and of each prompt the rope offset of what follows it.
         """
-        for module in self._rope:  # of the prompt before, which would be used again
+        for module in self._rope:  # of the prompts before, which would be used again
             module.rope_deltas = None
         cache = DynamicCache()
-        output = self.model(**inputs, past_key_values=cache, use_cache=True, **self._last_logits)
-        deltas = [int(module.rope_deltas.max()) for module in self._rope if module.rope_deltas is not None]
-        return output, cache, max(deltas, default=0)
+        mask = inputs.get("attention_mask")
+        pictures = any(name.startswith("pixel_values") for name in inputs)
+        positions = {}
+        if mask is not None and not (self._rope and pictures):  # else the model counts them itself
+            positions["position_ids"] = self._axes((mask.long().cumsum(-1) - 1).clamp(min=0))
+        options = {self._cache_name: cache, "use_cache": True, **self._last_logits}
+        output = self.model(**{**inputs, **positions}, **options)
+        deltas = [module.rope_deltas.flatten().tolist() for module in self._rope if module.rope_deltas is not None]
+        return output, cache, deltas[0] if deltas else [0] * len(inputs["input_ids"])
 
     @torch.inference_mode()
     def difference(self, ids: Sequence[int], inputs: dict[str, Any]) -> float:
@@ -175,11 +184,11 @@ class SlotDecoder:
             Total variation of the two distributions, 0 to 1; NaN where the model's logits are.
         """
         all_ids = torch.tensor([list(ids)], device=self.model.device)
-        output, prefix, offset = self.prefill_inputs(inputs or {"input_ids": all_ids})
+        output, prefix, offsets = self.prefill_inputs(inputs or {"input_ids": all_ids})
         if not inputs:
-            prefix, offset = self.prefill([ids[:-1]]), 0
+            prefix, offsets = self.prefill([ids[:-1]]), [0]
         slots = self.slots()
-        slots.fill([0], prefix, [0], len(ids) - 1, offset)
+        slots.fill([0], prefix, [0], len(ids) - 1, offsets[0])
         feed = all_ids[:, -1:].expand(FEWEST_ROWS, 1)
         logits = self.forward(slots, feed).logits[0, -1]
         own, through_slot = (row.double().softmax(-1) for row in (output.logits[0, -1], logits))
@@ -203,12 +212,12 @@ class SlotDecoder:
         if depth is None:
             depth = torch.arange(input_ids.shape[1], device=input_ids.device)
         masks = {kind: self._mask(step, kind, within, depth) for kind in self.kinds}
-        options = {"slot_spans": cache.spans} if self._tight else {}
+        options: dict[str, Any] = {"slot_spans": cache.spans} if self._tight else {}
+        options[self._cache_name] = cache
         return self.model(
             input_ids=input_ids,
             position_ids=self._axes(step.positions[:, None] + depth),
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            past_key_values=cache,
             use_cache=True,
             **options,
         )

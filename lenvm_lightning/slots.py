@@ -20,7 +20,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 COLUMNS = 32  # widths are multiples of this
-FEWEST_ROWS = 8  # smaller batches take other kernels for their matrix products, which round differently
+FEWEST_ROWS = 16  # smaller batches take other kernels for their matrix products, which round differently
 SPAN_COST = 800  # what a span of its own costs, in columns of one row
 
 
@@ -156,6 +156,8 @@ class SlotCache(Cache):
 
     Args:
         tight: rows may be of different widths.
+        fewest_rows: rows that there are at least, :data:`FEWEST_ROWS` where every batch is to round alike; 1 wastes
+            nothing on small batches.
 
     Attributes:
         lengths: tokens that each row holds; -1 = the row is free.
@@ -169,9 +171,10 @@ class SlotCache(Cache):
     layers: list[SlotLayer]  # type: ignore[assignment]
     current: Step
 
-    def __init__(self, tight: bool = False) -> None:
+    def __init__(self, tight: bool = False, fewest_rows: int = FEWEST_ROWS) -> None:
         super().__init__(layers=[])
         self.tight = tight
+        self._fewest_rows = fewest_rows
         self.lengths: list[int] = []
         self.offsets: list[int] = []
         self.widths: list[int] = []
@@ -201,15 +204,14 @@ class SlotCache(Cache):
         """Lay rows out anew.
 
         Args:
-            order: for each row, which one it was before; -1 = a new, free one. Rows left out are gone. At least
-                :data:`FEWEST_ROWS` rows are made.
+            order: for each row, which one it was before; -1 = a new, free one. Rows left out are gone.
             widths: columns that each is to hold; what it holds now is kept in any case.
         """
         # What a row was before; the last entry, which -1 finds, is for new ones.
         lengths, offsets = [*self.lengths, -1], [*self.offsets, 0]
         old_befores, old_widths = [*self.befores, 0], [*self.widths, 1]
         wanted = [round_up(max(width, lengths[row], 1)) for row, width in zip(order, widths, strict=True)]
-        missing = FEWEST_ROWS - len(order)
+        missing = self._fewest_rows - len(order)
         order, wanted = [*order, *[-1] * missing], wanted + [COLUMNS] * missing
         self.spans = cut_spans(wanted) if self.tight else [Span(0, len(order), max(wanted), 0)]
         self.widths = [span.width for span in self.spans for _ in range(span.start, span.stop)]
@@ -245,15 +247,24 @@ class SlotCache(Cache):
 
     # -- sequences ---
 
-    def fill(self, rows: Sequence[int], prefix: Cache, sources: Sequence[int], length: int, offset: int = 0) -> None:
+    def fill(
+        self,
+        rows: Sequence[int],
+        prefix: Cache,
+        sources: Sequence[int],
+        length: int,
+        offset: int = 0,
+        start: int = 0,
+    ) -> None:
         """Start sequences in rows.
 
         Args:
             rows: free rows; those that do not exist yet are made.
-            prefix: cache of a prefill whose rows start at column 0.
+            prefix: cache of a prefill.
             sources: its row for each of ``rows``.
             length: tokens to take.
             offset: see :attr:`offsets`.
+            start: column of the prefill at which its rows begin; padding stands before.
         """
         missing = max(0, max(rows) + 1 - self.rows)
         if missing or any(self.widths[row] <= length for row in rows):
@@ -264,7 +275,7 @@ class SlotCache(Cache):
         if length:
             self._grow_layers(len(prefix.layers))
             for layer, source in zip(self.layers, prefix.layers, strict=True):
-                _fill_layer(layer, rows, source, sources, length)
+                _fill_layer(layer, rows, source, sources, slice(start, start + length))
         for row in rows:
             self.lengths[row], self.offsets[row] = length, offset
 
@@ -316,9 +327,9 @@ class SlotCache(Cache):
         return self._step_lines[heads]
 
 
-def _fill_layer(layer: SlotLayer, rows: Sequence[int], source: Any, sources: Sequence[int], length: int) -> None:
+def _fill_layer(layer: SlotLayer, rows: Sequence[int], source: Any, sources: Sequence[int], columns: slice) -> None:
     if not layer.is_initialized:
         layer.lazy_initialization(source.keys, source.values)
     for row, source_row in zip(rows, sources, strict=True):
         for kept, states in zip(layer.row(row), (source.keys, source.values), strict=True):
-            kept[:, :length] = states[source_row, :, :length]
+            kept[:, : columns.stop - columns.start] = states[source_row, :, columns]

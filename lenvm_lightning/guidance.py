@@ -24,14 +24,12 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from .values import remaining_to_value
+from .tilting import find_beta, gate_end, length_share, move_to, pick, tilt
 
 EqualMode = Literal["landing", "hard", "soft"]
+LimitMode = Literal["landing", "hard"]
 ScaleKind = Literal["mul", "linear", "length_mul"]
 STEEPEST = 20.0  # β of a bounded tilt: beyond it, texts stop reading like the base model's
-_UNBOUNDED = 1e6
-_GRID, _ROUNDS = 17, 5  # points of β that are tried at once; times that the bracket is refined
-_CLOSING = 2  # tokens before the target from which an end is taken where one is offered
 
 
 class Control(Protocol):
@@ -71,9 +69,7 @@ class EqualTo:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: the bounded tilt, abs(beta) <= 20, that brings E[g] to that of the target or as near as it
-            goes; no end while more than two tokens are left unless nothing else is offered, and then the first end
-            that is.
+        mode: ``landing``: see :func:`land`, between n and n.
             ``hard``: the candidate whose remaining length is nearest to what is left, the likelier of equals (the
             paper's choice).
             ``soft``: the tilt that brings E[g] to that of the target; beyond the reach of all tilts, the extreme
@@ -96,10 +92,9 @@ class EqualTo:
         target = (left - 1).clamp(min=0)  # tokens that should follow it
         if self.mode == "hard":
             return pick(probs, (remaining - target).abs())
-        g, wanted = length_share(remaining, gamma), length_share(target, gamma)
         if self.mode == "soft":
-            return move_to(probs, g, wanted)
-        return gate_end(tilt(probs, g, find_beta(probs, g, wanted, STEEPEST)), remaining, left, _CLOSING)
+            return move_to(probs, length_share(remaining, gamma), length_share(target, gamma))
+        return land(probs, remaining, left, left, gamma)
 
 
 @dataclass(frozen=True)
@@ -108,22 +103,32 @@ class AtMost:
 
     Args:
         n: tokens, at least 1.
-        mode: ``hard``: the candidate after which least follows (the paper's choice, whatever n is).
+        mode: ``landing``: see :func:`land`, between the shares ``low`` and ``high`` of n.
+            ``hard``: the candidate after which least follows (the paper's choice, whatever n is).
+        low: of ``landing``, in [0, high]: 0 shortens only.
+        high: of ``landing``, in (0, 1]: what it stays under 1 by is room for a sentence to end in.
 
     Raises:
-        ValueError: n below 1, or an unknown mode.
+        ValueError: n below 1, an unknown mode, or shares that are none.
     """
 
     n: int | Tensor
-    mode: Literal["hard"] = "hard"
+    mode: LimitMode = "landing"
+    low: float | Tensor = 0.7
+    high: float | Tensor = 0.9
 
     def __post_init__(self) -> None:
         _require_count("n", self.n)
-        _require_known("mode", self.mode, ("hard",))
+        _require_known("mode", self.mode, get_args(LimitMode))
+        _require_band(self.low, self.high, 0.0, 1.0)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to draw from. Shape (B, K)."""
-        return pick(probs, remaining)
+        if self.mode == "hard":
+            return pick(probs, remaining)
+        n, written = _column(self.n, probs), generated[:, None]
+        low, high = ((_column(share, probs) * n).round().clamp(min=1) for share in (self.low, self.high))
+        return land(probs, remaining, low - written, high - written, gamma)
 
 
 @dataclass(frozen=True)
@@ -132,24 +137,56 @@ class AtLeast:
 
     Args:
         n: tokens, at least 1.
-        mode: ``hard``: the candidate after which most follows while this is not yet token ``n``, then the one after
+        mode: ``landing``: see :func:`land`, between the shares ``low`` and ``high`` of n; no end before n unless
+            nothing else is offered.
+            ``hard``: the candidate after which most follows while this is not yet token ``n``, then the one after
             which least does (the paper's choice).
+        low: of ``landing``, in [1, high].
+        high: of ``landing``: infinity lengthens only.
 
     Raises:
-        ValueError: n below 1, or an unknown mode.
+        ValueError: n below 1, an unknown mode, or shares that are none.
     """
 
     n: int | Tensor
-    mode: Literal["hard"] = "hard"
+    mode: LimitMode = "landing"
+    low: float | Tensor = 1.0
+    high: float | Tensor = 1.3
 
     def __post_init__(self) -> None:
         _require_count("n", self.n)
-        _require_known("mode", self.mode, ("hard",))
+        _require_known("mode", self.mode, get_args(LimitMode))
+        _require_band(self.low, self.high, 1.0, math.inf)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to draw from. Shape (B, K)."""
-        reached = generated[:, None] + 1 >= _column(self.n, probs)
-        return pick(probs, torch.where(reached, remaining, -remaining))
+        n, written = _column(self.n, probs), generated[:, None]
+        if self.mode == "hard":
+            return pick(probs, torch.where(written + 1 >= n, remaining, -remaining))
+        low, high = ((_column(share, probs) * n).round() for share in (self.low, self.high))
+        return land(probs, remaining, low - written, high - written, gamma)
+
+
+def land(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, gamma: float) -> Tensor:
+    """End between two lengths, and read like the base model.
+
+    The expected g is brought into the band of the two targets by the least tilt that does so, abs(beta) <= 20, or as
+    near as that goes: where the base model is on its way into the band, it is left alone. There is no end before the
+    band unless nothing else is offered; once the band is over, the first end that is offered is taken.
+
+    Args:
+        probs: shape (B, K).
+        remaining: after each candidate, 0 for an end. Shape (B, K).
+        low: tokens to the beginning of the band, this one among them. Shape (B, 1).
+        high: tokens to its end, infinity where it has none. Shape (B, 1).
+        gamma: discount.
+    """
+    probs = gate_end(probs, remaining, low > 1, high <= 1)
+    g = length_share(remaining, gamma)
+    mean = (probs * g).sum(-1, keepdim=True)
+    least, most = (length_share((left - 1).clamp(min=0), gamma) for left in (low, high))
+    wanted = torch.minimum(torch.maximum(mean, least), most)
+    return torch.where(wanted == mean, probs, tilt(probs, g, find_beta(probs, g, wanted, STEEPEST)))
 
 
 @dataclass(frozen=True)
@@ -285,95 +322,7 @@ def _move(control: Any, device: torch.device | str) -> Any:
     return control.to(device) if isinstance(control, Tensor) else control
 
 
-# -- the maths --------------------------------------------------------------------------------------------------------
-
-
-def length_share(remaining: Tensor, gamma: float) -> Tensor:
-    """``g = 1 - gamma ** remaining``, in [0, 1]. Any shape."""
-    return -remaining_to_value(remaining, gamma)
-
-
-def tilt(probs: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-    """``p · exp(beta · g)``, normalised; ``probs`` itself, bit for bit, where beta is 0.
-
-    Args:
-        probs: shape (..., K).
-        g: likewise.
-        beta: shape (..., 1).
-    """
-    return torch.where(beta == 0, probs, (probs.log() + beta * g).softmax(-1))
-
-
-def find_beta(probs: Tensor, g: Tensor, target: Tensor, bound: float = _UNBOUNDED) -> Tensor:
-    """The tilt under which E[g] is the target; within ``bound`` of 0, so the nearest where that does not reach.
-
-    E[g] grows with beta, its derivative being the variance of g: a bracket on a grid is refined a few times.
-
-    Args:
-        probs: shape (B, K).
-        g: likewise.
-        target: shape (B, 1).
-        bound: largest beta either way.
-
-    Returns:
-        Shape (B, 1), relative error about 1e-4.
-    """
-    steps = torch.linspace(0, 1, _GRID, dtype=probs.dtype, device=probs.device)
-    reach = math.asinh(bound)  # a grid on asinh(beta): fine near 0, coarse far away
-    low = torch.full_like(target, -reach, dtype=probs.dtype)
-    width = torch.full_like(low, 2 * reach)
-    logits = probs.log()[:, None]  # (B, 1, K)
-    for _ in range(_ROUNDS):
-        grid = low + width * steps  # (B, grid)
-        tilted = (logits + grid.sinh()[..., None] * g[:, None]).softmax(-1)
-        means = (tilted * g[:, None]).sum(-1)
-        below = (means < target).sum(-1, keepdim=True).clamp(1, _GRID - 1)
-        low, width = grid.gather(1, below - 1), width / (_GRID - 1)
-    return (low + width / 2).sinh().clamp(-bound, bound)
-
-
-def move_to(probs: Tensor, g: Tensor, target: Tensor) -> Tensor:
-    """Tilt so that E[g] is the target; the extreme candidate, the likelier of equals, where no tilt reaches it.
-
-    Args:
-        probs: shape (B, K).
-        g: likewise.
-        target: shape (B, 1).
-    """
-    offered = probs > 0
-    highest = g.masked_fill(~offered, -1.0).amax(-1, keepdim=True)
-    lowest = g.masked_fill(~offered, 2.0).amin(-1, keepdim=True)
-    moved = tilt(probs, g, find_beta(probs, g, target))
-    moved = torch.where(target >= highest, pick(probs, -g), moved)
-    return torch.where(target <= lowest, pick(probs, g), moved)
-
-
-def pick(probs: Tensor, cost: Tensor) -> Tensor:
-    """All probability on the candidate that costs least, the likelier of equals. Shapes (B, K)."""
-    cost = cost.masked_fill(probs <= 0, torch.inf)
-    best = cost.amin(-1, keepdim=True)
-    place = probs.masked_fill(cost > best, -1.0).argmax(-1, keepdim=True)
-    return torch.zeros_like(probs).scatter_(-1, place, 1.0)
-
-
-def gate_end(probs: Tensor, remaining: Tensor, left: Tensor, closing: int) -> Tensor:
-    """Keep a row from ending while more than ``closing`` tokens are left, and end it once there are not.
-
-    Args:
-        probs: shape (B, K).
-        remaining: after each candidate, 0 for an end. Shape (B, K).
-        left: tokens to the target, this one among them. Shape (B, 1).
-        closing: how many tokens before the target an end may come.
-
-    Returns:
-        Probabilities, renormalised; unchanged where there is no end among the candidates, or nothing else.
-    """
-    end = (remaining == 0) & (probs > 0)
-    kept = torch.where(left > closing, probs.masked_fill(end, 0.0), probs.masked_fill(~end, 0.0))
-    mass = kept.sum(-1, keepdim=True)
-    return torch.where(
-        (mass > 0) & end.any(-1, keepdim=True), kept / mass.clamp(min=torch.finfo(probs.dtype).tiny), probs
-    )
+# -- arguments --------------------------------------------------------------------------------------------------------
 
 
 def _column(number: float | Tensor, like: Tensor) -> Tensor:
@@ -398,3 +347,10 @@ def _require_count(name: str, number: int | Tensor) -> None:
 def _require_known(name: str, word: str, known: Sequence[str]) -> None:
     if word not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {word!r}")
+
+
+def _require_band(low: float | Tensor, high: float | Tensor, least: float, most: float) -> None:
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return
+    if not (least <= low <= high <= most and high > 0):
+        raise ValueError(f"low and high must be shares of n with {least:g} <= low <= high <= {most:g}; got {low}, {high}")

@@ -4,11 +4,14 @@ A row's token depends on its own logits and its own uniform alone, never on the 
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .drawing import Drawing
 
 _BUCKET = 64  # tokens summed first: the search goes through buckets, then through one of them
 
@@ -54,6 +57,65 @@ def draw(
         logprob = chosen.double() - logits.logsumexp(-1, keepdim=True).double()
     drawn = chosen.isfinite() & logprob.isfinite()
     return ids.masked_fill(~drawn.squeeze(1), -1), logprob.squeeze(1)
+
+
+def candidates(
+    logits: Tensor, drawings: Sequence[Drawing], most: int, forbidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The tokens that truncation leaves of each row, for a control to choose among.
+
+    Truncation works as in :func:`truncate`, each row by its own settings. At temperature 0 a row is truncated as at 1:
+    the likeliest token alone would leave nothing to control.
+
+    Args:
+        logits: shape (B, V), any float dtype.
+        drawings: settings of each row.
+        most: likeliest tokens that are looked at.
+        forbidden: ids that are never candidates. Shape (n,), int64.
+
+    Returns:
+        Ids, the likeliest first, shape (B, K), K <= ``most``, int64; and their probabilities, renormalised, 0 for
+        tokens that are not kept, shape (B, K), float64: NaN where the logits hold NaN or +inf.
+    """
+
+    def column(numbers: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor(numbers, dtype=dtype).to(logits.device, non_blocking=True)[:, None]
+
+    allowed = logits if forbidden is None else logits.index_fill(1, forbidden, -torch.inf)
+    best, ids = allowed.topk(min(most, logits.shape[1]), sorted=True)
+    temperature = column([drawing.temperature or 1.0 for drawing in drawings])
+    best = best.double() / temperature
+    rank = torch.arange(best.shape[1], device=logits.device)
+    top_k = column([drawing.top_k or logits.shape[1] for drawing in drawings], torch.int64)
+    log_mass = best.masked_fill(rank >= top_k, -torch.inf).logsumexp(-1, keepdim=True)
+    if any(not drawing.top_k for drawing in drawings):
+        scaled = allowed.to(torch.promote_types(logits.dtype, torch.float32)) / temperature.to(torch.float32)
+        log_mass = torch.where(top_k == logits.shape[1], scaled.logsumexp(-1, keepdim=True).double(), log_mass)
+    shares = (best - log_mass).exp()
+    before = shares.cumsum(-1) - shares
+    kept = (rank < top_k) & (before < column([drawing.top_p for drawing in drawings]))
+    kept &= best >= best[:, :1] + column([math.log(drawing.min_p) if drawing.min_p else -math.inf for drawing in drawings])
+    kept |= rank == 0
+    return ids, best.masked_fill(~kept, -torch.inf).softmax(-1)
+
+
+def choose(ids: Tensor, weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Place of the candidate in whose share of the cumulative distribution, in the order of ids, each uniform falls.
+
+    The same token as :func:`draw` takes where the weights are those of the kept tokens.
+
+    Args:
+        ids: shape (B, K).
+        weights: probabilities, or any multiple of them. Shape (B, K), float64.
+        uniforms: in [0, 1). Shape (B,), float64.
+
+    Returns:
+        Shape (B,), int64; never a place of weight 0 unless the whole row is 0 or holds NaN.
+    """
+    order = ids.argsort(-1)
+    mass = weights.gather(1, order)
+    place, _ = _locate(mass, uniforms * mass.sum(-1))
+    return order.gather(1, place[:, None]).squeeze(1)
 
 
 def truncate(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:

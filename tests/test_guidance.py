@@ -127,13 +127,40 @@ def test_beta_is_found_again(beta):
 
 def test_an_end_is_not_taken_early_nor_missed_late():
     probs, remaining = tensor([0.7, 0.2, 0.1]), tensor([0.0, 3.0, 5.0])
-    left = tensor([3])
-    assert gate_end(probs, remaining, left, 2)[0].tolist() == pytest.approx([0, 2 / 3, 1 / 3])
-    assert gate_end(probs, remaining, left - 1, 2).tolist() == [[1, 0, 0]]
+    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
+    assert gate_end(probs, remaining, yes, no)[0].tolist() == pytest.approx([0, 2 / 3, 1 / 3])
+    assert gate_end(probs, remaining, no, yes).tolist() == [[1, 0, 0]]
+    assert torch.equal(gate_end(probs, remaining, no, no), probs)
     only = tensor([1.0, 0.0, 0.0])
-    assert gate_end(only, remaining, left, 2).tolist() == [[1, 0, 0]]  # nothing else is offered
+    assert gate_end(only, remaining, yes, no).tolist() == [[1, 0, 0]]  # nothing else is offered
     no_end = tensor([0.0, 0.5, 0.5])
-    assert torch.equal(gate_end(no_end, remaining, left - 2, 2), no_end)
+    assert torch.equal(gate_end(no_end, remaining, no, yes), no_end)
+
+
+def ends_at(control, generated, share=0.5):
+    """The probability of an end that is offered with this share, beside a candidate of 1 and one of 400 tokens."""
+    probs, remaining = tensor([share, (1 - share) / 2, (1 - share) / 2]), tensor([0.0, 1.0, 400.0])
+    return control(probs, remaining, tensor(generated), GAMMA)[0, 0].item()
+
+
+def test_landing_ends_with_the_last_token_wished_for_and_not_before():
+    assert [ends_at(EqualTo(5), t) for t in (0, 3, 4, 5, 9)] == [0, 0, 1, 1, 1]
+    assert ends_at(AtMost(10), 5) == 0  # 7 are the least
+    assert 0 < ends_at(AtMost(10), 7) < 1
+    assert [ends_at(AtMost(10), t) for t in (8, 9, 20)] == [1, 1, 1]
+    assert [ends_at(AtLeast(10), t) for t in (0, 8)] == [0, 0]
+    assert 0 < ends_at(AtLeast(10), 9) < 1
+    assert ends_at(AtLeast(10), 12) == 1
+    assert 0 < ends_at(AtLeast(10, high=math.inf), 500) < 1
+
+
+def test_landing_leaves_the_base_model_alone_where_it_is_on_its_way():
+    probs, remaining = tensor([0.2, 0.5, 0.3]), tensor([60.0, 75.0, 80.0])
+    here = tensor(0)
+    assert torch.equal(AtMost(100)(probs, remaining, here, GAMMA), probs)
+    assert torch.equal(AtLeast(65)(probs, remaining, here, GAMMA), probs)
+    shorter, longer = (AtMost(70)(probs, remaining, here, GAMMA), AtLeast(100)(probs, remaining, here, GAMMA))
+    assert mean_g(shorter, remaining) < mean_g(probs, remaining) < mean_g(longer, remaining)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +206,9 @@ def test_every_row_has_its_own_control():
         Tilt(2.5),
         Gated(Tilt(-3), min_entropy=0.2),
         AtMost(9, mode="hard"),
+        AtMost(33),
+        AtLeast(20, high=math.inf),
+        AtLeast(90),
         Gated(EqualTo(12, mode="soft")),
         Scale(0.5),
     ]
@@ -208,6 +238,8 @@ def test_all_are_distributions_over_the_candidates():
         (lambda: AtMost(2.5, mode="hard"), "n must be a whole number"),
         (lambda: AtLeast(True, mode="hard"), "n must be a whole number"),
         (lambda: EqualTo(5, mode="fuzzy"), "mode must be one of landing, hard, soft; got 'fuzzy'"),
+        (lambda: AtMost(5, low=0.9, high=0.5), "low and high must be shares of n with 0 <= low <= high <= 1"),
+        (lambda: AtLeast(5, low=0.9), "low and high must be shares of n with 1 <= low <= high <= inf"),
         (lambda: Tilt(math.nan), "beta must be finite"),
         (lambda: Scale(2.0, "linear"), r"scale of kind 'linear' must lie in \[-1, 1\]; got 2.0"),
     ],

@@ -3,9 +3,14 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL import Image
+
+from ..drawing import Drawing
+
+if TYPE_CHECKING:
+    from ..guidance import Control
 
 
 @dataclass(frozen=True)
@@ -52,18 +57,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.temperature < 0:
-            problems.append(f"temperature must be at least 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p must lie above 0 and at most at 1, got {self.top_p}")
-        if self.top_k < 0:
-            problems.append(f"top_k must be at least 0 (0: all tokens), got {self.top_k}")
-        if not 0 <= self.min_p < 1:
-            problems.append(f"min_p must lie between 0 and 1, got {self.min_p}")
+        try:
+            _ = self.drawing
+        except ValueError as error:
+            problems.append(str(error))
         if self.max_tokens < 1:
             problems.append(f"max_tokens must be at least 1, got {self.max_tokens}")
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def drawing(self) -> Drawing:
+        """The settings that say which token is drawn."""
+        return Drawing(self.temperature, self.top_k, self.top_p, self.min_p)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
@@ -72,10 +78,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """Completions wanted of one prompt: those of these ``numbers`` (each from 0 to n - 1)."""
+    """Completions wanted of one prompt: those of these ``numbers`` (each from 0 to n - 1).
+
+    A ``control`` of their length is for generators with a length value model beside them.
+    """
 
     prompt: Prompt
     numbers: tuple[int, ...]
+    control: "Control | None" = None
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ... import checkpoint
+from ...continuous import BROKEN, ContinuousBatch, Job, Row
 from ...decoding import SlotDecoder
 from ...errors import CheckpointError, GeneratorError
-from ..generation import Answer, Failure, Prompt, Request, Sampling
+from ...guide import Guide
+from ...value_model import LengthValueModel
+from ..generation import Answer, Completion, Failure, Prompt, Request, Sampling, completion_seed
 from ..prompting import encode_prompt, open_image, tokenizer_of
 from ..record import IMAGE_MARK
-from .continuous import ContinuousBatch, Job
 from .loading import digest, load_model, name_of
 from .one_by_one import write_with_generate
 
@@ -47,10 +49,18 @@ class LocalGenerator:
         slots: completions written side by side; where None, what fits into 1 GiB on a CPU and 40% of the free memory
             of a GPU, 16 to 256.
         digest: of config and weights, for the fingerprint.
+        lenvm: length value model of the same vocabulary, for requests with a control.
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: Any, name: str, *, slots: int | None = None, digest: str | None = None
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        name: str,
+        *,
+        slots: int | None = None,
+        digest: str | None = None,
+        lenvm: LengthValueModel | None = None,
     ) -> None:
         if slots is not None and slots < 1:
             raise GeneratorError(f"slots must be at least 1, got {slots}")
@@ -59,6 +69,7 @@ class LocalGenerator:
         self.processor = processor
         self._tokenizer = tokenizer_of(processor)
         self._takes_pictures = hasattr(processor, "image_processor")
+        self.lenvm = lenvm
         self._digest = digest
         self._placeholders = _placeholders(model, processor)
         self._stop = frozenset(_stop_ids(model, self._tokenizer))
@@ -120,8 +131,10 @@ class LocalGenerator:
             if self._decoder is None:
                 yield from (answer for answer in jobs if isinstance(answer, Answer))
                 return
-            batch = ContinuousBatch(self._decoder, self.slots, sampling, self._stop, forbidden, self._text)
-            yield from batch.run(jobs)
+            guide = Guide(self.lenvm) if self.lenvm else None
+            batch = ContinuousBatch[Answer](self._decoder, self.slots, self._stop, forbidden, guide)
+            for item in batch.run(jobs):
+                yield item if isinstance(item, Answer) else self._answer(item)
         except (RuntimeError, MemoryError) as error:
             if not _is_of_memory(error):
                 raise
@@ -143,11 +156,23 @@ class LocalGenerator:
                 for number in request.numbers:
                     yield Answer(prompt.prompt_id, number, Failure(reason, final=True))
                 continue
-            job = Job(prompt.prompt_id, request.numbers, ids, inputs)
+            seeds = [completion_seed(sampling.seed, prompt.prompt_id, number) for number in request.numbers]
+            job = Job(request, ids, seeds, sampling.max_tokens, sampling.drawing, request.control, inputs)
             if self._slots_fit(job):
                 yield job
+            elif self.lenvm is None:
+                yield from write_with_generate(self.model, job, self._stop, forbidden, self._text)
             else:
-                yield from write_with_generate(self.model, job, sampling, self._stop, forbidden, self._text)
+                reason = f"{type(self.model).__name__} does not work in slots, which guided decoding needs"
+                yield from (Answer(prompt.prompt_id, number, Failure(reason, True)) for number in request.numbers)
+
+    def _answer(self, row: Row) -> Answer:
+        """A completion that has ended, as its request wants it."""
+        request, seed = row.job.key, row.job.seeds[row.index]
+        result: Completion | Failure = Failure(BROKEN, final=True)
+        if row.finish == "stop" or row.finish == "length":
+            result = Completion(self._text(row.ids), row.ids, row.finish, row.logprob, seed)
+        return Answer(request.prompt.prompt_id, request.numbers[row.index], result)
 
     def _encode(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], dict[str, Any]]:
         """Token ids of a prompt, and what the model takes beside them.

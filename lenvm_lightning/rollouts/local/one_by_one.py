@@ -1,6 +1,6 @@
 """The slow way, for models whose sequences cannot live in slots: ``generate``, one prompt at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any, Literal
 
@@ -8,19 +8,20 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from ...continuous import BROKEN, Job
+from ...drawing import Drawing
 from ...sampling import draw
-from ..generation import Answer, Completion, Sampling, completion_seed
-from .continuous import BROKEN, Job, draw_settings
+from ..generation import Answer, Completion, Failure
 
 
 class _Drawing(LogitsProcessor):
     """Draws the tokens itself, and leaves ``generate`` no choice but to take them."""
 
-    def __init__(self, seeds: list[int], settings: dict[str, Any]) -> None:
+    def __init__(self, seeds: Sequence[int], drawing: Drawing, forbidden: Tensor | None) -> None:
         self.ids: list[Tensor] = []  # of each step, (n,)
         self.logprobs: list[Tensor] = []
         self._uniforms = [Random(seed) for seed in seeds]
-        self._settings = settings
+        self._settings = {**vars(drawing), "forbidden": forbidden}
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         uniforms = torch.tensor([row.random() for row in self._uniforms], dtype=torch.float64, device=scores.device)
@@ -33,24 +34,29 @@ class _Drawing(LogitsProcessor):
 def write_with_generate(
     model: Any,
     job: Job,
-    sampling: Sampling,
     stop: frozenset[int],
     forbidden: Tensor | None,
     text_of: Callable[[list[int]], str],
 ) -> Iterator[Answer]:
-    """Yield the completions of one prompt; arguments as for :class:`~.continuous.ContinuousBatch`.
+    """Yield the completions of one prompt; arguments as for :class:`~lenvm_lightning.continuous.ContinuousBatch`.
 
     Their tokens come from the same seeds, but the number of completions asked for together may change how the model
     rounds.
+
+    Args:
+        model: with its vocabulary head.
+        job: its key is the request.
+        stop: ids that end a completion.
+        forbidden: ids that are never drawn. Shape (n,), int64.
+        text_of: token ids to text.
     """
-    seeds = [completion_seed(sampling.seed, job.prompt_id, number) for number in job.numbers]
-    drawing = _Drawing(seeds, draw_settings(sampling, forbidden))
+    drawing = _Drawing(job.seeds, job.drawing, forbidden)
     own = model.generation_config
     # Not as an argument: what it does not name would come from the model's own, penalties among it.
     model.generation_config = GenerationConfig(
-        max_new_tokens=sampling.max_tokens,
+        max_new_tokens=job.max_tokens,
         do_sample=True,
-        num_return_sequences=len(seeds),
+        num_return_sequences=len(job.seeds),
         eos_token_id=sorted(stop) or None,
         pad_token_id=min(stop, default=0),
     )
@@ -61,11 +67,12 @@ def write_with_generate(
     finally:
         model.generation_config = own
     ids, logprobs = torch.stack(drawing.ids, 1).tolist(), torch.stack(drawing.logprobs, 1).tolist()
-    for number, seed, row, row_logprobs in zip(job.numbers, seeds, ids, logprobs, strict=True):
+    prompt_id = job.key.prompt.prompt_id
+    for number, seed, row, row_logprobs in zip(job.key.numbers, job.seeds, ids, logprobs, strict=True):
         length = next((place for place, token in enumerate(row, 1) if token in stop or token < 0), len(row))
         if row[length - 1] < 0:
-            yield Answer(job.prompt_id, number, BROKEN)
+            yield Answer(prompt_id, number, Failure(BROKEN, final=True))
             continue
         kept, ended = row[:length], row[length - 1] in stop
         reason: Literal["stop", "length"] = "stop" if ended else "length"
-        yield Answer(job.prompt_id, number, Completion(text_of(kept), kept, reason, sum(row_logprobs[:length]), seed))
+        yield Answer(prompt_id, number, Completion(text_of(kept), kept, reason, sum(row_logprobs[:length]), seed))

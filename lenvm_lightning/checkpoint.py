@@ -48,6 +48,16 @@ def takes_argument(module: torch.nn.Module, name: str) -> bool:
     return name in inspect.signature(module.forward).parameters
 
 
+def token_types(config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
+    """Modality of each token: 0 text, 1 image, 2 video. Same shape, int64."""
+    types = torch.zeros_like(input_ids)
+    for modality, name in ((1, "image_token_id"), (2, "video_token_id")):
+        token = getattr(config, name, None)
+        if token is not None:
+            types[input_ids == token] = modality
+    return types
+
+
 def cache_argument(module: torch.nn.Module) -> str:
     """What a model calls its cache: ``cache`` since transformers 5.24, ``past_key_values`` before."""
     return "cache" if takes_argument(module, "cache") else "past_key_values"

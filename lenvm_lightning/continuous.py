@@ -293,7 +293,7 @@ class ContinuousBatch(Generic[Passed]):
             # Without a guide free rows are drawn too, and forgotten: to leave them out costs more.
             free = None if self._guide else next(job.drawing for job in jobs if job)
             drawings = [job.drawing if job else free for job in jobs]
-            self._rules = Rules(drawings, [job and job.control for job in jobs], self._device)
+            self._rules = Rules(drawings, [job.control if job else None for job in jobs], self._device)
         if self._guide is None:
             result = torch.zeros(2, len(logits), dtype=torch.float64, device=logits.device)
             for part, drawing in self._rules.unguided:

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .checkpoint import cache_argument, takes_argument
+from .checkpoint import cache_argument, takes_argument, token_types
 from .slots import COLUMNS, FEWEST_ROWS, SlotCache, Span, Step, round_up
 
 PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
@@ -123,6 +123,7 @@ class SlotDecoder:
 
         self._last_logits = {"logits_to_keep": 1} if takes_argument(model, "logits_to_keep") else {}
         self._cache_name = cache_argument(model)
+        self._takes_types = takes_argument(model, "mm_token_type_ids")
 
     def slots(self, fewest_rows: int = FEWEST_ROWS) -> SlotCache:
         """An empty cache of the kind that the model's attention reads; see :class:`SlotCache`."""
@@ -168,6 +169,9 @@ class SlotDecoder:
         if mask is not None and not (self._rope and pictures):  # else the model counts them itself
             positions["position_ids"] = self._axes((mask.long().cumsum(-1) - 1).clamp(min=0))
         options = {self._cache_name: cache, "use_cache": True, **self._last_logits}
+        if pictures and self._takes_types and "mm_token_type_ids" not in inputs:
+            # Models that count positions in pictures would, without types, count them as text, silently.
+            positions["mm_token_type_ids"] = token_types(self.model.config, inputs["input_ids"])
         output = self.model(**{**inputs, **positions}, **options)
         deltas = [module.rope_deltas.flatten().tolist() for module in self._rope if module.rope_deltas is not None]
         return output, cache, deltas[0] if deltas else [0] * len(inputs["input_ids"])

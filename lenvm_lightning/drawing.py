@@ -1,5 +1,6 @@
 """Settings of drawing tokens; here and not beside :mod:`.sampling` so that a command line needs no torch."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -35,3 +36,9 @@ class Drawing:
             problems.append(f"min_p must lie between 0 and 1, got {self.min_p}")
         if problems:
             raise ValueError("; ".join(problems))
+
+
+def completion_seed(seed: int, prompt_id: str, number: int) -> int:
+    """Return the seed of one completion, in [0, 2^31): it depends on nothing but these three."""
+    digest = hashlib.blake2b(f"{seed}\n{prompt_id}\n{number}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) >> 1

@@ -24,6 +24,10 @@ class GeneratorError(LenVMError):
     """A generator that cannot be loaded, reached, or asked any further."""
 
 
+class GenerationError(LenVMError, ValueError):
+    """Arguments of guided decoding that mean nothing or contradict each other."""
+
+
 class StoreError(LenVMError):
     """A folder of rollouts that cannot be continued or written."""
 

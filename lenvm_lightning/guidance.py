@@ -322,6 +322,12 @@ def _move(control: Any, device: torch.device | str) -> Any:
     return control.to(device) if isinstance(control, Tensor) else control
 
 
+def target_of(control: Any) -> int | None:
+    """Tokens that a control aims at, inside gates too; None where it has no target."""
+    n = getattr(control, "n", None)
+    return int(n) if isinstance(n, int) else target_of(control.control) if isinstance(control, Gated) else None
+
+
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
@@ -353,4 +359,5 @@ def _require_band(low: float | Tensor, high: float | Tensor, least: float, most:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return
     if not (least <= low <= high <= most and high > 0):
-        raise ValueError(f"low and high must be shares of n with {least:g} <= low <= high <= {most:g}; got {low}, {high}")
+        band = f"{least:g} <= low <= high <= {most:g}"
+        raise ValueError(f"low and high must be shares of n with {band}; got {low}, {high}")

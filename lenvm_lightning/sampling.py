@@ -94,7 +94,8 @@ def candidates(
     shares = (best - log_mass).exp()
     before = shares.cumsum(-1) - shares
     kept = (rank < top_k) & (before < column([drawing.top_p for drawing in drawings]))
-    kept &= best >= best[:, :1] + column([math.log(drawing.min_p) if drawing.min_p else -math.inf for drawing in drawings])
+    min_p = column([math.log(drawing.min_p) if drawing.min_p else -math.inf for drawing in drawings])
+    kept &= best >= best[:, :1] + min_p
     kept |= rank == 0
     return ids, best.masked_fill(~kept, -torch.inf).softmax(-1)
 

@@ -219,34 +219,25 @@ class LengthValueModel(nn.Module):
             input_ids: token ids. Shape (B, T).
             attention_mask: 1 = real token, 0 = padding. Shape (B, T).
             inputs: what else the backbone takes: ``pixel_values``, ``image_grid_thw``, ``position_ids``,
-                ``past_key_values``, …
+                the cache, …
 
         Returns:
             Logits, shape (B, T), float32 or better; :meth:`value` and :meth:`remaining` read them.
         """
-        cached = inputs.get("past_key_values") is not None
+        cached = any(inputs.get(name) is not None for name in ("cache", "past_key_values"))
         inputs.setdefault("use_cache", cached)
         if inputs.get("position_ids") is None:
             pictures = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
             if self._takes_token_types and (pictures or cached):
                 # Such backbones (Qwen-VL) count positions themselves; without types as plain text, silently.
                 if pictures:
-                    inputs.setdefault("mm_token_type_ids", self.token_types(input_ids))
+                    inputs.setdefault("mm_token_type_ids", checkpoint.token_types(self.backbone.config, input_ids))
             elif self._takes_positions and attention_mask is not None and attention_mask.ndim == 2:
                 # transformers counts padding on the left as positions.
                 positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
                 inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         return self.v_head(hidden)
-
-    def token_types(self, input_ids: Tensor) -> Tensor:
-        """Modality of each token: 0 text, 1 image, 2 video. Shape (B, T), int64."""
-        types = torch.zeros_like(input_ids)
-        for modality, name in ((1, "image_token_id"), (2, "video_token_id")):
-            token = getattr(self.backbone.config, name, None)
-            if token is not None:
-                types[input_ids == token] = modality
-        return types
 
     def value(self, logits: Tensor) -> Tensor:
         """Discounted value of each state, in [-1, 0]. Same shape as ``logits``."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from lenvm_lightning.rollouts.generation import Answer, Completion, Failure, Prompt, Request, Sampling, completion_seed
+from lenvm_lightning.drawing import completion_seed
+from lenvm_lightning.rollouts.generation import Answer, Completion, Failure, Prompt, Request, Sampling
 from lenvm_lightning.rollouts.sample import sample_rollouts
 
 SAMPLING = Sampling(max_tokens=40, seed=3)

@@ -23,8 +23,9 @@ from transformers import (
 
 from datamodules.tokenise import encode_prompt as encode_for_training
 from lenvm_lightning import checkpoint
+from lenvm_lightning.drawing import completion_seed
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.rollouts.generation import Completion, Failure, Prompt, Request, Sampling, completion_seed
+from lenvm_lightning.rollouts.generation import Completion, Failure, Prompt, Request, Sampling
 from lenvm_lightning.rollouts.local import LocalGenerator, loading
 from lenvm_lightning.rollouts.record import Rollout
 from lenvm_lightning.sampling import draw, invert, truncate
@@ -441,6 +442,7 @@ def test_memory():
 import resource
 from pathlib import Path
 from lenvm_lightning.errors import GeneratorError
+from lenvm_lightning.drawing import completion_seed
 from lenvm_lightning.rollouts.generation import Prompt, Request, Sampling
 from lenvm_lightning.rollouts.local import LocalGenerator
 generator = LocalGenerator.load("tiny-text", slots=64)

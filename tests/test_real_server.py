@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from lenvm_lightning import tinyworld
+from lenvm_lightning.drawing import completion_seed
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.rollouts.generation import Prompt, Request, Sampling, completion_seed
+from lenvm_lightning.rollouts.generation import Prompt, Request, Sampling
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.sample import sample_rollouts
 from lenvm_lightning.rollouts.server import ServerGenerator

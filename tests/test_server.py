@@ -21,8 +21,9 @@ from itertools import count
 import pytest
 from PIL import Image
 
+from lenvm_lightning.drawing import completion_seed
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.rollouts.generation import Completion, Failure, Prompt, Request, Sampling, completion_seed
+from lenvm_lightning.rollouts.generation import Completion, Failure, Prompt, Request, Sampling
 from lenvm_lightning.rollouts.server import ServerGenerator
 from lenvm_lightning.rollouts.server.dialects import DIALECTS, find_dialect
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.clip import CLIPImageProcessor
 
-from lenvm_lightning import tinyworld
+from lenvm_lightning import checkpoint, tinyworld
 from lenvm_lightning.errors import CheckpointError
 from lenvm_lightning.value_model import LengthValueModel, LenVMConfig, ValueHead
 
@@ -198,7 +198,7 @@ def test_token_types_are_the_processors():
     model, inputs = build("qwen2.5-vl").double(), in_float64(picture_inputs("qwen2.5-vl"))
     types = inputs.pop("mm_token_type_ids")
     assert types.sum() > 0
-    assert torch.equal(model.token_types(inputs["input_ids"]), types)
+    assert torch.equal(checkpoint.token_types(model.backbone.config, inputs["input_ids"]), types)
     with torch.no_grad():
         ours = model(**inputs)
         assert torch.equal(ours, model(**inputs, mm_token_type_ids=types))

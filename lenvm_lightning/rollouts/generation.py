@@ -1,6 +1,5 @@
 """What a generator is asked and what it answers: prompts, sampling settings, completions."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -141,9 +140,3 @@ class Generator(Protocol):
 
         One prompt that fails does not stop the others; what stops all of them is raised as a ``GeneratorError``.
         """
-
-
-def completion_seed(seed: int, prompt_id: str, number: int) -> int:
-    """Return the seed of one completion, in [0, 2^31): it depends on nothing but these three."""
-    digest = hashlib.blake2b(f"{seed}\n{prompt_id}\n{number}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest) >> 1

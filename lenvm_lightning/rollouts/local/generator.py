@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 from ... import checkpoint
 from ...continuous import BROKEN, ContinuousBatch, Job, Row
 from ...decoding import SlotDecoder
+from ...drawing import completion_seed
 from ...errors import CheckpointError, GeneratorError
 from ...guide import Guide
 from ...value_model import LengthValueModel
-from ..generation import Answer, Completion, Failure, Prompt, Request, Sampling, completion_seed
+from ..generation import Answer, Completion, Failure, Prompt, Request, Sampling
 from ..prompting import encode_prompt, open_image, tokenizer_of
 from ..record import IMAGE_MARK
 from .loading import digest, load_model, name_of
@@ -203,9 +204,6 @@ class LocalGenerator:
         """What the model takes for a prompt with pictures, on its device."""
         input_ids = torch.tensor([ids])
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **vision}
-        if checkpoint.takes_argument(self.model, "mm_token_type_ids") and "mm_token_type_ids" not in inputs:
-            # Models that count positions in pictures would, without types, count them as text, silently.
-            inputs["mm_token_type_ids"] = (input_ids == self.model.config.image_token_id).long()
         device, dtype = self.model.device, self.model.dtype
         return {
             name: value.to(device, dtype if value.is_floating_point() else None)

@@ -14,8 +14,9 @@ import openai
 from transformers import GenerationConfig
 
 from ... import checkpoint
+from ...drawing import completion_seed
 from ...errors import CheckpointError, GeneratorError
-from ..generation import Answer, Completion, Failure, Request, Sampling, completion_seed
+from ..generation import Answer, Completion, Failure, Request, Sampling
 from .asking import Asker, Patience, judge
 from .chat import chat_messages
 from .dialects import Dialect, find_dialect

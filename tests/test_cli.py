@@ -82,12 +82,90 @@ def test_all_mistakes_of_a_recipe_at_once(here, capsys):
         assert words in err
 
 
-def test_wrong_values_name_their_keys(here, capsys):
-    command = ["run", "text_lenvm", "--fit.trainer.max_epochs", "many", "--fit.trainer.precision", "12"]
+RECIPE = """\
+fit:
+  model:
+    class_path: lenvm_lightning.TextLenVM
+    init_args:
+      backbone: tiny-text
+      lr: fast
+      betas: [0.9]
+  data:
+    class_path: datamodules.TextRollouts
+    init_args:
+      max_length: long
+      bucket: perhaps
+  trainer:
+    precision: 12
+  checkpoint:
+    keep: few
+"""
+
+
+def test_wrong_values_are_named_all_at_once(here, capsys):
+    (here / "r.yaml").write_text(RECIPE)
+    assert main(["run", "r.yaml", "--fit.trainer.max_epochs", "many"]) == 2
+    err = capsys.readouterr().err
+    for words in (
+        "r.yaml:6: lr must be float, found 'fast'",
+        "r.yaml:7: betas: ",
+        "r.yaml:11: max_length must be int, found 'long'",
+        "r.yaml:12: bucket must be bool, found 'perhaps'",
+        "r.yaml:14: precision must be ",
+        "r.yaml:16: keep must be int, found 'few'",
+        "--fit.trainer.max_epochs: max_epochs must be Optional[int], found 'many'",
+    ):
+        assert words in err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"fit:\n  trainer: 3\n", "r.yaml:2: trainer: expected settings, found 3"),
+        (b"fit: {}\n", "model: expected a class_path, such as lenvm_lightning.TextLenVM, found None"),
+        (b"fit:\n  trainer:\n    max_steps: 3\n    max_steps: 5\n", "r.yaml:3: 'max_steps' is there again in line 4"),
+        (b"\xff\xfe", "r.yaml is not valid YAML"),
+        (RECIPE.partition("  data:")[0].encode(), "r.yaml:1: data: expected a class_path"),
+    ],
+)
+def test_recipes_that_cannot_be(here, capsys, text, words):
+    (here / "r.yaml").write_bytes(text)
+    assert main(["run", "r.yaml"]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("class_path: lenvm_lightning.TextLenVM", "the following arguments are required: backbone"),
+        ("class_path: json.JSONDecoder", "json.JSONDecoder does not correspond to a subclass of LightningModule"),
+    ],
+)
+def test_what_only_the_whole_shows(here, capsys, model, words):
+    (here / "r.yaml").write_text(f"fit:\n  model: {{{model}}}\n  data: {{class_path: datamodules.TextRollouts}}\n")
+    assert main(["run", "r.yaml"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_subclass_takes_the_settings_of_its_base(here, monkeypatch, capsys):
+    (here / "mine.py").write_text(
+        "from lenvm_lightning import TextLenVM\n\n\n"
+        "class Mine(TextLenVM):\n"
+        "    def __init__(self, extra: int = 1, **kwargs):\n"
+        "        super().__init__(**kwargs)\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    command = ["run", "text_lenvm", "--fit.model.class_path", "mine.Mine", "--fit.model.gama", "0.9"]
     assert main(command) == 2
     err = capsys.readouterr().err
-    assert "max_epochs" in err
-    assert "precision" in err
+    assert "--fit.model.gama: 'gama' is no setting of mine.Mine; did you mean 'gamma'?" in err
+    assert err.count("\n") == 2
+
+
+@pytest.mark.parametrize(("key", "value"), [("strategy", "nix"), ("accelerator", "hpu"), ("max_time", "soon")])
+def test_trainers_that_cannot_be_built(here, capsys, text_rollouts, key, value):
+    assert main(["run", "text_lenvm", "--fit.data.files", str(text_rollouts), f"--fit.trainer.{key}", value]) == 2
+    assert "RecipeError: the Trainer cannot be built from the settings in fit.trainer" in capsys.readouterr().err
 
 
 def test_contradictions_are_named_before_anything_starts(here, capsys):

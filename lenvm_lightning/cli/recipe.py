@@ -1,14 +1,17 @@
 """Recipes: finding, reading and checking them, so that every mistake is named before anything starts."""
 
+import functools
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
+from ..callbacks import ResumableCheckpoint
 from ..errors import RecipeError, nearest
 from .sample import FIELDS, wrong_values
 
@@ -50,18 +53,26 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
         overrides: (``fit.section.key`` or ``sample.key``, value as YAML text) pairs; ``init_args`` may be left out.
 
     Raises:
-        RecipeError: broken YAML, unknown keys, overrides without a value; all problems at once, with their lines.
+        RecipeError: broken YAML, unknown keys, values of a wrong type, overrides without a value; all problems at once,
+            with their lines.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         recipe = yaml.safe_load(text) or {}
-        lines = dict(_key_lines(yaml.compose(text)))
-    except yaml.YAMLError as error:
+        keys = list(_key_lines(yaml.compose(text)))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path} must hold stages ({', '.join(STAGES)}), found {type(recipe).__name__}")
     recipe = {stage: {} if section is None else section for stage, section in recipe.items()}
-    problems = [f"{path}:{lines.get(key, 1)}: {problem}" for key, problem in _mistakes(recipe)]
+    lines = dict(keys)
+    # YAML takes the last of several without a word.
+    problems = [
+        f"{path}:{line}: {key[-1]!r} is there again in line {lines[key]}" for key, line in keys if lines[key] > line
+    ]
+    problems += [f"{path}:{lines.get(key, 1)}: {problem}" for key, problem in _mistakes(recipe)]
     for key, value in overrides:
         if value is None:
             problems.append(f"--{key}: a value is missing")
@@ -119,25 +130,58 @@ def _mistakes_of_sample(sample: dict[str, Any]) -> Iterator[tuple[tuple[str, ...
 
 def _mistakes_of_fit(fit: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _against(fit, _FIT_KEYS, ("fit",), "section of fit")
-    trainer = fit.get("trainer") or {}
-    yield from _against(trainer, _parameters(L.Trainer), ("fit", "trainer"), "setting of the Trainer")
-    from ..callbacks import ResumableCheckpoint
-
-    known = [name for name in _parameters(ResumableCheckpoint) if name != "dirpath"]
-    yield from _against(fit.get("checkpoint") or {}, known, ("fit", "checkpoint"), "setting of checkpoint")
-    for section in ("model", "data"):
-        given = fit.get(section) or {}
-        if not isinstance(given, dict):
-            yield ("fit", section), f"expected class_path and init_args, found {given!r}"
+    yield from _mistakes_of_arguments(fit.get("trainer"), L.Trainer, ("fit", "trainer"), "setting of the Trainer")
+    yield from _mistakes_of_arguments(
+        fit.get("checkpoint"), ResumableCheckpoint, ("fit", "checkpoint"), "setting of checkpoint", own=("dirpath",)
+    )
+    for section, example in (("model", "lenvm_lightning.TextLenVM"), ("data", "datamodules.TextRollouts")):
+        given = fit.get(section)
+        if not isinstance(given, dict) or not given.get("class_path"):
+            yield ("fit", section), f"{section}: expected a class_path, such as {example}, found {given!r}"
             continue
         yield from _against(given, ("class_path", "init_args"), ("fit", section), f"entry of {section}")
         try:
-            known = _parameters(_load_class(str(given.get("class_path"))))
+            cls = _load_class(str(given["class_path"]))
         except RecipeError as error:
             yield ("fit", section, "class_path"), str(error)
             continue
         path = ("fit", section, "init_args")
-        yield from _against(given.get("init_args") or {}, known, path, f"setting of {given['class_path']}")
+        yield from _mistakes_of_arguments(given.get("init_args"), cls, path, f"setting of {given['class_path']}")
+
+
+def _mistakes_of_arguments(
+    given: Any, cls: type, path: tuple[str, ...], what: str, own: Collection[str] = ()
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with arguments for a class; those named ``own`` are not for people to give."""
+    if not isinstance(given, dict):
+        if given is not None:
+            yield path, f"{path[-1]}: expected settings, found {given!r}"
+        return
+    known = [name for name in _parameters(cls) if name not in own]
+    yield from _against(given, known, path, what)
+    for key, value in given.items():
+        if key in known and (problem := _misfit(cls, key, value)):
+            yield (*path, key), problem
+
+
+def _misfit(cls: type, name: str, value: Any) -> str:
+    """Why a value cannot be an argument of a class; empty where it can."""
+    try:
+        _parser(cls, name).parse_object({name: value})
+    except ArgumentError as error:
+        parameter = inspect.signature(cls).parameters.get(name)
+        if parameter is None or isinstance(value, dict | list):  # the parser knows which part of it is wrong
+            return f"{name}: {' '.join(str(error).split())}"
+        return f"{name} must be {inspect.formatannotation(parameter.annotation)}, found {value!r}"
+    return ""
+
+
+@functools.cache
+def _parser(cls: type, name: str) -> ArgumentParser:
+    """Parser of one argument of a class, so that each is judged for itself."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip=set(_parameters(cls)) - {name}, fail_untyped=False)
+    return parser
 
 
 def _against(
@@ -148,8 +192,11 @@ def _against(
             yield (*path, str(key)), f"{key!r} is no {what}{nearest(str(key), known) or '; known: ' + ', '.join(known)}"
 
 
-def _parameters(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls).parameters if name not in ("self", "args", "kwargs")]
+@functools.cache
+def _parameters(cls: type) -> tuple[str, ...]:
+    """Names of a class's arguments, those included that it hands on to its base class."""
+    names = ArgumentParser().add_class_arguments(cls, fail_untyped=False)
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
 def _load_class(path: str) -> type:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ..callbacks import RemainingCurves, ResumableCheckpoint, StepProgressBar, Throughput, latest_checkpoint
 from ..errors import LenVMError, RecipeError
@@ -106,7 +106,11 @@ class FitCLI(LightningCLI):
             self.datamodule.processor_source = self.model.backbone_source
 
     def build_trainer(self, folder: RunFolder, resumed_step: int | None) -> L.Trainer:
-        """The Trainer, with TensorBoard and our callbacks beside those of the recipe."""
+        """The Trainer, with TensorBoard and our callbacks beside those of the recipe.
+
+        Raises:
+            RecipeError: a device or strategy that is not there, or settings that contradict each other.
+        """
         options = dict(self.config_init["checkpoint"])
         self.last_validation = LastValidation()
         logger = TensorBoardLogger(
@@ -126,33 +130,27 @@ class FitCLI(LightningCLI):
             chosen["gradient_clip_val"] = None  # it clips by itself, and Lightning refuses to
         if given["logger"] is None:
             chosen["logger"] = logger
-        return self.instantiate_trainer(**chosen)
+        try:
+            return self.instantiate_trainer(**chosen)
+        except (MisconfigurationException, ValueError) as error:
+            raise RecipeError(f"the Trainer cannot be built from the settings in fit.trainer: {error}") from error
 
 
 def parse_fit(fit: dict[str, Any], where: str) -> FitCLI:
     """Settings of the fit stage, typed and resolved, with model and data instantiated.
 
     Raises:
-        RecipeError: values of a wrong type, or settings that contradict each other; all of the former at once.
+        RecipeError: settings that are missing, or that contradict each other.
     """
-    fit = yaml.safe_load(yaml.safe_dump(fit))
-    problems: list[str] = []
-    while True:
-        try:
-            cli = FitCLI(fit, parser_kwargs={"exit_on_error": False})
-        except ArgumentError as error:
-            problems.append(re.sub(r"\s*\n\s*", " ", str(error)))
-            # The parser stops at the first mistake; take it out and look for more.
-            if not _remove_named_key(fit, str(error)):
-                break
-        except ValueError as error:
-            # The parser wraps what a constructor raises; our own errors are already written for people.
-            raise _ours(error) or error from None
-        else:
-            break
-    if problems:
-        raise RecipeError(f"{where} has values that do not fit:\n  " + "\n  ".join(problems))
-    return cli
+    try:
+        return FitCLI(yaml.safe_load(yaml.safe_dump(fit)), parser_kwargs={"exit_on_error": False})
+    except ArgumentError as error:
+        # Model and data may be None for the parser, and it says so after what matters.
+        text = " ".join(str(error).split()).rpartition("Errors: - ")[2].partition(" - Expected a <class 'NoneType'>")[0]
+        raise RecipeError(f"{where} cannot be used: {text}") from error
+    except ValueError as error:
+        # The parser wraps what a constructor raises; our own errors are already written for people.
+        raise _ours(error) or error from None
 
 
 def _ours(error: BaseException | None) -> LenVMError | None:
@@ -160,18 +158,6 @@ def _ours(error: BaseException | None) -> LenVMError | None:
     while error is not None and not isinstance(error, LenVMError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _remove_named_key(fit: dict[str, Any], message: str) -> bool:
-    found = re.search(r'key "([\w.]+)"', message)
-    path = found.group(1).split(".") if found else []
-    section: Any = fit
-    for key in path[:-1]:
-        section = section.get(key) if isinstance(section, dict) else None
-    if path and path[0] == "trainer" and isinstance(section, dict) and path[-1] in section:
-        del section[path[-1]]
-        return True
-    return False
 
 
 def run_recipe(

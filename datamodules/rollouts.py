@@ -78,22 +78,40 @@ class RolloutsDataModule(L.LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        if max_length < 2 or batch_tokens < 2:
-            raise DataError(f"max_length ({max_length}) and batch_tokens ({batch_tokens}) must be at least 2")
         self.files = [files] if isinstance(files, str) else files
         self.dataset, self.processor_source = dataset, processor
         self.limits = Limits(max_length, max_prompt_length, max_pixels, max_image_pixels)
-        if not 0 < self.limits.prompt < max_length:
-            raise DataError(
-                f"max_prompt_length ({max_prompt_length}) must be at least 1 and below max_length ({max_length})"
-            )
         self.batch_tokens, self.bucket, self.seed = batch_tokens, bucket, seed
         self.val_share, self.val_completions, self.max_bad_share = val_share, val_completions, max_bad_share
         self.num_workers, self.num_proc = num_workers, num_proc
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        if problems := self._problems():
+            raise DataError("the data settings cannot be:\n  " + "\n  ".join(problems))
         self._table: Dataset | None = None
         self._train_loader: ResumableLoader | None = None
         self._resume_at: dict[str, int] | None = None
+
+    def _problems(self) -> list[str]:
+        limits = self.limits
+        least: list[tuple[str, int | None, int]] = [
+            ("max_length", limits.max_length, 2),
+            ("batch_tokens", self.batch_tokens, 2),
+            ("max_pixels", limits.max_pixels, 1),
+            ("max_image_pixels", limits.max_image_pixels, 1),
+            ("val_completions", self.val_completions, 1),
+            ("num_workers", self.num_workers, 0),
+            ("num_proc", self.num_proc, 1),
+        ]
+        found = [f"{name} must be at least {low}, got {n}" for name, n, low in least if n is not None and n < low]
+        if limits.max_length >= 2 and not 0 < limits.prompt < limits.max_length:
+            found.append(
+                f"max_prompt_length ({limits.max_prompt_length}) must be at least 1 and below max_length "
+                f"({limits.max_length})"
+            )
+        for name, share in (("val_share", self.val_share), ("max_bad_share", self.max_bad_share)):
+            if not 0.0 <= share <= 1.0:
+                found.append(f"{name} must lie between 0 and 1, got {share}")
+        return found
 
     # -- building -----------------------------------------------------------------------------------------------
 

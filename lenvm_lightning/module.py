@@ -84,6 +84,15 @@ class LenVMModule(L.LightningModule):
             found.append(f"gamma must lie strictly between 0 and 1 or be 'auto', got {h['gamma']}")
         if not 0.0 <= h["lam"] <= 1.0:
             found.append(f"lam must lie between 0 and 1, got {h['lam']}")
+        if not h["lr"] > 0:
+            found.append(f"lr must be positive, got {h['lr']}")
+        found += [
+            f"{name} must be at least 0, got {h[name]}" for name in ("weight_decay", "warmup_steps") if h[name] < 0
+        ]
+        if not all(0.0 <= beta < 1.0 for beta in h["betas"]):
+            found.append(f"betas must lie between 0 and 1, got {tuple(h['betas'])}")
+        if not 0.0 <= h["head_dropout"] < 1.0:
+            found.append(f"head_dropout must be at least 0 and below 1, got {h['head_dropout']}")
         if h["lam"] != 1.0 and h["target"] != "discounted":
             found.append(f"lam {h['lam']} needs target: discounted, whose rewards add up; got {h['target']}")
         if h["loss"] == "bce" and h["target"] not in ("discounted", "normalised"):

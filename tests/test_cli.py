@@ -177,6 +177,30 @@ def test_contradictions_are_named_before_anything_starts(here, capsys):
     assert not (here / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("section", "wrong"),
+    [
+        (
+            "model",
+            {"gamma": "1", "lam": "2", "lr": "-1", "warmup_steps": "-3", "weight_decay": "-.1", "head_dropout": "1",
+             "betas": "[.9, 1]"},
+        ),
+        (
+            "data",
+            {"max_length": "1", "batch_tokens": "0", "max_pixels": "0", "num_workers": "-1", "num_proc": "0",
+             "val_completions": "0", "val_share": "5", "max_bad_share": "-1"},
+        ),
+        ("data", {"max_prompt_length": "4096"}),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_named_before_anything_starts(here, capsys, section, wrong):
+    words = [word for name, value in wrong.items() for word in (f"--fit.{section}.{name}", value)]
+    assert main(["run", "text_lenvm", "--fit.data.max_length", "4096", *words]) == 2
+    err = capsys.readouterr().err
+    assert all(f"\n  {name} " in err for name in wrong), err
+    assert not (here / "runs").exists()
+
+
 def test_bad_rows_stop_the_run_with_file_and_line(here, capsys):
     (here / "bad.jsonl").write_text(
         '{"messages": [}\n{"messages": [{"role": "user", "content": "a"}], "completion": ""}\n'

@@ -154,6 +154,7 @@ def test_stopped_by_a_signal(here, capsys, monkeypatch, number, status):
     ("words", "found"),
     [
         (["--temperature", "-1", "--top-p", "0"], ["temperature must be at least 0", "top_p must lie above 0"]),
+        (["--temperature", "nan"], ["temperature must be at least 0, got nan"]),
         (["-n", "0"], ["n must be a whole number of at least 1, found 0"]),
         (["--prompts", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--generator", "no/such-model"], ["no/such-model"]),

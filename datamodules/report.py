@@ -52,6 +52,11 @@ class RolloutFacts:
         """The paper's choice: 99% of the value range at the 99th-percentile length."""
         return gamma_for_length(self.p99)
 
+    @property
+    def gamma_is_low(self) -> bool:
+        """Whether more than 1% was cut, so that p99, and gamma with it, is only known to be greater."""
+        return self.cut_share > 0.01
+
 
 def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
     """Share of the padded tokens of all batches that is padding, in [0, 1)."""
@@ -79,15 +84,21 @@ def collect_facts(
 
 def describe_facts(facts: RolloutFacts, held_out: int, held_out_prompts: int, padding: float, batches: int) -> str:
     """A few lines for people."""
+    unknown = "≥ " if facts.gamma_is_low else ""
     lines = [
         f"Rollouts: {facts.completions:,} completions of {facts.prompts:,} prompts to train on, "
         f"{held_out:,} of {held_out_prompts:,} held out",
-        f"  lengths: median {facts.p50:.0f} tokens, 99% within {facts.p99:.0f}, longest {facts.longest:,}, "
+        f"  lengths: median {'≥ ' if facts.cut_share > 0.5 else ''}{facts.p50:.0f} tokens, 99th percentile "
+        f"{unknown}{facts.p99:.0f}, longest {'≥ ' if facts.cut_share else ''}{facts.longest:,}, "
         f"cut at their limit {facts.cut_share:.1%}",
-        f"  gamma suggested {facts.gamma:.5f}; {batches} batches an epoch, padding {padding:.1%} of the tokens",
+        f"  gamma suggested {'at least ' if facts.gamma_is_low else ''}{facts.gamma:.5f}; {batches} batches an epoch, "
+        f"padding {padding:.1%} of the tokens",
     ]
-    if facts.cut_share > 0.2:
-        lines.append("  more than a fifth was cut: sample with a larger max_tokens if you can")
+    if facts.gamma_is_low:
+        lines.append(
+            "  more than 1% was cut, so the 99th-percentile length is only known to be at least the limit, and "
+            "`gamma: auto` may be too small: sample with more max_tokens if you can, or set gamma"
+        )
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lenvm_lightning import checkpoint, tinyworld
 from lenvm_lightning.errors import DataError
-from lenvm_lightning.rollouts.held_out import is_held_out
+from lenvm_lightning.rollouts.held_out import is_held_out, role_of
 
 from .batching import ResumableLoader, TokenBudgetBatches, plan_batches
 from .collate import Collator, RolloutRows
@@ -28,8 +28,6 @@ from .report import (
 )
 from .table import build_table, default_cache_dir, find_files
 from .tokenise import Limits, tokenizer_of
-
-HELD_OUT = ("test", "val", "validation")
 
 
 class RolloutsDataModule(L.LightningDataModule):
@@ -47,8 +45,8 @@ class RolloutsDataModule(L.LightningDataModule):
         max_image_pixels: pixels of an image file above which the row counts as bad.
         batch_tokens: padded tokens of a batch.
         bucket: batches of similar lengths; False gives random ones.
-        val_share: share of prompts held out where no row says ``split: test``.
-        val_completions: at most so many held-out completions are used, whole prompts in order; None uses all.
+        val_share: share of prompts held out where no row says ``split: test`` (or val, dev, eval).
+        val_completions: at most so many held-out completions are used, the first ones; None uses all.
         max_bad_share: share of unusable rows above which nothing starts.
         seed: of the order of batches.
         num_workers: processes that open and scale images.
@@ -182,11 +180,16 @@ class RolloutsDataModule(L.LightningDataModule):
     def _split(self, table: Dataset) -> None:
         splits, ids = list(table["split"]), list(table["prompt_id"])
         good = [i for i, problem in enumerate(table["problem"]) if not problem]
-        if any(splits[i] in HELD_OUT for i in good):
-            held = [i for i in good if splits[i] in HELD_OUT]
-        else:
+        held = [i for i in good if role_of(splits[i]) == "test"]
+        if not held:
             held = [i for i in good if is_held_out(ids[i], self.val_share)]
         train = sorted(set(good) - set(held))
+        shared = {ids[i] for i in held} & {ids[i] for i in train}
+        if shared:
+            rank_zero_info(
+                f"{len(shared):,} of the held-out prompts are trained on too, going by prompt_id, such as "
+                f"{min(shared)!r}: errors on them say little"
+            )
         if self.val_completions is not None:
             held = held[: self.val_completions]
         if not train or not held:

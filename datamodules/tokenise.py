@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from lenvm_lightning.rollouts import prompting
+from lenvm_lightning.rollouts.held_out import role_of
 from lenvm_lightning.rollouts.prompting import tokenizer_of
 from lenvm_lightning.rollouts.record import Rollout
 
@@ -113,6 +114,8 @@ def encode_rollout(
     if not marks.isdisjoint(completion if rollout.images else prompt + completion):
         raise ValueError("an image or video token of the model stands where there is no image")
     notes = []
+    if rollout.split and role_of(rollout.split) is None:
+        notes.append(f"split {rollout.split!r} is neither train nor test: it counts as train")
     if rollout.token_ids and not rollout.censored and not _may_end(tokenizer_of(processor), completion[-1]):
         notes.append(f"it counts as ended by itself, but its last token, {completion[-1]}, is no end of sequence")
     if len(prompt) > limits.prompt:

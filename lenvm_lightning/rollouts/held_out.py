@@ -1,6 +1,15 @@
-"""Which prompts are held out: decided by a hash of their id, so that the answer never depends on their order."""
+"""Which prompts are held out: those whose split says so, or a share by a hash of their id, whatever their order."""
 
 import zlib
+
+_HELD_OUT = ("test", "val", "dev", "eval")
+
+
+def role_of(split: str | None) -> str | None:
+    """Whether a split of this name is for ``train`` or ``test``; None where its name does not say."""
+    if split is None:
+        return None
+    return "test" if split.startswith(_HELD_OUT) else "train" if split.startswith("train") else None
 
 
 def is_held_out(prompt_id: str, share: float) -> bool:

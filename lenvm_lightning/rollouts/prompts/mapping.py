@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import nearest
+from ..held_out import role_of
 from ..record import IMAGE_MARK
 
 Row = dict[str, Any]
 _ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _PLACE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
-_HELD_OUT = ("test", "val", "dev", "eval")
 PLAIN_KINDS = ("messages", "conversations", "prompt")
 _PLAIN_KEYS = (*PLAIN_KINDS, "images", "image", "prompt_id", "id", "split", "meta", "meta_info")
 _OF_COMPLETIONS = (  # of rollouts, whose prompts are as good as any
@@ -39,13 +39,6 @@ class Draft:
     id: str | None = None
     split: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-def role_of(split: str | None) -> str | None:
-    """Whether a split of this name is for training or held out; None where its name does not say."""
-    if split is None:
-        return None
-    return "test" if split.startswith(_HELD_OUT) else "train" if split.startswith("train") else None
 
 
 def content_digest(draft: Draft) -> str:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from ...errors import DataError, nearest
 from ..generation import Prompt
-from .mapping import PLAIN_KINDS, Draft, Mapping, PlainMapping, content_digest, missing_columns, role_of
+from ..held_out import role_of
+from .mapping import PLAIN_KINDS, Draft, Mapping, PlainMapping, content_digest, missing_columns
 from .rows import DatasetRows, JsonlRows, Rows, load_splits
 from .sources import READY_MADE, ReadyMade, question_lookup
 

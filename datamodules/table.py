@@ -1,5 +1,6 @@
 """The Arrow table of tokenised rollouts: built once by several processes, cached by content and settings."""
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -7,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ import datasets
 from datasets import Dataset, Features, Value
 from datasets import List as ArrowList
 
-from lenvm_lightning.errors import DataError
+from lenvm_lightning.errors import DataError, StoreError
+from lenvm_lightning.folders import FolderLock
 from lenvm_lightning.rollouts.record import parse_record
 
 from .tokenise import Limits, encode_rollout, stamp, tokenizer_of
 
+_YOUNG = 3600.0  # seconds in which a folder may not be locked yet
 FORMAT = 1  # raise it when rows change their meaning, so that older caches are left alone
 _FEATURES = Features(
     {
@@ -79,12 +83,15 @@ def _index_lines(files: list[str]) -> tuple[list[dict[str, Any]], str]:
     for path in files:
         digest.update(os.path.abspath(path).encode() + b"\0")  # relative image paths start at the file's folder
         offset = 0
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                digest.update(line)
-                if line.strip():
-                    lines.append({"file": path, "line": number, "offset": offset})
-                offset += len(line)
+        try:
+            with open(path, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    digest.update(line)
+                    if line.strip():
+                        lines.append({"file": path, "line": number, "offset": offset})
+                    offset += len(line)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
     return lines, digest.hexdigest()
 
 
@@ -189,7 +196,7 @@ def build_table(
         The table, one row a completion, rows with a ``problem`` included, and its key.
 
     Raises:
-        DataError: there is not a single line, or the dataset cannot be loaded.
+        DataError: there is not a single line, the dataset cannot be loaded, or the cache not be written.
     """
     if dataset is not None:
         try:
@@ -212,11 +219,9 @@ def build_table(
         table = datasets.load_from_disk(str(folder))
         if _images_unchanged(table):
             return table, key
-        shutil.rmtree(folder)
-    root.mkdir(parents=True, exist_ok=True)
     if num_proc is None:
         num_proc = max(1, min(os.cpu_count() or 1, len(source) // 500))
-    with tempfile.TemporaryDirectory(dir=root, prefix="building-") as building:
+    with _building(root) as building:
         table = source.map(
             encode,
             batched=True,
@@ -231,11 +236,35 @@ def build_table(
         )
         table.save_to_disk(f"{building}/table")
         try:
+            if folder.exists():  # its images changed; moved and not deleted, so that it is whole wherever it is there
+                os.rename(folder, f"{building}/outdated")
             os.rename(f"{building}/table", folder)
         except OSError:  # another process was faster with the same table
             if not folder.exists():
                 raise
     return datasets.load_from_disk(str(folder)), key
+
+
+@contextlib.contextmanager
+def _building(root: Path) -> Iterator[Path]:
+    """A folder in the cache to build a table in; it goes, and with it those that killed processes left behind.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob("building-*"):
+            if time.time() - left.stat().st_mtime > _YOUNG:
+                with contextlib.suppress(StoreError), FolderLock(left):  # its owner holds the lock while it lives
+                    shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix="building-") as folder, FolderLock(Path(folder)):
+            yield Path(folder)
+    except OSError as error:
+        raise DataError(
+            f"the tokenised rollouts cannot be written to {root}: {error.strerror or error}. Make room, or name "
+            "another place with data.cache_dir or $LENVM_CACHE."
+        ) from error
 
 
 def _images_unchanged(table: Dataset) -> bool:

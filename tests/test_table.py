@@ -1,7 +1,9 @@
 """Rollout files to rows and labels: bad lines by name, cuts that shift nothing, the cache, images."""
 
+import contextlib
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from datamodules.collate import Collator, RolloutRows
 from datamodules.table import build_table, default_cache_dir, find_files
 from datamodules.tokenise import Limits
 from lenvm_lightning.errors import DataError
+from lenvm_lightning.folders import FolderLock
 
 USER = [{"role": "user", "content": "Add 3 and 4, please."}]
 SEEN = [{"role": "user", "content": "<image>How many?"}]
@@ -250,6 +253,45 @@ def test_a_changed_image_makes_the_table_anew(build, tiny_vl, tmp_path, tokenise
     assert build(tiny_vl, line)[0]["problem"] == f"image {tmp_path}/a.png does not exist"
     draw(tmp_path / "a.png")
     assert build(tiny_vl, line)[0]["problem"] == ""  # put back
+
+
+def test_killed_while_a_table_is_replaced(build, tiny_vl, tmp_path, monkeypatch):
+    """A table in the cache is whole or not there: it is never deleted in its place."""
+    line = {"messages": SEEN, "images": ["a.png"], "completion": "a"}
+    draw(tmp_path / "a.png")
+    build(tiny_vl, line)
+    draw(tmp_path / "a.png", (112, 112))
+    rmtree = shutil.rmtree
+
+    def killed_in_the_middle(path, *args, **options):
+        if os.path.basename(path).startswith("rollouts-"):
+            os.unlink(os.path.join(path, "state.json"))
+            raise KeyboardInterrupt
+        rmtree(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_in_the_middle)
+        with contextlib.suppress(KeyboardInterrupt):
+            build(tiny_vl, line)
+    assert build(tiny_vl, line)[0]["problem"] == ""
+
+
+def test_what_killed_processes_left_is_swept_away(build, tiny_text, tmp_path):
+    folders = [tmp_path / "cache" / f"building-{name}" for name in ("old", "used", "young")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "rows.arrow").write_text("half")
+    with FolderLock(folders[1]):
+        for folder in folders[:2]:
+            os.utime(folder, (0, 0))
+        build(tiny_text, {"messages": USER, "completion": "a"})
+        assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+def test_a_cache_that_cannot_be_written(tiny_text, text_rollouts, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"cannot be written to .*file/cache.*cache_dir or \$LENVM_CACHE"):
+        build_table(tiny_text, Limits(), files=[str(text_rollouts)], cache_dir=tmp_path / "file" / "cache")
 
 
 def test_several_processes_give_the_table_of_one(tiny_vl, vision_rollouts, tmp_path):

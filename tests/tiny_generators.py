@@ -24,7 +24,7 @@ def build(name, dtype=torch.float32, sharpness=3.0, eos_bias=0.0):
             weight.data.mul_(sharpness)
     if eos_bias:
         bias = torch.zeros(config.get_text_config().vocab_size)
-        bias[config.eos_token_id] = eos_bias
+        bias[config.get_text_config().eos_token_id] = eos_bias
         model.lm_head.bias = torch.nn.Parameter(bias)
     return model.to(dtype)
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
@@ -148,6 +149,18 @@ class LenVMModule(L.LightningModule):
         if self.hparams["freeze_vision"]:
             for part in model.vision_modules():
                 part.requires_grad_(False)
+
+    def on_fit_start(self) -> None:
+        """Refuse a strategy under which the loss would silently be another one.
+
+        Raises:
+            RecipeError: DeepSpeed, whose gradients are not where :meth:`on_before_optimizer_step` could scale them.
+        """
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            raise RecipeError(
+                "DeepSpeed keeps gradients to itself, so they cannot be divided by the tokens of the whole optimizer "
+                "step: use strategy: ddp, or fsdp for models that do not fit on one device"
+            )
 
     def on_train_start(self) -> None:
         """Set train mode: fit does not, and transformers then drops gradient checkpointing and dropout silently."""

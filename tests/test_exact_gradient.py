@@ -10,11 +10,13 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch.utils.data import DataLoader
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from datamodules import TextRollouts
 from lenvm_lightning import TextLenVM
+from lenvm_lightning.errors import RecipeError
 
 ROWS = 12
 QUIET = {
@@ -185,6 +187,15 @@ def test_train_mode_is_set_and_vision_frozen(vision_rollouts):
     model = VisionLenVM("tiny-vl", pretrained=False, gradient_checkpointing=True)
     trainer.fit(model, VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2))
     assert modes == {"head": True, "language": True, "vision": False, "vision_grad": False}
+
+
+def test_a_strategy_that_would_leave_the_loss_a_sum_is_refused(monkeypatch):
+    model = TextLenVM("tiny-text")
+    model.trainer = L.Trainer(accelerator="cpu", **QUIET)
+    model.on_fit_start()
+    monkeypatch.setattr(model.trainer.strategy, "__class__", DeepSpeedStrategy)
+    with pytest.raises(RecipeError, match="use strategy: ddp, or fsdp"):
+        model.on_fit_start()
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])

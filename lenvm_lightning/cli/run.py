@@ -259,6 +259,8 @@ def _fit(cli: FitCLI, folder: RunFolder) -> int:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     except SIGTERMException:
         return 143
+    except MisconfigurationException as error:
+        raise RecipeError(f"the Trainer refuses the settings in fit.trainer: {error}") from error
     except SystemExit:
         if trainer.interrupted:  # Lightning's answer to Ctrl-C
             return 130

@@ -1,6 +1,8 @@
 """`lightning run` as people type it: shipped recipes end to end, overrides, mistakes, where runs go."""
 
 import json
+import shutil
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -12,7 +14,7 @@ from lenvm_lightning import LengthValueModel
 from lenvm_lightning.checkpoint import load_processor
 from lenvm_lightning.cli.main import main, split_overrides
 from lenvm_lightning.cli.run import LastValidation
-from lenvm_lightning.cli.runs import choose_folder, claimed_folder
+from lenvm_lightning.cli.runs import RunFolder, choose_folder, claimed_folder
 from lenvm_lightning.errors import StoreError
 
 SHORT = ["--fit.trainer.max_steps", "3", "--fit.trainer.max_epochs", "1", "--fit.data.val_completions", "12"]
@@ -281,6 +283,32 @@ def test_a_claimed_folder_is_locked_and_begun(tmp_path):
         assert fresh.settings() == two
         assert not fresh.checkpoints.exists()
     assert not list(tmp_path.glob("*/.lock"))
+
+
+def test_killed_while_a_run_is_deleted(tmp_path, monkeypatch):
+    """At no moment is it taken for complete, nor do its checkpoints belong to nobody."""
+    run = RunFolder(tmp_path / "r")
+    run.start({"fit": {"lr": 1}}, "")
+    run.finish({})
+    for folder in (run.checkpoints, run.model):
+        folder.mkdir()
+        (folder / "file").write_text("")
+    seen = []
+
+    def look(call):
+        def looked(path, *rest, **options):
+            seen.append((run.complete, run.model.exists(), run.settings() is None, run.checkpoints.exists()))
+            return call(path, *rest, **options)
+
+        return looked
+
+    monkeypatch.setattr(shutil, "rmtree", look(shutil.rmtree))
+    monkeypatch.setattr(Path, "unlink", look(Path.unlink))
+    run.clear()
+    seen.append((run.complete, run.model.exists(), run.settings() is None, run.checkpoints.exists()))
+    assert len(seen) == 5
+    assert not any(complete and not model for complete, model, _, _ in seen)
+    assert not any(nameless and checkpoints for _, _, nameless, checkpoints in seen)
 
 
 def test_other_processes_of_a_distributed_run_do_not_lock(tmp_path, monkeypatch):

@@ -49,8 +49,13 @@ class RunFolder:
         write_whole(self.results, json.dumps(results, indent=2) + "\n")
 
     def clear(self) -> None:
-        """Delete everything in it; the lock stays with its owner."""
-        for path in self.path.iterdir():
+        """Delete everything in it; the lock stays with its owner.
+
+        The results go first and the settings last: killed in between, it is neither taken for complete nor do its
+        checkpoints go to a run with other settings.
+        """
+        order = {_DONE: 0, _RECIPE: 2}
+        for path in sorted(self.path.iterdir(), key=lambda path: order.get(path.name, 1)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != LOCK_FILE:

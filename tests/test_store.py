@@ -20,7 +20,7 @@ from lenvm_lightning.errors import GeneratorError, StoreError
 from lenvm_lightning.folders import FolderLock
 from lenvm_lightning.rollouts.generation import Answer, Failure, Prompt, Sampling
 from lenvm_lightning.rollouts.record import parse_record
-from lenvm_lightning.rollouts.sample import Outcome, report, sample_rollouts
+from lenvm_lightning.rollouts.sample import Outcome, already_sampled, report, sample_rollouts
 from lenvm_lightning.rollouts.store import RolloutStore, describe
 from lenvm_lightning.values import gamma_for_length
 
@@ -160,6 +160,23 @@ def test_killed_while_finishing(tmp_path, whole, moment):
     assert outcome.summary["completions"] == 8 * N
     assert not (tmp_path / "journal.jsonl").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("content", ["{half", "[]", "\u00e9"])
+def test_files_that_somebody_broke(tmp_path, content):
+    """Neither is read in vain: the summary is left out, and without settings nobody knows what the completions are."""
+    sample(tmp_path)
+    whole = (tmp_path / "settings.json").read_bytes()
+    (tmp_path / "summary.json").write_text(content, encoding="latin-1")
+    outcome = sample(tmp_path)
+    assert outcome.complete
+    assert outcome.summary is None
+    (tmp_path / "settings.json").write_text(content, encoding="latin-1")
+    assert already_sampled("scripted", make_prompts(8), N, tmp_path, SAMPLING) is None
+    with pytest.raises(StoreError, match=r"settings\.json cannot be read"):
+        sample(tmp_path)
+    (tmp_path / "settings.json").write_bytes(whole)
+    assert sample(tmp_path).complete
 
 
 def test_other_settings_are_refused_one_by_one(tmp_path):

@@ -25,7 +25,7 @@ class Outcome:
         folder: where the completions are.
         complete: ``rollouts.jsonl`` is there: every completion is, but for those that failed for good.
         failures: why completions are not there.
-        summary: see :class:`~.summary.Summary`; None where it is not complete, or somebody deleted it.
+        summary: see :class:`~.summary.Summary`; None where it is not complete, or somebody deleted or broke it.
     """
 
     folder: Path
@@ -112,9 +112,17 @@ def sample_rollouts(
 
 
 def _outcome(store: RolloutStore) -> Outcome:
-    written = store.complete and store.summary.exists()
-    summary = json.loads(store.summary.read_text(encoding="utf-8")) if written else None
+    summary = _read_object(store.summary) if store.complete else None
     return Outcome(store.folder, store.complete, store.failures, summary)
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None where there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def already_sampled(
@@ -133,10 +141,10 @@ def already_sampled(
     Raises:
         StoreError: it is complete, but was sampled with other settings.
     """
-    file = folder / "settings.json"
-    if not (folder / "rollouts.jsonl").exists() or not file.exists():
+    settings = _read_object(folder / "settings.json")
+    if not (folder / "rollouts.jsonl").exists() or settings is None:
         return None
-    recorded = json.loads(file.read_text(encoding="utf-8")).get("generator")
+    recorded = settings.get("generator")
     if not isinstance(recorded, dict) or not _is_recorded(source, recorded, options):
         return None
     with RolloutStore(folder, prompts, describe(recorded, prompts, n, sampling), "") as store:

@@ -150,7 +150,7 @@ class RolloutStore:
         if file.exists():
             try:
                 changed = differences(json.loads(file.read_text(encoding="utf-8")), self.settings)
-            except (ValueError, TypeError) as error:
+            except (ValueError, AttributeError) as error:
                 changed = [f"settings.json cannot be read: {error}"]
         if changed and holds:
             raise StoreError(

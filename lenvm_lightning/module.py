@@ -159,7 +159,7 @@ class LenVMModule(L.LightningModule):
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
             raise RecipeError(
                 "DeepSpeed keeps gradients to itself, so they cannot be divided by the tokens of the whole optimizer "
-                "step: use strategy: ddp, or fsdp for models that do not fit on one device"
+                "step: use strategy: ddp"
             )
 
     def on_train_start(self) -> None:

@@ -12,7 +12,8 @@ from ..batch import LengthBatch
 class Throughput(L.Callback):
     """Logs ``train/tokens_per_s`` (real tokens, padding not counted) and ``train/padding_share``.
 
-    Measured over the optimizer steps since the last log, without validation; this rank's tokens times the ranks.
+    Measured over the time since the last log, with what batches were waited for and without validation; this rank's
+    tokens times the ranks.
     """
 
     def __init__(self) -> None:
@@ -20,13 +21,19 @@ class Throughput(L.Callback):
         self._tokens: torch.Tensor | float = 0.0
         self._padded = 0
         self._seconds = 0.0
-        self._started = 0.0
+        self._since = self._paused = 0.0
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
-        self._started = time.perf_counter()
+        self._since = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop it."""
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let it go on."""
+        self._since += time.perf_counter() - self._paused
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: L.LightningModule, outputs: Any, batch: LengthBatch, batch_idx: int
@@ -34,8 +41,12 @@ class Throughput(L.Callback):
         """Count the batch, and log every ``log_every_n_steps`` optimizer steps."""
         self._tokens = self._tokens + batch["attention_mask"].sum()  # stays on the device: no host sync here
         self._padded += batch["attention_mask"].numel()
-        self._seconds += time.perf_counter() - self._started
-        if trainer.global_step % trainer.log_every_n_steps and self.tokens_per_s is not None:
+        now = time.perf_counter()
+        self._seconds += now - self._since
+        self._since = now
+        # Between two batches of one optimizer step the number of steps stands still.
+        within = (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch
+        if self.tokens_per_s is not None and (within or trainer.global_step % trainer.log_every_n_steps):
             return
         tokens = float(self._tokens)
         self.tokens_per_s = tokens * trainer.world_size / max(self._seconds, 1e-9)

@@ -1,4 +1,4 @@
-"""Callbacks by themselves: what throughput counts."""
+"""Callbacks by themselves: what throughput counts, what is said of checkpoints."""
 
 import time
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lenvm_lightning.callbacks import Throughput
+from lenvm_lightning.callbacks import ResumableCheckpoint, Throughput
 
 
 @pytest.fixture
@@ -54,3 +54,12 @@ def test_throughput_counts_the_wait_for_batches_but_not_validation(run):
 
 def test_throughput_is_logged_once_a_step(run):
     assert run(11, accumulate=3, validate_after=5) == [(step, EXPECTED) for step in (0, 2, 4)]
+
+
+@pytest.mark.parametrize(("batches", "accumulate", "told"), [(5, 8, True), (1, 1, True), (8, 8, True), (9, 8, False)])
+def test_epochs_of_a_single_step_are_told_of(tmp_path, monkeypatch, batches, accumulate, told):
+    said = []
+    monkeypatch.setattr("lenvm_lightning.callbacks.checkpointing.rank_zero_info", said.append)
+    trainer = SimpleNamespace(global_step=0, num_training_batches=batches, accumulate_grad_batches=accumulate)
+    ResumableCheckpoint(str(tmp_path)).on_train_start(trainer, None)
+    assert ["nothing is saved before the end" in text for text in said] == [True] * told

@@ -164,6 +164,19 @@ def test_a_subclass_takes_the_settings_of_its_base(here, monkeypatch, capsys):
     assert err.count("\n") == 2
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [(("limit_val_batches", "0"), "not validated"), (("logger", "false"), "validation loss")],
+)
+def test_what_is_left_out_costs_no_model(here, capsys, text_rollouts, setting, words):
+    command = ["run", "text_lenvm", *SHORT, "--fit.data.files", str(text_rollouts)]
+    assert main([*command, f"--fit.trainer.{setting[0]}", setting[1]]) == 0
+    assert words in capsys.readouterr().out
+    assert LengthValueModel.from_pretrained(here / "runs" / "text_lenvm" / "model").gamma == 0.99
+    assert main([*command, f"--fit.trainer.{setting[0]}", setting[1]]) == 0
+    assert words in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("key", "value"), [("strategy", "nix"), ("accelerator", "hpu"), ("max_time", "soon")])
 def test_trainers_that_cannot_be_built(here, capsys, text_rollouts, key, value):
     assert main(["run", "text_lenvm", "--fit.data.files", str(text_rollouts), f"--fit.trainer.{key}", value]) == 2

@@ -21,7 +21,8 @@ class ResumableCheckpoint(L.Callback):
 
     A checkpoint appears under its name only when it is complete, and older ones go only after that, so at every
     moment, SIGKILL included, the newest file is whole. Saved between optimizer steps, never within a window of
-    accumulated gradients; a save due at the last batch of an epoch waits for the first step of the next.
+    accumulated gradients; a save due at the last batch of an epoch waits for the first step of the next. So where every
+    epoch is a single step, nothing is saved before the end, and that is said.
 
     Args:
         dirpath: folder of the checkpoints.
@@ -48,6 +49,12 @@ class ResumableCheckpoint(L.Callback):
                 torch.cuda.set_rng_state_all(self._random_state["cuda"])
             self._random_state = None
         self._saved_step = trainer.global_step
+        if trainer.num_training_batches <= trainer.accumulate_grad_batches:
+            rank_zero_info(
+                f"Every epoch is a single optimizer step ({trainer.num_training_batches} batches, "
+                f"accumulate_grad_batches {trainer.accumulate_grad_batches}): nothing is saved before the end, "
+                "and a run that is stopped starts again."
+            )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -53,7 +53,7 @@ def as_table(results: dict[str, Any]) -> str:
     notice = f" · {tinyworld.NOTICE}" if results["tiny_world"] else ""
     if "gamma" not in results:
         figures = f"\n\n{quality.as_table(results['quality'])}" if results.get("quality") else ""
-        return f"validation loss {m['loss']:.5f} · {results['optimizer_steps']} steps{notice}{figures}"
+        return f"{_loss(m)} · {results['optimizer_steps']} steps{notice}{figures}"
     lines = [
         f"{results['held_out_completions']} held-out completions of {results['held_out_prompts']} prompts · "
         f"gamma {results['gamma']:.5f} · {results['optimizer_steps']} steps{notice}",
@@ -68,8 +68,12 @@ def as_table(results: dict[str, Any]) -> str:
     if "mre" in m:
         lines.append(f"| prompt-boundary MRE | {m['mre']:.3f} | {m['mre_constant']:.3f} | "
                      f"{_gain(m['mre'], m['mre_constant'])} |")  # fmt: skip
-    lines.append(f"\nvalidation loss {m['loss']:.5f}")
+    lines.append(f"\n{_loss(m)}")
     return "\n".join(lines)
+
+
+def _loss(metrics: Mapping[str, float]) -> str:
+    return f"validation loss {metrics['loss']:.5f}" if "loss" in metrics else "not validated"
 
 
 def _gain(ours: float, constant: float) -> str:

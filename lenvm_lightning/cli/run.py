@@ -116,15 +116,15 @@ class FitCLI(LightningCLI):
         logger = TensorBoardLogger(
             folder.path, name="", version="tensorboard", default_hp_metric=False, purge_step=resumed_step
         )
+        given = self.config_init["trainer"]
         self.trainer_defaults["callbacks"] = [
             ResumableCheckpoint(dirpath=str(folder.checkpoints), **options),
-            LearningRateMonitor(logging_interval="step"),
+            *([LearningRateMonitor(logging_interval="step")] if given["logger"] is not False else []),
             Throughput(),
             *([RemainingCurves()] if isinstance(self.model, LenVMModule) else []),
             StepProgressBar(),
             self.last_validation,
         ]
-        given = self.config_init["trainer"]
         chosen: dict[str, Any] = {"enable_checkpointing": False, "default_root_dir": str(folder.path)}
         if not self.model.automatic_optimization:
             chosen["gradient_clip_val"] = None  # it clips by itself, and Lightning refuses to
@@ -269,7 +269,8 @@ def _fit(cli: FitCLI, folder: RunFolder) -> int:
     if cli.last_validation.step == trainer.global_step:
         metrics = cli.last_validation.metrics
     else:
-        metrics = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]
+        found = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+        metrics = found[0] if found else {}  # limit_val_batches: 0
     if trainer.is_global_zero:
         _finish(cli, folder, trainer, metrics)
     return 0

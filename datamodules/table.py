@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,24 @@ def _processor_key(processor: Any) -> str:
     return "\0".join(parts)
 
 
+def _source(files: Sequence[str], dataset: dict[str, Any] | None) -> tuple[Dataset, str, Callable[..., Any]]:
+    """What is to be tokenised, something that changes with its content, and the function that tokenises a batch.
+
+    Raises:
+        DataError: there is not a single line, or the dataset cannot be loaded.
+    """
+    if dataset is None:
+        lines, content = _index_lines(list(files))
+        if not lines:
+            raise DataError(f"no rollouts in {', '.join(files) or 'the given files'}: every line is empty")
+        return Dataset.from_list(lines), content, _encode_lines
+    try:
+        source = datasets.load_dataset(**{"split": "train", **dataset})
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"datasets.load_dataset({dataset}) failed: {error}") from error
+    return source, source._fingerprint, partial(_encode_items, name=str(dataset.get("path")))
+
+
 def build_table(
     processor: Any,
     limits: Limits,
@@ -198,19 +216,7 @@ def build_table(
     Raises:
         DataError: there is not a single line, the dataset cannot be loaded, or the cache not be written.
     """
-    if dataset is not None:
-        try:
-            source = datasets.load_dataset(**{"split": "train", **dataset})
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"datasets.load_dataset({dataset}) failed: {error}") from error
-        content = source._fingerprint
-        encode = partial(_encode_items, name=str(dataset.get("path")), processor=processor, limits=limits)
-    else:
-        lines, content = _index_lines(list(files))
-        if not lines:
-            raise DataError(f"no rollouts in {', '.join(files) or 'the given files'}: every line is empty")
-        source = Dataset.from_list(lines)
-        encode = partial(_encode_lines, processor=processor, limits=limits)
+    source, content, encode = _source(files, dataset)
     settings = json.dumps([FORMAT, content, dataclasses.asdict(limits)]) + _processor_key(processor)
     key = hashlib.blake2b(settings.encode(), digest_size=12).hexdigest()
     root = cache_dir or default_cache_dir()
@@ -223,7 +229,7 @@ def build_table(
         num_proc = max(1, min(os.cpu_count() or 1, len(source) // 500))
     with _building(root) as building:
         table = source.map(
-            encode,
+            partial(encode, processor=processor, limits=limits),
             batched=True,
             batch_size=200,
             with_indices=dataset is not None,

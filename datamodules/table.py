@@ -186,8 +186,11 @@ def _source(files: Sequence[str], dataset: dict[str, Any] | None) -> tuple[Datas
         return Dataset.from_list(lines), content, _encode_lines
     try:
         source = datasets.load_dataset(**{"split": "train", **dataset})
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except (TypeError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"datasets.load_dataset({dataset}) failed: {error}") from error
+    if not isinstance(source, Dataset):
+        kind = type(source).__name__
+        raise DataError(f"datasets.load_dataset({dataset}) gives {kind}: name one split, and do not stream it")
     return source, source._fingerprint, partial(_encode_items, name=str(dataset.get("path")))
 
 

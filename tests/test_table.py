@@ -356,3 +356,19 @@ def test_a_dataset_that_cannot_be_loaded(tiny_text, tmp_path):
     for name in ("broken.json", "absent.json"):
         with pytest.raises(DataError, match=f"(?s)datasets.load_dataset.*{name}.* failed: "):
             load(tiny_text, tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"splitt": "train"}, "failed: .*splitt"),
+        ({"split": None}, "gives DatasetDict: name one split"),
+        ({"streaming": True}, "gives IterableDataset: name one split, and do not stream it"),
+    ],
+)
+def test_arguments_of_a_dataset_that_cannot_be(tiny_text, text_rollouts, tmp_path, wrong, words):
+    dataset = {"path": "json", "data_files": str(text_rollouts), **wrong}
+    with pytest.raises(DataError, match=f"(?s)datasets.load_dataset.* {words}"):
+        build_table(tiny_text, Limits(), dataset=dataset, cache_dir=tmp_path)
+    with pytest.raises(DataError, match=r"failed: .*path"):
+        build_table(tiny_text, Limits(), dataset={"pat": "json"}, cache_dir=tmp_path)

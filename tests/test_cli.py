@@ -1,5 +1,6 @@
 """`lightning run` as people type it: shipped recipes end to end, overrides, mistakes, where runs go."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -162,6 +163,33 @@ def test_a_subclass_takes_the_settings_of_its_base(here, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "--fit.model.gama: 'gama' is no setting of mine.Mine; did you mean 'gamma'?" in err
     assert err.count("\n") == 2
+
+
+@pytest.mark.parametrize("full", ["the folder", "a checkpoint"])
+def test_a_disk_that_fills_while_training(here, capsys, text_rollouts, monkeypatch, full):
+    def write(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "some/file")
+
+    command = [
+        "run",
+        "text_lenvm",
+        *SHORT,
+        "--fit.data.files",
+        str(text_rollouts),
+        "--fit.checkpoint.every_n_steps",
+        "1",
+    ]
+    with monkeypatch.context() as patch:
+        if full == "the folder":
+            patch.setattr("lenvm_lightning.cli.runs.write_whole", write)
+        else:
+            patch.setattr(L.Trainer, "save_checkpoint", write)
+        assert main(command) == 2
+    assert (
+        "StoreError: some/file cannot be written: No space left on device. What is done stays"
+        in capsys.readouterr().err
+    )
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Running a recipe: settings -> data and model -> fit -> model directory, results, next commands."""
 
 import contextlib
+import errno
 import json
 import logging
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ..callbacks import RemainingCurves, ResumableCheckpoint, StepProgressBar, Throughput, latest_checkpoint
-from ..errors import LenVMError, RecipeError
+from ..errors import LenVMError, RecipeError, StoreError
 from ..module import LenVMModule
 from ..tinyworld.language_model import TinyLanguageModel
 from .recipe import find_recipe, read_recipe
@@ -160,6 +161,20 @@ def _ours(error: BaseException | None) -> LenVMError | None:
     return error
 
 
+@contextlib.contextmanager
+def _full_disk_in_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise StoreError(
+            f"{error.filename or 'a file'} cannot be written: {error.strerror}. What is done stays: make room, then "
+            "type the same command again."
+        ) from error
+
+
+@_full_disk_in_a_sentence()
 def run_recipe(
     recipe: str,
     overrides: list[tuple[str, str | None]],

@@ -219,25 +219,39 @@ class LengthValueModel(nn.Module):
             input_ids: token ids. Shape (B, T).
             attention_mask: 1 = real token, 0 = padding. Shape (B, T).
             inputs: what else the backbone takes: ``pixel_values``, ``image_grid_thw``, ``position_ids``,
-                the cache, …
+                the cache (the mask then covers what is in there too), …
 
         Returns:
             Logits, shape (B, T), float32 or better; :meth:`value` and :meth:`remaining` read them.
         """
-        cached = any(inputs.get(name) is not None for name in ("cache", "past_key_values"))
-        inputs.setdefault("use_cache", cached)
+        cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers renames it
+        inputs.setdefault("use_cache", cache is not None)
+        pictures = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
         if inputs.get("position_ids") is None:
-            pictures = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
-            if self._takes_token_types and (pictures or cached):
+            if self._takes_token_types and pictures:
                 # Such backbones (Qwen-VL) count positions themselves; without types as plain text, silently.
-                if pictures:
-                    inputs.setdefault("mm_token_type_ids", checkpoint.token_types(self.backbone.config, input_ids))
-            elif self._takes_positions and attention_mask is not None and attention_mask.ndim == 2:
-                # transformers counts padding on the left as positions.
-                positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-                inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
+                inputs.setdefault("mm_token_type_ids", checkpoint.token_types(self.backbone.config, input_ids))
+            elif self._takes_positions and (attention_mask is None or attention_mask.ndim == 2):
+                inputs["position_ids"] = self._positions(input_ids, attention_mask, cache)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        if pictures and cache is not None:
+            cache.lenvm_offset = getattr(self.backbone, "rope_deltas", None)
         return self.v_head(hidden)
+
+    def _positions(self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor | None:
+        """Positions where transformers counts others: padding on the left, and text after pictures in a cache.
+
+        Shape (B, T); None where it counts right.
+        """
+        offset = getattr(cache, "lenvm_offset", None)  # (b, 1): a picture takes fewer positions than tokens
+        if attention_mask is None:
+            if cache is None or not self._takes_token_types:
+                return None
+            attention_mask = input_ids.new_ones(len(input_ids), cache.get_seq_length() + input_ids.shape[1])
+        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        if offset is None:
+            return positions
+        return positions + offset.repeat_interleave(len(positions) // len(offset), dim=0).to(positions.device)
 
     def value(self, logits: Tensor) -> Tensor:
         """Discounted value of each state, in [-1, 0]. Same shape as ``logits``."""

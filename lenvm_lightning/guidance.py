@@ -24,12 +24,14 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from .tilting import find_beta, gate_end, length_share, move_to, pick, tilt
+from .tilting import length_share, move_to, pick, tilt
 
 EqualMode = Literal["landing", "hard", "soft"]
 LimitMode = Literal["landing", "hard"]
 ScaleKind = Literal["mul", "linear", "length_mul"]
-STEEPEST = 20.0  # β of a bounded tilt: beyond it, texts stop reading like the base model's
+GRIP = 200.0  # of `landing`
+_SURELY_LATE, _LATENESS = 3.0, 0.03  # tokens too late that cost like too early ones; what the others cost beside them
+_NEAR = 8.0  # tokens: a miss is never measured by less
 
 
 class Control(Protocol):
@@ -69,21 +71,24 @@ class EqualTo:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: see :func:`land`, between n and n.
+        mode: ``landing``: see :func:`land`, both bounds at n.
             ``hard``: the candidate whose remaining length is nearest to what is left, the likelier of equals (the
             paper's choice).
             ``soft``: the tilt that brings E[g] to that of the target; beyond the reach of all tilts, the extreme
             candidate.
+        grip: of ``landing``: more lands nearer, less reads more like the base model.
 
     Raises:
-        ValueError: n below 1, or an unknown mode.
+        ValueError: n below 1, a grip that is not positive, or an unknown mode.
     """
 
     n: int | Tensor
     mode: EqualMode = "landing"
+    grip: float | Tensor = GRIP
 
     def __post_init__(self) -> None:
         _require_count("n", self.n)
+        _require_positive("grip", self.grip)
         _require_known("mode", self.mode, get_args(EqualMode))
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
@@ -94,7 +99,7 @@ class EqualTo:
             return pick(probs, (remaining - target).abs())
         if self.mode == "soft":
             return move_to(probs, length_share(remaining, gamma), length_share(target, gamma))
-        return land(probs, remaining, left, left, gamma)
+        return land(probs, remaining, left, left, _column(self.grip, probs))
 
 
 @dataclass(frozen=True)
@@ -107,20 +112,23 @@ class AtMost:
             ``hard``: the candidate after which least follows (the paper's choice, whatever n is).
         low: of ``landing``, in [0, high]: 0 shortens only.
         high: of ``landing``, in (0, 1]: what it stays under 1 by is room for a sentence to end in.
+        grip: of ``landing``, see :class:`EqualTo`.
 
     Raises:
-        ValueError: n below 1, an unknown mode, or shares that are none.
+        ValueError: n below 1, an unknown mode, or shares or a grip that mean nothing.
     """
 
     n: int | Tensor
     mode: LimitMode = "landing"
     low: float | Tensor = 0.7
     high: float | Tensor = 0.9
+    grip: float | Tensor = GRIP
 
     def __post_init__(self) -> None:
         _require_count("n", self.n)
         _require_known("mode", self.mode, get_args(LimitMode))
         _require_band(self.low, self.high, 0.0, 1.0)
+        _require_positive("grip", self.grip)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to draw from. Shape (B, K)."""
@@ -128,7 +136,7 @@ class AtMost:
             return pick(probs, remaining)
         n, written = _column(self.n, probs), generated[:, None]
         low, high = ((_column(share, probs) * n).round().clamp(min=1) for share in (self.low, self.high))
-        return land(probs, remaining, low - written, high - written, gamma)
+        return land(probs, remaining, low - written, high - written, _column(self.grip, probs))
 
 
 @dataclass(frozen=True)
@@ -137,26 +145,28 @@ class AtLeast:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: see :func:`land`, between the shares ``low`` and ``high`` of n; no end before n unless
-            nothing else is offered.
+        mode: ``landing``: see :func:`land`, between the shares ``low`` and ``high`` of n.
             ``hard``: the candidate after which most follows while this is not yet token ``n``, then the one after
             which least does (the paper's choice).
         low: of ``landing``, in [1, high].
         high: of ``landing``: infinity lengthens only.
+        grip: of ``landing``, see :class:`EqualTo`.
 
     Raises:
-        ValueError: n below 1, an unknown mode, or shares that are none.
+        ValueError: n below 1, an unknown mode, or shares or a grip that mean nothing.
     """
 
     n: int | Tensor
     mode: LimitMode = "landing"
     low: float | Tensor = 1.0
     high: float | Tensor = 1.3
+    grip: float | Tensor = GRIP
 
     def __post_init__(self) -> None:
         _require_count("n", self.n)
         _require_known("mode", self.mode, get_args(LimitMode))
         _require_band(self.low, self.high, 1.0, math.inf)
+        _require_positive("grip", self.grip)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to draw from. Shape (B, K)."""
@@ -164,29 +174,34 @@ class AtLeast:
         if self.mode == "hard":
             return pick(probs, torch.where(written + 1 >= n, remaining, -remaining))
         low, high = ((_column(share, probs) * n).round() for share in (self.low, self.high))
-        return land(probs, remaining, low - written, high - written, gamma)
+        return land(probs, remaining, low - written, high - written, _column(self.grip, probs))
 
 
-def land(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, gamma: float) -> Tensor:
-    """End between two lengths, and read like the base model.
+def land(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, grip: Tensor) -> Tensor:
+    """End between two lengths, and read like the base model: ``p'(x) ∝ p(x) · exp(-grip · cost(x))``.
 
-    The expected g is brought into the band of the two targets by the least tilt that does so, abs(beta) <= 20, or as
-    near as that goes: where the base model is on its way into the band, it is left alone. There is no end before the
-    band unless nothing else is offered; once the band is over, the first end that is offered is taken.
+    With r the tokens that would follow candidate x, its cost is what it misses the band by, as a share of what is left:
+
+        cost(x) = (low - 1 - r)+ / max(low, 8)  +  late((r - (high - 1))+) / max(high, 8)
+        late(d) = min(d, 3) + 0.03 · (d - 3)+
+
+    Much too late costs far less than much too early, for it can still be mended: r is what the base model would write,
+    and a text that goes on can be closed at the next chance, while one that has begun to close is as good as over. (To
+    bring the mean to the target instead, as ``soft`` does, draws closings early every so often; to take the nearest, as
+    ``hard`` does, is as fond of too early as of too late.)
 
     Args:
         probs: shape (B, K).
         remaining: after each candidate, 0 for an end. Shape (B, K).
-        low: tokens to the beginning of the band, this one among them. Shape (B, 1).
-        high: tokens to its end, infinity where it has none. Shape (B, 1).
-        gamma: discount.
+        low: tokens to the least length, this one among them. Shape (B, 1).
+        high: tokens to the greatest, infinity where there is none. Shape (B, 1).
+        grip: nats by which a candidate that misses by everything that is left is made less likely. Shape (B, 1).
     """
-    probs = gate_end(probs, remaining, low > 1, high <= 1)
-    g = length_share(remaining, gamma)
-    mean = (probs * g).sum(-1, keepdim=True)
-    least, most = (length_share((left - 1).clamp(min=0), gamma) for left in (low, high))
-    wanted = torch.minimum(torch.maximum(mean, least), most)
-    return torch.where(wanted == mean, probs, tilt(probs, g, find_beta(probs, g, wanted, STEEPEST)))
+    early = (low - 1 - remaining).clamp(min=0)
+    late = (remaining - (high - 1).clamp(min=0)).clamp(min=0)
+    late = late.clamp(max=_SURELY_LATE) + _LATENESS * (late - _SURELY_LATE).clamp(min=0)
+    cost = early / low.clamp(min=_NEAR) + late / high.clamp(min=_NEAR)
+    return (probs.log() - grip * cost).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -341,6 +356,11 @@ def _column(number: float | Tensor, like: Tensor) -> Tensor:
 def _require_finite(name: str, number: float | Tensor) -> None:
     if not isinstance(number, Tensor) and not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number!r}")
+
+
+def _require_positive(name: str, number: float | Tensor) -> None:
+    if not isinstance(number, Tensor) and not 0 < number < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {number!r}")
 
 
 def _require_count(name: str, number: int | Tensor) -> None:

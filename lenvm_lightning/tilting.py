@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .values import remaining_to_value
 
-_UNBOUNDED = 1e6
+_STEEPEST = 1e6  # β, either way
 _GRID, _ROUNDS = 17, 5  # points of β that are tried at once; times that the bracket is refined
 
 
@@ -27,8 +27,8 @@ def tilt(probs: Tensor, g: Tensor, beta: Tensor) -> Tensor:
     return torch.where(beta == 0, probs, (probs.log() + beta * g).softmax(-1))
 
 
-def find_beta(probs: Tensor, g: Tensor, target: Tensor, bound: float = _UNBOUNDED) -> Tensor:
-    """The tilt under which E[g] is the target; within ``bound`` of 0, so the nearest where that does not reach.
+def find_beta(probs: Tensor, g: Tensor, target: Tensor) -> Tensor:
+    """The tilt under which E[g] is the target, or nearest to it.
 
     E[g] grows with beta, its derivative being the variance of g: a bracket on a grid is refined a few times.
 
@@ -36,13 +36,12 @@ def find_beta(probs: Tensor, g: Tensor, target: Tensor, bound: float = _UNBOUNDE
         probs: shape (B, K).
         g: likewise.
         target: shape (B, 1).
-        bound: largest beta either way.
 
     Returns:
         Shape (B, 1), relative error about 1e-4.
     """
     steps = torch.linspace(0, 1, _GRID, dtype=probs.dtype, device=probs.device)
-    reach = math.asinh(bound)  # a grid on asinh(beta): fine near 0, coarse far away
+    reach = math.asinh(_STEEPEST)  # a grid on asinh(beta): fine near 0, coarse far away
     low = torch.full_like(target, -reach, dtype=probs.dtype)
     width = torch.full_like(low, 2 * reach)
     logits = probs.log()[:, None]  # (B, 1, K)
@@ -52,7 +51,7 @@ def find_beta(probs: Tensor, g: Tensor, target: Tensor, bound: float = _UNBOUNDE
         means = (tilted * g[:, None]).sum(-1)
         below = (means < target).sum(-1, keepdim=True).clamp(1, _GRID - 1)
         low, width = grid.gather(1, below - 1), width / (_GRID - 1)
-    return (low + width / 2).sinh().clamp(-bound, bound)
+    return (low + width / 2).sinh()
 
 
 def move_to(probs: Tensor, g: Tensor, target: Tensor) -> Tensor:
@@ -77,21 +76,3 @@ def pick(probs: Tensor, cost: Tensor) -> Tensor:
     best = cost.amin(-1, keepdim=True)
     place = probs.masked_fill(cost > best, -1.0).argmax(-1, keepdim=True)
     return torch.zeros_like(probs).scatter_(-1, place, 1.0)
-
-
-def gate_end(probs: Tensor, remaining: Tensor, early: Tensor, late: Tensor) -> Tensor:
-    """Keep rows from ending where it is too early, and end them where it is late.
-
-    Args:
-        probs: shape (B, K).
-        remaining: after each candidate, 0 for an end. Shape (B, K).
-        early: True = no end yet. Shape (B, 1).
-        late: True = the first end that is offered. Shape (B, 1).
-
-    Returns:
-        Probabilities, renormalised; unchanged where there is no end among the candidates, or nothing else.
-    """
-    end = (remaining == 0) & (probs > 0)
-    kept = probs.masked_fill((end & early) | (~end & late), 0.0)
-    mass = kept.sum(-1, keepdim=True)
-    return torch.where((mass > 0) & (early | late), kept / mass.clamp(min=torch.finfo(probs.dtype).tiny), probs)

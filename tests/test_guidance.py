@@ -6,19 +6,15 @@ import pytest
 import torch
 
 from lenvm_lightning.guidance import (
-    STEEPEST,
     AtLeast,
     AtMost,
     EqualTo,
     Gated,
     Scale,
     Tilt,
-    find_beta,
-    gate_end,
-    length_share,
     per_row,
-    pick,
 )
+from lenvm_lightning.tilting import find_beta, length_share, pick
 
 GAMMA = 0.99
 
@@ -108,14 +104,6 @@ def test_soft_equal_to_meets_the_target_in_the_mean():
     assert (outside.amax(-1) == 1).all()
 
 
-def test_the_bounded_tilt_goes_as_far_as_it_may():
-    probs, remaining = random_candidates()
-    g = length_share(remaining, GAMMA)
-    low, high = (find_beta(probs, g, torch.full((64, 1), x, dtype=torch.float64), STEEPEST) for x in (0.0, 1.0))
-    torch.testing.assert_close(low, torch.full_like(low, -STEEPEST), rtol=1e-4, atol=0)
-    torch.testing.assert_close(high, torch.full_like(high, STEEPEST), rtol=1e-4, atol=0)
-
-
 @pytest.mark.parametrize("beta", [-300.0, -17.0, -0.4, 0.003, 2.0, 45.0])
 def test_beta_is_found_again(beta):
     probs, remaining = random_candidates()
@@ -125,41 +113,39 @@ def test_beta_is_found_again(beta):
     torch.testing.assert_close(mean_g(settled, remaining)[:, None], target, atol=2e-5, rtol=0)
 
 
-def test_an_end_is_not_taken_early_nor_missed_late():
-    probs, remaining = tensor([0.7, 0.2, 0.1]), tensor([0.0, 3.0, 5.0])
-    yes, no = torch.tensor([[True]]), torch.tensor([[False]])
-    assert gate_end(probs, remaining, yes, no)[0].tolist() == pytest.approx([0, 2 / 3, 1 / 3])
-    assert gate_end(probs, remaining, no, yes).tolist() == [[1, 0, 0]]
-    assert torch.equal(gate_end(probs, remaining, no, no), probs)
-    only = tensor([1.0, 0.0, 0.0])
-    assert gate_end(only, remaining, yes, no).tolist() == [[1, 0, 0]]  # nothing else is offered
-    no_end = tensor([0.0, 0.5, 0.5])
-    assert torch.equal(gate_end(no_end, remaining, no, yes), no_end)
+def test_landing_by_hand():
+    probs, remaining = tensor([0.5, 0.3, 0.2]), tensor([0.0, 12.0, 50.0])
+    costs = [(15 - 0) / 16, (15 - 12) / 16, (3 + 0.03 * 32) / 16]  # 16 tokens are left, so 15 should follow this one
+    weights = [p * math.exp(-7 * cost) for p, cost in zip((0.5, 0.3, 0.2), costs, strict=True)]
+    landed = EqualTo(20, grip=7.0)(probs, remaining, tensor(4), GAMMA)[0]
+    assert landed.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
+    costs = [(3 - 0) / 8, 0.0, (3 + 0.03 * 32) / 16]  # of 4 to 16 tokens; near the bound a miss counts as a share of 8
+    weights = [p * math.exp(-7 * cost) for p, cost in zip((0.5, 0.3, 0.2), costs, strict=True)]
+    landed = AtMost(20, low=0.4, high=1.0, grip=7.0)(probs, remaining, tensor(4), GAMMA)[0]
+    assert landed.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
 
 
 def ends_at(control, generated, share=0.5):
-    """The probability of an end that is offered with this share, beside a candidate of 1 and one of 400 tokens."""
-    probs, remaining = tensor([share, (1 - share) / 2, (1 - share) / 2]), tensor([0.0, 1.0, 400.0])
+    """The probability of an end that is offered with this share, beside candidates of 9 and of 400 tokens."""
+    probs, remaining = tensor([share, (1 - share) / 2, (1 - share) / 2]), tensor([0.0, 9.0, 400.0])
     return control(probs, remaining, tensor(generated), GAMMA)[0, 0].item()
 
 
-def test_landing_ends_with_the_last_token_wished_for_and_not_before():
-    assert [ends_at(EqualTo(5), t) for t in (0, 3, 4, 5, 9)] == [0, 0, 1, 1, 1]
-    assert ends_at(AtMost(10), 5) == 0  # 7 are the least
-    assert 0 < ends_at(AtMost(10), 7) < 1
-    assert [ends_at(AtMost(10), t) for t in (8, 9, 20)] == [1, 1, 1]
-    assert [ends_at(AtLeast(10), t) for t in (0, 8)] == [0, 0]
-    assert 0 < ends_at(AtLeast(10), 9) < 1
-    assert ends_at(AtLeast(10), 12) == 1
-    assert 0 < ends_at(AtLeast(10, high=math.inf), 500) < 1
+def test_landing_ends_with_the_last_token_wished_for():
+    assert [round(ends_at(EqualTo(50), t), 3) for t in (0, 30, 40, 48, 49, 60)] == [0, 0, 0, 1, 1, 1]
+    assert [round(ends_at(AtMost(100), t), 3) for t in (0, 40, 60, 68, 90, 100)] == [0, 0, 0, 0, 1, 1]
+    assert [round(ends_at(AtLeast(100), t), 3) for t in (0, 60, 90)] == [0, 0, 0]
+    assert [round(ends_at(AtLeast(100), t), 3) for t in (129, 140)] == [1, 1]
+    assert ends_at(AtLeast(100), 99) == pytest.approx(2 / 3, abs=0.01)  # 400 more would be too many, 9 would not
+    assert ends_at(AtLeast(100, high=math.inf), 500) == pytest.approx(0.5)
 
 
 def test_landing_leaves_the_base_model_alone_where_it_is_on_its_way():
-    probs, remaining = tensor([0.2, 0.5, 0.3]), tensor([60.0, 75.0, 80.0])
+    probs, remaining = tensor([0.2, 0.5, 0.3]), tensor([71.0, 75.0, 80.0])
     here = tensor(0)
-    assert torch.equal(AtMost(100)(probs, remaining, here, GAMMA), probs)
-    assert torch.equal(AtLeast(65)(probs, remaining, here, GAMMA), probs)
-    shorter, longer = (AtMost(70)(probs, remaining, here, GAMMA), AtLeast(100)(probs, remaining, here, GAMMA))
+    torch.testing.assert_close(AtMost(100)(probs, remaining, here, GAMMA), probs)
+    torch.testing.assert_close(AtLeast(65)(probs, remaining, here, GAMMA), probs)
+    shorter, longer = AtMost(70)(probs, remaining, here, GAMMA), AtLeast(100)(probs, remaining, here, GAMMA)
     assert mean_g(shorter, remaining) < mean_g(probs, remaining) < mean_g(longer, remaining)
 
 

@@ -35,7 +35,7 @@ Source = str | os.PathLike[str]
 
 def resolve(source: Source) -> str:
     """Path of an embedded model for its name; anything else as it is."""
-    return str(tinyworld.path(str(source))) if str(source) in tinyworld.NAMES else str(source)
+    return str(tinyworld.path(str(source))) if tinyworld.embedded(str(source)) else str(source)
 
 
 def hidden_size(config: PreTrainedConfig) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import LenVMError
+from .generate import GENERATE_EXAMPLES, PREDICT_EXAMPLES, add_generate, add_predict
 from .sample import FIELDS, read_settings, run_sampling
 
 _RUN_EXAMPLES = """examples:
@@ -46,6 +47,24 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     _add_run(commands)
     _add_sample(commands)
     _add_convert(commands)
+    add_generate(
+        _add(
+            commands,
+            "generate",
+            "generate text of a wished-for length",
+            "Answer a prompt, with a length value model that says after each candidate how much would follow.",
+            GENERATE_EXAMPLES,
+        )
+    )
+    add_predict(
+        _add(
+            commands,
+            "predict",
+            "predict the length of answers to prompts",
+            "Predict how many tokens the answer to each prompt will have, before anything is generated.",
+            PREDICT_EXAMPLES,
+        )
+    )
     return parser
 
 
@@ -197,7 +216,19 @@ def _convert(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> 
     return 0
 
 
-_COMMANDS = {"run": _run, "sample": _sample, "convert": _convert}
+def _generate(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> int:
+    from .generate import run_generate
+
+    return run_generate(arguments)
+
+
+def _predict(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> int:
+    from .generate import run_predict
+
+    return run_predict(arguments)
+
+
+_COMMANDS = {"run": _run, "sample": _sample, "convert": _convert, "generate": _generate, "predict": _predict}
 
 
 def lenvm() -> None:

@@ -1,0 +1,237 @@
+"""``lenvm generate`` and ``lenvm predict``: text of a wished-for length, and the length of text not yet written."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import tinyworld
+from ..errors import GenerationError
+
+if TYPE_CHECKING:
+    from ..guidance import Control
+    from ..value_model import LengthValueModel
+
+GENERATE_EXAMPLES = """examples:
+  lenvm generate --equal-to 128 "Write a text about the sea."           the embedded tiny world
+  lenvm generate --tilt -10 "Ann has 3 pens and buys 2. How many pens does she have?"
+  lenvm generate --image shapes.png --at-most 40 "How many circles are there?"
+  lenvm generate --generator Qwen/Qwen2.5-7B-Instruct --lenvm runs/qwen2.5-1.5b/model --at-least 300 "Tell me a story."
+
+The text goes to stdout; what is known of its length, while it is written and in the end, to stderr.
+"""
+PREDICT_EXAMPLES = """examples:
+  lenvm predict tiny-math --limit 5                                     the embedded tiny world
+  lenvm predict prompts.jsonl --lenvm runs/text_lenvm/model > lengths.jsonl
+
+One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end included), or error.
+"""
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lenvm generate``."""
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to answer; read from stdin where left out")
+    _add_models(parser, "an embedded model, a model directory or a hub id (default: tiny-text; tiny-vl with --image)")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
+    length = parser.add_argument_group("length", "at most one of these; without any, the base model")
+    control = length.add_mutually_exclusive_group()
+    control.add_argument("--equal-to", type=int, metavar="N", help="so many tokens, the end included")
+    control.add_argument("--at-most", type=int, metavar="N", help="no more than so many")
+    control.add_argument("--at-least", type=int, metavar="N", help="no fewer than so many")
+    control.add_argument("--tilt", type=float, metavar="BETA", help="below 0 shorter, above 0 longer; try -5")
+    drawing = parser.add_argument_group("drawing")
+    drawing.add_argument("-n", type=int, default=1, help="completions (default: 1)")
+    drawing.add_argument("--max-tokens", type=int, metavar="N", help="cut after so many (default: twice N, or 512)")
+    drawing.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")
+    drawing.add_argument("--top-k", type=int, default=15, help="so many likeliest tokens (default: 15)")
+    drawing.add_argument("--top-p", type=float, default=0.999, help="so likely a set of them (default: .999)")
+    drawing.add_argument("--min-p", type=float, default=0.0, help="so likely beside the likeliest (default: 0)")
+    drawing.add_argument("--seed", type=int, default=0, help="default: 0")
+    drawing.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end after it; may be given again")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write how each token was chosen, as JSON lines")
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lenvm predict``."""
+    parser.add_argument("prompts", metavar="PROMPTS", help="a JSONL file, an embedded set, or a data set by name")
+    _add_models(parser, "whose tokenizer to use, where the length value model's folder has none")
+    parser.add_argument("--split", help="only prompts of this split")
+    parser.add_argument("--limit", type=int, help="only so many prompts")
+
+
+def _add_models(parser: argparse.ArgumentParser, generator: str) -> None:
+    parser.add_argument("--generator", metavar="MODEL", help=generator)
+    parser.add_argument(
+        "--lenvm", metavar="MODEL", help="a length value model of the same vocabulary (default: the embedded one)"
+    )
+    parser.add_argument("--gamma", type=float, help="of a length value model whose folder does not say")
+    parser.add_argument("--dtype", help="of the weights, such as bfloat16 (default: float32 on a CPU)")
+    parser.add_argument("--device", help="such as cuda:1 (default: a GPU if there is one)")
+
+
+def run_generate(arguments: argparse.Namespace) -> int:
+    """Write what was asked for.
+
+    Returns:
+        Exit status: 0, or 3 where a completion failed.
+    """
+    control = _control(arguments)
+    name = arguments.generator or ("tiny-vl" if arguments.image else "tiny-text")
+    prompt = sys.stdin.read() if arguments.prompt is None else arguments.prompt
+    if not prompt.strip():
+        raise GenerationError("PROMPT is empty: say what is to be answered")
+    # What needs torch and transformers comes after what can be wrong without them.
+    from ..generate import generate, stream
+    from ..rollouts.local import LocalGenerator
+    from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
+
+    pictures = [_opened(open_image, image) for image in arguments.image]
+    lenvm = _open_lenvm(arguments, name) if control or arguments.lenvm or name in tinyworld.NAMES else None
+    generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device)
+    tokenizer = tokenizer_of(generator.processor)
+    if pictures and not hasattr(generator.processor, "image_processor"):
+        raise GenerationError(f"--image: {name} reads text only")
+    content = "<image>" * (len(pictures) - prompt.count("<image>")) + prompt
+    ids, vision = encode_prompt(generator.processor, [{"role": "user", "content": content}], pictures)
+    settings: dict[str, Any] = {
+        key: getattr(arguments, key)
+        for key in ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+    }
+    settings |= {"control": control, "tokenizer": tokenizer}
+    inputs = {"input_ids": _row(ids), **vision} if vision else [ids]
+    if name in tinyworld.NAMES:
+        print(tinyworld.NOTICE, file=sys.stderr)
+    if arguments.n == 1 and not arguments.trace:
+        return _show_stream(stream(generator.model, lenvm, inputs, **settings), tokenizer, control)
+    began = time.perf_counter()
+    completions = generate(generator.model, lenvm, inputs, trace=arguments.trace is not None, **settings)
+    seconds = time.perf_counter() - began
+    for completion in completions:
+        print(tokenizer.decode(completion.token_ids, skip_special_tokens=True), flush=True)
+        print(_summary(completion.token_ids, completion.finish, control, None), file=sys.stderr)
+    if arguments.trace:
+        lines = [
+            json.dumps({"completion": completion.index, "text": tokenizer.decode([step.token_id]), **asdict(step)})
+            for completion in completions
+            for step in completion.trace or []
+        ]
+        arguments.trace.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    total = sum(len(completion.token_ids) for completion in completions)
+    print(f"{total:,} tokens, {total / seconds:,.0f} tokens/s", file=sys.stderr)
+    return 3 if any(completion.finish == "error" for completion in completions) else 0
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    """Print the expected lengths.
+
+    Returns:
+        Exit status: 0, or 3 where a prompt has none.
+    """
+    from .. import checkpoint
+    from ..evaluation.prediction import predict_lengths
+    from ..rollouts.prompts import load_prompts
+
+    prompts = load_prompts(arguments.prompts, split=arguments.split, limit=arguments.limit)
+    guess = "tiny-vl" if arguments.prompts == "tiny-vqa" else "tiny-text"
+    lenvm = _open_lenvm(arguments, arguments.generator or guess)
+    processor = checkpoint.load_processor(arguments.generator or arguments.lenvm or guess)
+    status = 0
+    for prompt, found in predict_lengths(lenvm, processor, prompts):
+        told: dict[str, Any] = {"error": found} if isinstance(found, str) else {"expected_tokens": round(found, 1)}
+        print(json.dumps({"prompt_id": prompt.prompt_id, **told}), flush=True)
+        status = 3 if isinstance(found, str) else status
+    return status
+
+
+def _control(arguments: argparse.Namespace) -> "Control | None":
+    """The control that was asked for.
+
+    Raises:
+        GenerationError: a number that means nothing.
+    """
+    wishes = {name: getattr(arguments, name) for name in ("equal_to", "at_most", "at_least", "tilt")}
+    given = [(name, number) for name, number in wishes.items() if number is not None]
+    if not given:
+        return None
+    from ..guidance import AtLeast, AtMost, EqualTo, Tilt
+
+    kinds: dict[str, Any] = {"equal_to": EqualTo, "at_most": AtMost, "at_least": AtLeast, "tilt": Tilt}
+    [(name, number)] = given
+    try:
+        return kinds[name](number)
+    except ValueError as error:
+        raise GenerationError(f"--{name.replace('_', '-')}: {error}") from error
+
+
+def _open_lenvm(arguments: argparse.Namespace, generator: str) -> "LengthValueModel":
+    """The length value model that was named, or the embedded one of an embedded generator.
+
+    Raises:
+        GenerationError: none was named, and there is none for this generator.
+    """
+    embedded = {value: key for key, value in tinyworld.VALUE_MODELS.items()}
+    source = arguments.lenvm or embedded.get(generator)
+    if source is None:
+        raise GenerationError(
+            f"--lenvm is missing: to control {generator} takes a length value model of its completions. Train one:\n"
+            f"  lenvm sample --generator {generator} --prompts YOUR_PROMPTS --out rollouts/mine\n"
+            f"  lightning run qwen2.5-1.5b --fit.model.backbone {generator} "
+            "--fit.data.files rollouts/mine/rollouts.jsonl"
+        )
+    import torch
+
+    from ..value_model import LengthValueModel
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = arguments.dtype or ("auto" if device.startswith("cuda") else "float32")
+    return LengthValueModel.from_pretrained(source, gamma=arguments.gamma, dtype=dtype).to(device)
+
+
+def _opened(open_image: Any, image: str) -> Any:
+    try:
+        return open_image(image)
+    except ValueError as error:
+        raise GenerationError(f"--image: {error}") from error
+
+
+def _row(ids: list[int]) -> Any:
+    import torch
+
+    return torch.tensor([ids])
+
+
+def _show_stream(tokens: Any, tokenizer: Any, control: "Control | None") -> int:
+    """Print text as it is written, and on a terminal what remains."""
+    ids: list[int] = []
+    shown, live, began, finish = "", sys.stderr.isatty() and not sys.stdout.isatty(), time.perf_counter(), None
+    first: float | None = None
+    for token in tokens:
+        if token.token_id >= 0:
+            ids.append(token.token_id)
+        finish = token.finish
+        if first is None and token.remaining is not None:
+            first = token.remaining + 1
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):  # half a character
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+        if live and token.remaining is not None:
+            print(
+                f"\r{len(ids)} written, about {token.remaining:.0f} to come \033[K", end="", file=sys.stderr, flush=True
+            )
+    print(flush=True)
+    speed = len(ids) / (time.perf_counter() - began)
+    print(f"{chr(13) if live else ''}{_summary(ids, finish, control, first)}, {speed:,.0f} tokens/s", file=sys.stderr)
+    return 3 if finish == "error" else 0
+
+
+def _summary(ids: list[int], finish: str | None, control: "Control | None", expected: float | None) -> str:
+    told = f"{len(ids)} tokens"
+    if control is not None:
+        told += f" under {control}"
+    if expected is not None:
+        told += f", {expected:.0f} expected after the first"
+    return told + {"length": ", cut", "error": ", failed: the models gave no number"}.get(finish or "", "")

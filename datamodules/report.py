@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lenvm_lightning.censoring import tail_after_cut
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.values import gamma_for_length
 
@@ -34,6 +35,7 @@ class RolloutFacts:
         p99: 99th percentile.
         longest: longest completion.
         cut_share: share that hit its token limit.
+        tail_after_cut: tokens expected after the limit, see :func:`~lenvm_lightning.censoring.tail_after_cut`.
         sampling: the sampling settings met, as text, with their counts.
         generators: the generators met, with their counts.
     """
@@ -44,6 +46,7 @@ class RolloutFacts:
     p99: float
     longest: int
     cut_share: float
+    tail_after_cut: float | None = None
     sampling: dict[str, int] = field(default_factory=dict)
     generators: dict[str, int] = field(default_factory=dict)
 
@@ -77,6 +80,7 @@ def collect_facts(
         p99=float(np.percentile(sizes, 99)),
         longest=int(sizes.max()),
         cut_share=float(np.mean(censored)),
+        tail_after_cut=tail_after_cut(lengths, censored),
         sampling=dict(Counter(s or "unknown" for s in sampling).most_common(5)),
         generators=dict(Counter(g or "unknown" for g in generators).most_common(20)),
     )
@@ -85,12 +89,13 @@ def collect_facts(
 def describe_facts(facts: RolloutFacts, held_out: int, held_out_prompts: int, padding: float, batches: int) -> str:
     """A few lines for people."""
     unknown = "≥ " if facts.gamma_is_low else ""
+    beyond = "" if facts.tail_after_cut is None else f", {facts.tail_after_cut:.0f} more tokens expected there"
     lines = [
         f"Rollouts: {facts.completions:,} completions of {facts.prompts:,} prompts to train on, "
         f"{held_out:,} of {held_out_prompts:,} held out",
         f"  lengths: median {'≥ ' if facts.cut_share > 0.5 else ''}{facts.p50:.0f} tokens, 99th percentile "
         f"{unknown}{facts.p99:.0f}, longest {'≥ ' if facts.cut_share else ''}{facts.longest:,}, "
-        f"cut at their limit {facts.cut_share:.1%}",
+        f"cut at their limit {facts.cut_share:.1%}{beyond}",
         f"  gamma suggested {'at least ' if facts.gamma_is_low else ''}{facts.gamma:.5f}; {batches} batches an epoch, "
         f"padding {padding:.1%} of the tokens",
     ]

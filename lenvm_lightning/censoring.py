@@ -2,16 +2,24 @@
 
 Their remaining length is only known to be greater than what was seen. ``treat_censored`` turns the counts of a batch
 into regression targets' remaining lengths and the mask of the states that are supervised.
+
+Nothing that was sampled tells how it goes on after the cut, so every estimate of it is an assumption. That of
+``bootstrap`` is the model itself: a state at the cut is like states seen earlier in other completions. But an error
+there is also the target of the states before it, and comes back from them almost whole. ``anchored`` halves what
+comes back: it takes the mean of that estimate and of one that no prediction enters, a hazard that stays what it was.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .returns import remaining_after_cut
+from .values import remaining_to_value, value_to_remaining
 
-CensoredKind = Literal["bootstrap", "drop", "one_sided", "as_finished"]
+CensoredKind = Literal["anchored", "bootstrap", "drop", "one_sided", "as_finished"]
 
 
 class Supervision(NamedTuple):
@@ -28,6 +36,48 @@ class Supervision(NamedTuple):
     lower_bound: Tensor
 
 
+def tail_after_cut(lengths: Sequence[int], censored: Sequence[bool]) -> float | None:
+    """Mean tokens after the cut if completions went on ending as often as they did shortly before it.
+
+    The hazard, ends a token, is that of the second half of what a cut row shows: of the positions above c/2 and up to
+    c, with c the median length of the cut rows. Each row counts for as long as it is seen there.
+
+    Args:
+        lengths: tokens of each completion, EOS included; of a cut one, those that were seen.
+        censored: True = the completion hit its token limit.
+
+    Returns:
+        Tokens, >= 1; None where no row was cut, or no completion ended there and nothing can be said.
+    """
+    seen, cut = np.asarray(lengths), np.asarray(censored, dtype=bool)
+    if not cut.any():
+        return None
+    end = float(np.median(seen[cut]))
+    start = end // 2
+    tokens = (np.minimum(seen, end) - start).clip(min=0).sum()
+    ends = (~cut & (seen > start) & (seen <= end)).sum()
+    return float(tokens / ends) if ends else None
+
+
+def anchor(predicted: Tensor, tail: float | None, gamma: float) -> Tensor:
+    """Halfway, in value, between the model's own estimate and the mean value under a constant hazard.
+
+    A length L that is geometric with mean m has ``E[1 - gamma ** L] = (1 - gamma) m / ((1 - gamma) m + gamma)``.
+
+    Args:
+        predicted: remaining tokens, >= 0. Any shape.
+        tail: m, from :func:`tail_after_cut`; None keeps the model's own estimate.
+        gamma: discount, in (0, 1).
+
+    Returns:
+        Remaining tokens, same shape.
+    """
+    if tail is None:
+        return predicted
+    tail_value = -(1.0 - gamma) * tail / ((1.0 - gamma) * tail + gamma)
+    return value_to_remaining(0.5 * (remaining_to_value(predicted, gamma) + tail_value), gamma)
+
+
 def treat_censored(
     remaining: Tensor, mask: Tensor, censored: Tensor, predicted: Tensor, kind: CensoredKind
 ) -> Supervision:
@@ -37,8 +87,9 @@ def treat_censored(
         remaining: tokens to the end of what was seen. Shape (B, T).
         mask: True = state with a count. Shape (B, T).
         censored: True = the row hit its token limit. Shape (B,).
-        predicted: remaining tokens the model itself predicts. Shape (B, T).
-        kind: ``bootstrap``: what was seen plus the model's own estimate at the cut;
+        predicted: remaining tokens that are expected, of which only those at a cut are read: the model's own
+            estimate, for ``anchored`` passed through :func:`anchor`. Shape (B, T).
+        kind: ``anchored``, ``bootstrap``: what was seen plus what is expected at the cut;
             ``drop``: no supervision from such rows;
             ``one_sided``: what was seen is a lower bound;
             ``as_finished``: pretend that the cut was the end, as the research code does.
@@ -55,7 +106,7 @@ def treat_censored(
     at_cut = rows & (remaining == 0)  # the last state seen: nothing is known about what follows it
     if kind == "one_sided":
         return Supervision(remaining, mask & ~at_cut, rows)
-    if kind == "bootstrap":
+    if kind in ("anchored", "bootstrap"):
         beyond = torch.where(at_cut, predicted, 0.0).sum(dim=1)
         return Supervision(remaining_after_cut(remaining, beyond, censored), mask & ~at_cut, nowhere)
     raise ValueError(f"censored must be one of {', '.join(get_args(CensoredKind))}; got {kind!r}")

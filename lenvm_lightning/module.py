@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
 
 from .batch import LengthBatch
-from .censoring import CensoredKind, treat_censored
+from .censoring import CensoredKind, anchor, treat_censored
 from .errors import LenVMError, RecipeError
 from .metrics import LengthErrors, PromptBoundaryMRE
 from .objectives import LossKind, TargetKind, token_losses
@@ -60,7 +60,7 @@ class LenVMModule(L.LightningModule):
         target: TargetKind = "discounted",
         loss: LossKind = "mse",
         lam: float = 1.0,
-        censored: CensoredKind = "bootstrap",
+        censored: CensoredKind = "anchored",
         head_dropout: float = 0.0,
         lr: float = 2e-5,
         weight_decay: float = 0.0,
@@ -72,6 +72,7 @@ class LenVMModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.model: LengthValueModel | None = None
+        self.tail_after_cut: float | None = None  # tokens, for censored: anchored; the data know
         self._step_tokens: Tensor | float = 0.0
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
@@ -139,6 +140,7 @@ class LenVMModule(L.LightningModule):
             attn_implementation=h["attn_implementation"],
             trust_remote_code=h["trust_remote_code"],
         )
+        self.tail_after_cut = facts.tail_after_cut if facts else None
         self._prepare_backbone(self.model)
         self.val_errors = LengthErrors()
         self.val_boundary = PromptBoundaryMRE(data.val_prompts if data is not None else 1, config.gamma)
@@ -190,8 +192,9 @@ class LenVMModule(L.LightningModule):
         """Summed loss of the supervised states of a batch, and their number (float64)."""
         rule, h = self._lenvm.config.rule, self.hparams
         predicted = rule.remaining(logits.detach())
+        beyond = anchor(predicted, self.tail_after_cut, rule.gamma) if h["censored"] == "anchored" else predicted
         remaining, mask, lower_bound = treat_censored(
-            batch["remaining"], batch["mask"], batch["censored"], predicted, h["censored"]
+            batch["remaining"], batch["mask"], batch["censored"], beyond, h["censored"]
         )
         if h["lam"] == 1.0:
             target = rule.of(remaining)

@@ -66,7 +66,7 @@ class FixedSplit(L.LightningDataModule):
         return DataLoader(self.source.train_rows, batch_sampler=mine, collate_fn=self.source._collator())
 
 
-def gradient(file, batches, *, accumulate=1, censored="bootstrap", lam=1.0, clip=None, **trainer_options):
+def gradient(file, batches, *, accumulate=1, censored="anchored", lam=1.0, clip=None, **trainer_options):
     """Gradients of the optimizer steps of one epoch."""
     L.seed_everything(0, verbose=False)
     overrides = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}

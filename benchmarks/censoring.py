@@ -4,20 +4,23 @@ The generator of the tiny world, tiny-text, solves stories and writes texts with
 tokens), so here the truth is known. Training completions are then cut at ``--limit`` tokens and marked as censored; the
 same model, from the same weights, sees the same completions in the same order under each treatment of
 `lenvm_lightning.censoring`, through ``LenVMModule.loss_sum``. ``uncut`` trains on what was there before the cut: the
-error that is left with it is the model's, not the treatment's. ``bootstrap_far`` is an experiment: bootstrap without
-the states near the cut. All are judged at s_0 alone, which says nothing about predictions late in a completion.
+error that is left with it is the model's, not the treatment's.
 
-How to read the table: held-out prompts, judged at the prompt boundary s_0 against L_GT of many uncut completions.
+How to read the table: held-out prompts, judged against L_GT of many uncut completions.
 
-    bias  mean of predicted / true - 1; negative: too short. A treatment's own fault is its distance from uncut.
-    MRE   mean of |predicted / true - 1|.
+    bias    mean of predicted / true - 1 at the prompt boundary s_0; negative: too short. A treatment's own fault is
+            its distance from uncut.
+    MRE     mean of |predicted / true - 1| there.
+    at cut  bias of the mean value at the cut, in tokens, over the held-out completions that pass it: what the
+            bootstrapped targets are made of.
 
 *often cut* are prompts of which more than half of the completions pass the limit, *rarely cut* those under a fifth: a
-good treatment mends the first without hurting the second. Small numbers need several ``--seeds``; the spread between
-them is the ±, half the range. All treatments share one gamma, that of the uncut lengths.
+good treatment mends the first without hurting the second. One half of a prompt's completions puts it into a group, the
+other half is its truth, so that no group is chosen by the noise of its truth. Small numbers need several ``--seeds``;
+the ± is half their range. All treatments share one gamma, that of the uncut lengths.
 
-    python benchmarks/censoring.py                       # minutes
-    python benchmarks/censoring.py --limit 120 --steps 1000 --treatments bootstrap drop uncut
+    python benchmarks/censoring.py                       # an hour
+    python benchmarks/censoring.py --limit 120 --seeds 1 --treatments anchored drop uncut
 """
 
 import argparse
@@ -25,18 +28,19 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
 
 from datamodules.collate import Collator
 from lenvm_lightning import checkpoint
 from lenvm_lightning.batch import LengthBatch
-from lenvm_lightning.censoring import CensoredKind
+from lenvm_lightning.censoring import CensoredKind, tail_after_cut
 from lenvm_lightning.module import TextLenVM
 from lenvm_lightning.rollouts.generation import Sampling
 from lenvm_lightning.rollouts.prompting import encode_prompt
@@ -47,20 +51,22 @@ from lenvm_lightning.values import gamma_for_length, remaining_to_value, value_t
 BACKBONE = "tiny-text"
 UNCUT = "uncut"
 ENDLESS = 1024  # tokens: tiny-text hardly ever writes more
+MICRO_BATCH = 4
 RARELY, OFTEN = 0.2, 0.5
 
 
-def draw(folder: Path, split: str, prompts: int, completions: int) -> tuple[list[list[int]], list[list[list[int]]]]:
+def draw(
+    folder: Path, split: str, stories: int, texts: int, completions: int
+) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Sample uncut completions of tiny-text, or read those that an earlier run sampled.
 
     Returns:
         Token ids of each prompt, chat template applied, and of each completion of each prompt, EOS included.
     """
-    # Few stories end before the limit for sure; among the texts there are enough of both kinds.
     asked = load_prompts(
-        [{"source": name, "split": split, "limit": prompts // 2} for name in ("tiny-math", "tiny-write")]
+        [{"source": name, "split": split, "limit": n} for name, n in (("tiny-math", stories), ("tiny-write", texts))]
     )
-    folder = folder / f"{split}-{prompts}x{completions}"
+    folder = folder / f"{split}-{stories}+{texts}x{completions}"
     outcome = sample_rollouts(open_generator(BACKBONE), asked, completions, folder, Sampling(max_tokens=ENDLESS))
     processor = checkpoint.load_processor(BACKBONE)
     answers: dict[str, list[list[int]]] = {}
@@ -76,39 +82,52 @@ class HeldOut:
 
     Args:
         prompts: token ids of each prompt.
-        lengths: tokens of each completion. Shape (prompts, completions).
+        answers: token ids of each completion of each prompt.
         gamma: discount.
         limit: where training completions are cut.
     """
 
-    def __init__(self, prompts: list[list[int]], lengths: np.ndarray, gamma: float, limit: int) -> None:
-        counts = torch.as_tensor(lengths, dtype=torch.float64)
-        self.prompts = prompts
-        self.truth = value_to_remaining(remaining_to_value(counts, gamma).mean(dim=1), gamma)
-        share = (counts > limit).double().mean(dim=1)
+    def __init__(self, prompts: list[list[int]], answers: list[list[list[int]]], gamma: float, limit: int) -> None:
+        counts = torch.tensor([[len(answer) for answer in many] for many in answers], dtype=torch.float64)
+        self.gamma, self.prompts = gamma, prompts
+        self.truth = value_to_remaining(remaining_to_value(counts[:, 1::2], gamma).mean(dim=1), gamma)
+        share = (counts[:, ::2] > limit).double().mean(dim=1)
         self.groups = {"rarely_cut": share < RARELY, "often_cut": share > OFTEN}
+        pairs = [(prompt, answer) for prompt, many in zip(prompts, answers, strict=True) for answer in many]
+        longer = [(prompt, answer) for prompt, answer in pairs if len(answer) > limit]
+        longer = longer[:: max(1, len(longer) // 300)]
+        self.cut = [prompt + answer[:limit] for prompt, answer in longer]
+        self.after_cut = self._mean(torch.tensor([len(answer) - limit for _, answer in longer], dtype=torch.float64))
+
+    def _mean(self, remaining: Tensor) -> float:
+        """The length whose value is the mean value of these."""
+        return float(value_to_remaining(remaining_to_value(remaining, self.gamma).mean(), self.gamma))
 
     def score(self, module: TextLenVM) -> dict[str, float]:
-        """Bias and MRE at the prompt boundary, in percent, for each group of prompts."""
-        predicted = torch.cat([self._predict(module, part) for part in batched(self.prompts, 64)])
-        ratio = predicted / self.truth - 1.0
+        """Bias and MRE at the prompt boundary for each group of prompts, and bias at the cut, in percent."""
+        ratio = self._predict(module, self.prompts) / self.truth - 1.0
         scores = {}
         for name, group in self.groups.items():
             scores[f"bias_{name}_percent"] = 100.0 * float(ratio[group].mean())
             scores[f"mre_{name}_percent"] = 100.0 * float(ratio[group].abs().mean())
+        scores["bias_at_cut_percent"] = 100.0 * (self._mean(self._predict(module, self.cut)) / self.after_cut - 1.0)
         return scores
 
     @staticmethod
-    def _predict(module: TextLenVM, prompts: list[list[int]]) -> Tensor:
-        width = max(map(len, prompts))
-        ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts])
-        sizes = torch.tensor([len(prompt) for prompt in prompts])
+    def _predict(module: TextLenVM, rows: list[list[int]]) -> Tensor:
+        """Remaining tokens predicted after each row."""
         model = module.model
         assert model is not None
         model.eval()
-        with torch.no_grad():
-            logits = model(ids, (torch.arange(width) < sizes[:, None]).long())
-        return model.remaining(logits)[torch.arange(len(prompts)), sizes - 1].double()
+        found = []
+        for part in batched(rows, 64):
+            width = max(map(len, part))
+            ids = torch.tensor([row + [0] * (width - len(row)) for row in part])
+            sizes = torch.tensor([len(row) for row in part])
+            with torch.no_grad():
+                logits = model(ids, (torch.arange(width) < sizes[:, None]).long())
+            found.append(model.remaining(logits)[torch.arange(len(part)), sizes - 1].double())
+        return torch.cat(found)
 
 
 def batched(items: list[Any], size: int) -> Iterator[list[Any]]:
@@ -119,8 +138,8 @@ def batched(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 def make_batches(
     prompts: list[list[int]], answers: list[list[list[int]]], limit: int, rows_a_step: int, steps: int, seed: int
-) -> Iterator[LengthBatch]:
-    """The training batches: the same completions in the same order whatever the limit."""
+) -> Iterator[list[LengthBatch]]:
+    """The micro-batches of each step: the same completions in the same order whatever the limit, little padding."""
     pairs = [(number, prompt, answer) for number, prompt in enumerate(prompts) for answer in answers[number]]
     collate = Collator(pad_token_id=0)
     random = np.random.default_rng(seed)
@@ -129,78 +148,56 @@ def make_batches(
         while len(order) < rows_a_step:
             order += random.permutation(len(pairs)).tolist()
         rows, order = order[:rows_a_step], order[rows_a_step:]
-        yield collate(
-            [
-                {
-                    "input_ids": prompt + answer[:limit],
-                    "prompt_length": len(prompt),
-                    "length": len(answer),
-                    "censored": len(answer) > limit,
-                    "images": [],
-                    "prompt_index": number,
-                    "row": row,
-                }
-                for row in rows
-                for number, prompt, answer in [pairs[row]]
-            ]
-        )
+        rows.sort(key=lambda row: len(pairs[row][1]) + len(pairs[row][2]))
+        yield [collate([as_row(row, *pairs[row], limit) for row in part]) for part in batched(rows, MICRO_BATCH)]
 
 
-def far_from_cut(batch: LengthBatch, limit: int) -> LengthBatch:
-    """Leave out the states of a censored row with less than half of the limit left to the cut.
-
-    Bootstrapped, they are told little but what the model already says at the cut, and an error there feeds itself.
-    The state at the cut stays: ``treat_censored`` reads the bootstrap from it and leaves it out itself.
-    """
-    remaining = batch["remaining"]
-    near = batch["censored"][:, None] & (remaining > 0) & (remaining < limit // 2)
-    return LengthBatch(**{**batch, "mask": batch["mask"] & ~near})
-
-
-def early_states(batch: LengthBatch, limit: int) -> LengthBatch:
-    """Keep the states up to half of the limit, of all rows alike, and those at a cut for their estimate.
-
-    Every bootstrapped return then spans half of the limit or more, and no state is left to the short rows alone.
-    """
-    remaining = batch["remaining"]
-    whole = torch.where(batch["mask"], remaining, 0).amax(dim=1, keepdim=True)
-    written = whole - remaining
-    at_cut = batch["censored"][:, None] & (remaining == 0)
-    return LengthBatch(**{**batch, "mask": batch["mask"] & ((written <= limit // 2) | at_cut)})
-
-
-# Changes of the batch that then goes through `bootstrap`.
-EXTRA: dict[str, Callable[[LengthBatch, int], LengthBatch]] = {
-    "bootstrap_far": far_from_cut,
-    "bootstrap_early": early_states,
-}
+def as_row(row: int, number: int, prompt: list[int], answer: list[int], limit: int) -> dict[str, Any]:
+    """A completion as the DataModule would hand it over, cut at the limit."""
+    return {
+        "input_ids": prompt + answer[:limit],
+        "prompt_length": len(prompt),
+        "length": len(answer),
+        "censored": len(answer) > limit,
+        "images": [],
+        "prompt_index": number,
+        "row": row,
+    }
 
 
 def train(
-    treatment: str, batches: Iterator[LengthBatch], gamma: float, args: argparse.Namespace, seed: int
+    treatment: str,
+    steps: Iterator[list[LengthBatch]],
+    lengths: list[int],
+    gamma: float,
+    args: argparse.Namespace,
+    seed: int,
 ) -> TextLenVM:
     """Train one model as the recipe does: AdamW, linear warm-up, cosine to 0, token-mean loss."""
     torch.manual_seed(seed)
-    module = TextLenVM(
-        BACKBONE,
-        gamma=gamma,
-        censored=treatment if treatment in get_args(CensoredKind) else "bootstrap",
-    )
+    censored: Any = treatment if treatment in get_args(CensoredKind) else "anchored"
+    module = TextLenVM(BACKBONE, gamma=gamma, censored=censored)
     module.configure_model()
-    assert module.model is not None
-    module.model.train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=args.lr, weight_decay=0.0)
-    warmup = max(1, min(20, args.steps // 5))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.5 * (1.0 + np.cos(np.pi * max(0, step - warmup) / args.steps))),
-    )
-    for batch in batches:
-        if treatment in EXTRA:
-            batch = EXTRA[treatment](batch, args.limit)
-        total, tokens = module.loss_sum(module(batch), batch)
+    model = module.model
+    assert model is not None
+    # What a DataModule tells the module: the median as seen, and how completions end shortly before the cut.
+    limit = ENDLESS if treatment == UNCUT else args.limit
+    seen = [min(length, limit) for length in lengths]
+    model.v_head.reset(model.config.rule.bias_for(float(np.median(seen)) / 2))
+    module.tail_after_cut = tail_after_cut(seen, [length > limit for length in lengths])
+    model.train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1)
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(30, args.steps // 5), args.steps)
+    for batches in steps:
         optimizer.zero_grad()
-        (total / tokens.clamp(min=1)).backward()
+        tokens = torch.zeros(())
+        for batch in batches:
+            total, count = module.loss_sum(module(batch), batch)
+            total.backward()
+            tokens = tokens + count
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= tokens.clamp(min=1)
         optimizer.step()
         schedule.step()
     return module
@@ -209,11 +206,14 @@ def train(
 def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
-    held_prompts, held_answers = draw(args.folder, "test", args.held_out, args.held_out_completions)
-    prompts, answers = draw(args.folder, "train", args.prompts, args.completions)
-    lengths = np.array([[len(answer) for answer in answers] for answers in held_answers])
+    stories, texts = args.held_out // 3, args.held_out - args.held_out // 3  # few stories are rarely cut
+    held_prompts, held_answers = draw(args.folder, "test", stories, texts, args.held_out_completions)
+    half = args.prompts // 2
+    prompts, answers = draw(args.folder, "train", half, args.prompts - half, args.completions)
+    train_lengths = [len(answer) for many in answers for answer in many]
+    lengths = np.array([len(answer) for many in held_answers for answer in many])
     gamma = args.gamma or gamma_for_length(float(np.percentile(lengths, 99)))
-    held_out = HeldOut(held_prompts, lengths, gamma, args.limit)
+    held_out = HeldOut(held_prompts, held_answers, gamma, args.limit)
     sizes = {name: int(group.sum()) for name, group in held_out.groups.items()}
     print(
         f"limit {args.limit} tokens: {np.mean(lengths > args.limit):.0%} of the completions are cut (median "
@@ -229,8 +229,8 @@ def main() -> None:
     for seed in range(args.seeds):
         for treatment in args.treatments:
             limit = ENDLESS if treatment == UNCUT else args.limit
-            batches = make_batches(prompts, answers, limit, args.rows, args.steps, seed)
-            score = held_out.score(train(treatment, batches, gamma, args, seed))
+            steps = make_batches(prompts, answers, limit, args.rows, args.steps, seed)
+            score = held_out.score(train(treatment, steps, train_lengths, gamma, args, seed))
             scores[treatment].append(score)
             told = ", ".join(f"{key} {value:+.1f}" for key, value in score.items() if key.startswith("bias"))
             print(
@@ -256,7 +256,9 @@ def main() -> None:
 def print_table(scores: dict[str, list[dict[str, float]]]) -> None:
     """Mean over the seeds ± half their range."""
     columns = [f"{what}_{group}_percent" for group in ("often_cut", "rarely_cut") for what in ("bias", "mre")]
-    print(f"\n{'':14}{'often cut':^28}{'rarely cut':^28}\n{'treatment':14}" + f"{'bias':>14}{'MRE':>14}" * 2)
+    columns.append("bias_at_cut_percent")
+    print(f"\n{'':14}{'often cut':^28}{'rarely cut':^28}{'at cut':^14}")
+    print(f"{'treatment':14}" + f"{'bias':>14}{'MRE':>14}" * 2 + f"{'bias':>14}")
     for treatment, runs in scores.items():
         cells = []
         for key in columns:
@@ -268,16 +270,16 @@ def print_table(scores: dict[str, list[dict[str, float]]]) -> None:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    kinds = [*get_args(CensoredKind), *EXTRA, UNCUT]
+    kinds = [UNCUT, *get_args(CensoredKind)]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=80, help="tokens at which training completions are cut")
     parser.add_argument("--treatments", nargs="+", choices=kinds, default=kinds, help="which to compare")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of each training")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each training")
     parser.add_argument("--rows", type=int, default=16, help="completions a step")
-    parser.add_argument("--seeds", type=int, default=2, help="trainings of each treatment; weights and order differ")
-    parser.add_argument("--prompts", type=int, default=1200, help="training prompts")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each treatment; weights and order differ")
+    parser.add_argument("--prompts", type=int, default=1600, help="training prompts")
     parser.add_argument("--completions", type=int, default=4, help="completions of a training prompt")
-    parser.add_argument("--held-out", type=int, default=200, help="held-out prompts")
+    parser.add_argument("--held-out", type=int, default=240, help="held-out prompts")
     parser.add_argument("--held-out-completions", type=int, default=48, help="completions that make up their truth")
     parser.add_argument("--folder", type=Path, default=Path("runs/censoring"), help="where completions are kept")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")

@@ -61,7 +61,7 @@ def test_train_step(running):
 def test_censoring(running):
     _, result = finish(running["censoring"])
     assert result["limit_tokens"] == 80
-    assert {"bootstrap", "drop", "one_sided", "as_finished", "bootstrap_far", "uncut"} <= set(result["treatments"])
+    assert {"anchored", "bootstrap", "drop", "one_sided", "as_finished", "uncut"} <= set(result["treatments"])
     for scores in result["treatments"].values():
         for group in ("rarely_cut", "often_cut"):
             assert scores[f"mre_{group}_percent"] >= abs(scores[f"bias_{group}_percent"])

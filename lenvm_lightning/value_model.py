@@ -163,6 +163,7 @@ class LengthValueModel(nn.Module):
             CheckpointError: no head, a head of the wrong width, a gamma that is nowhere, weights missing.
         """
         checkpoint.load_config(source, trust_remote_code=backbone_options.get("trust_remote_code", False))
+        head = checkpoint.read_head(source)
         stored = checkpoint.read_lenvm_config(source)
         known = {field.name for field in dataclasses.fields(LenVMConfig)}
         stored = {key: value for key, value in stored.items() if key in known}
@@ -184,7 +185,6 @@ class LengthValueModel(nn.Module):
                 f"{str(source)!r} cannot be used: {error} (looked in {checkpoint.CONFIG_FILE} and at the gamma that "
                 "was given). Write there what it was trained with, or save the model again."
             ) from error
-        head = checkpoint.read_head(source)
         backbone_options.setdefault("dtype", "auto")
         model = cls(checkpoint.load_backbone(source, **backbone_options), config)
         checkpoint.check_head(head, model.v_head.state_dict(), source)

@@ -1,0 +1,99 @@
+"""`lenvm generate` and `lenvm predict` as people type them, on the models that ship with the package."""
+
+import io
+import json
+
+import pytest
+
+from lenvm_lightning.cli.main import main
+from lenvm_lightning.tinyworld.prompt_sets import prompt_set
+
+SEA = "Write a text about the sea. The text must be equal to 96 tokens long."
+
+
+def test_a_wished_for_length_comes_out(capsys, tiny_text):
+    assert main(["generate", "--equal-to", "96", SEA]) == 0
+    out, err = capsys.readouterr()
+    written = len(tiny_text(out.rstrip("\n"))["input_ids"]) + 1
+    assert abs(written - 96) <= 10
+    assert f"{written} tokens under EqualTo(n=96" in err
+    assert "expected after the first" in err
+    assert "tiny world" in err
+
+
+def test_several_completions_of_a_prompt_from_stdin_and_a_trace(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", io.StringIO(SEA))
+    trace = tmp_path / "trace.jsonl"
+    assert main(["generate", "--at-most", "60", "-n", "3", "--trace", str(trace), "--stop", "Second"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("tokens under AtMost(n=60") == 3
+    steps = [json.loads(line) for line in trace.read_text().splitlines()]
+    assert {step["completion"] for step in steps} == {0, 1, 2}
+    assert all(-1 <= step["value"] <= 0 <= step["remaining"] for step in steps)
+    assert any(len(step["candidates"]) > 1 for step in steps)
+    assert "".join(step["text"] for step in steps if step["completion"] == 0).strip().startswith(out[:20].strip())
+
+
+def test_without_a_wish_it_is_the_base_model(capsys):
+    assert main(["generate", "--seed", "3", SEA]) == 0
+    free = capsys.readouterr().out
+    assert main(["generate", "--seed", "3", "--tilt", "0", SEA]) == 0
+    assert capsys.readouterr().out == free
+
+
+def test_a_picture(capsys, tmp_path):
+    prompt = prompt_set("tiny-vqa", "test", 1)[0]
+    prompt.images[0].save(tmp_path / "shapes.png")
+    question = prompt.messages[0]["content"].replace("<image>", "")
+    assert main(["generate", "--image", str(tmp_path / "shapes.png"), "--tilt", "-10", question]) == 0
+    assert "boxed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--equal-to", "0", "Hello"], "--equal-to: n must be a whole number of at least 1 token"),
+        (["--equal-to", "9", "--max-tokens", "3", "Hello"], "max_tokens=3 contradict each other"),
+        (["--tilt", "nan", "Hello"], "--tilt: beta must be finite"),
+        ([" "], "PROMPT is empty"),
+        (["--image", "missing.png", "Hello"], "--image: image missing.png does not exist"),
+        (["--generator", "some/model", "--at-most", "9", "Hello"], "--lenvm is missing"),
+        (["--lenvm", "tiny-text", "--at-most", "9", "Hello"], "'tiny-text' has no value head"),
+        (["--generator", "tiny-text", "--image", "FILE", "Hello"], "--image: tiny-text reads text only"),
+        (["--top-p", "0", "Hello"], "top_p must lie above 0"),
+        (["--at-least", "999999", "Hello"], "pass the context window"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(arguments, words, capsys, tmp_path):
+    if "FILE" in arguments:
+        prompt_set("tiny-vqa", "test", 1)[0].images[0].save(tmp_path / "p.png")
+        arguments = [str(tmp_path / "p.png") if word == "FILE" else word for word in arguments]
+    assert main(["generate", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert words in err
+    assert out == ""
+
+
+def test_two_wishes_at_once_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--equal-to", "9", "--at-most", "9", "Hello"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_predict(capsys, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt_id": "short", "messages": [{"role": "user", "content": SEA.replace("96", "16")}]},
+        {"prompt_id": "long", "messages": [{"role": "user", "content": SEA.replace("96", "256")}]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["predict", str(file)]) == 0
+    found = {row["prompt_id"].rpartition("/")[2]: row["expected_tokens"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert found["short"] < 60 < found["long"]
+
+
+def test_predict_from_pictures_agrees_with_generation(capsys):
+    assert main(["predict", "tiny-vqa", "--limit", "3"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt_id"] for row in rows] == [prompt.prompt_id for prompt in prompt_set("tiny-vqa", None, 3)]
+    assert all(5 < row["expected_tokens"] < 400 for row in rows)

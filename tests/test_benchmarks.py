@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture(scope="module")
 def running():
-    """Both benchmarks, started together: most of their time is imports."""
+    """All of them, started together: most of their time is imports."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = {
         name: subprocess.Popen(
@@ -23,7 +23,7 @@ def running():
             text=True,
             env=environment,
         )
-        for name in ("train_step", "censoring")
+        for name in ("train_step", "censoring", "decoding")
     }
     yield processes
     for process in processes.values():
@@ -65,3 +65,12 @@ def test_censoring(running):
     for scores in result["treatments"].values():
         for group in ("rarely_cut", "often_cut"):
             assert scores[f"mre_{group}_percent"] >= abs(scores[f"bias_{group}_percent"])
+
+
+def test_decoding(running):
+    _, result = finish(running["decoding"])
+    [row] = result["rows"]
+    assert row["batch"] == 2
+    assert all(
+        row[key] > 0 for key in ("share_of_limit", "against_two_forwards", "against_copied", "share_of_unguided")
+    )

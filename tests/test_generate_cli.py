@@ -88,7 +88,10 @@ def test_predict(capsys, tmp_path):
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["predict", str(file)]) == 0
-    found = {row["prompt_id"].rpartition("/")[2]: row["expected_tokens"] for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    found = {
+        row["prompt_id"].rpartition("/")[2]: row["expected_tokens"]
+        for row in map(json.loads, capsys.readouterr().out.splitlines())
+    }
     assert found["short"] < 60 < found["long"]
 
 

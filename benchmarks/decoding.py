@@ -1,0 +1,245 @@
+r"""What guided decoding costs: tokens/s unguided, guided, by two forwards of the value model, with KV copied K times.
+
+A base model of 12 layers, 512 wide, and a value model of 6 layers, 384 wide, random weights, K = 15 candidates for
+every token of every row. All ways decode the same prompts for the same number of tokens, a step of each in turn (A B C
+A B C …), and medians of steps are compared:
+
+    unguided  one forward of the base model; its tokens are drawn as in sampling
+    guided    that, and one forward of the value model on [token chosen last, K candidates], K cropped off again; the
+              control and the draw with them: all that a step of `generate` does
+    two       the candidates scored by a forward of their own after the chosen token's, everything else the same
+    copied    the value model's cache copied K times, one candidate a row, as by one who knows no tree masks
+    limit     one forward of the base model and one forward of a single token of the value model, nothing else
+
+*Share of the limit* is what guided reaches of that, 1 being free of charge; *share of unguided* what is left of plain
+sampling's speed. That guided and two forwards choose the same tokens is checked first, and that their values agree.
+
+    python benchmarks/decoding.py                                    # about three minutes on one core
+    python benchmarks/decoding.py --batch 1 8 64 --prefix 1024 --device cuda --dtype bfloat16
+    python benchmarks/decoding.py --base 3584 28 28 4 18944 --value 1536 28 12 2 8960 --vocabulary 151936 --device cuda
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
+
+from lenvm_lightning.decoding import SlotDecoder
+from lenvm_lightning.drawing import Drawing
+from lenvm_lightning.guidance import EqualTo
+from lenvm_lightning.guide import Guide, Rules
+from lenvm_lightning.sampling import draw
+from lenvm_lightning.slots import SlotCache
+from lenvm_lightning.value_model import LengthValueModel, LenVMConfig
+
+CANDIDATES = 15
+
+
+def config(shape: list[int], vocabulary: int) -> Qwen2Config:
+    """Width, layers, heads, key-value heads, width of the MLP."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    return Qwen2Config(vocab_size=vocabulary, **dict(zip(names, shape, strict=True)))
+
+
+class TwoForwards(Guide):
+    """Scores with a forward of its own, after that of the chosen token."""
+
+    def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Guide.score`."""
+        _, before = super().score(feed, ids[:, :0], ends[:, :0])
+        count = ids.shape[1]
+        within, depth = torch.eye(count, dtype=torch.bool, device=ids.device), torch.zeros_like(ids[0])
+        hidden = self.decoder.forward(self.cache, ids, within, depth).last_hidden_state
+        self.cache.crop(count)
+        return self.lenvm.remaining(self.lenvm.v_head(hidden)).masked_fill(ends, 0.0), before
+
+
+class Copied(Guide):
+    """Scores with the cache copied for every candidate, one new token a row."""
+
+    def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Guide.score`."""
+        _, before = super().score(feed, ids[:, :0], ends[:, :0])
+        wide = self.decoder.slots(1)
+        rows, count = ids.shape
+        wide.lay_out([-1] * (rows * count), [self.cache.lengths[0] + 1] * (rows * count))
+        wide.lengths = [length for length in self.cache.lengths for _ in range(count)]
+        for layer in self.cache.layers:
+            wide._grow_layers(len(wide.layers) + 1)
+            own = wide.layers[-1]
+            keys = torch.stack([self.cache_rows(layer, row)[0] for row in range(rows)])
+            values = torch.stack([self.cache_rows(layer, row)[1] for row in range(rows)])
+            own.lazy_initialization(keys, values)
+            width = min(wide.widths[0], keys.shape[2])
+            for kept, states in zip(own.both, (keys, values), strict=True):
+                view = kept.view(rows * count, own.heads, wide.widths[0], -1)
+                view[:, :, :width] = states[:, :, :width].repeat_interleave(count, 0)
+        hidden = self.decoder.forward(wide, ids.reshape(-1, 1)).last_hidden_state
+        remaining = self.lenvm.remaining(self.lenvm.v_head(hidden)).view(rows, count)
+        return remaining.masked_fill(ends, 0.0), before
+
+    @staticmethod
+    def cache_rows(layer: object, row: int) -> list[Tensor]:
+        """Keys and values of a row."""
+        return layer.row(row)  # type: ignore[attr-defined]
+
+
+class Bench:
+    """The ways to write a token of every row, each with caches of its own.
+
+    Args:
+        base: the generator.
+        lenvm: the length value model.
+        batch: rows.
+        prefix: tokens of the prompts.
+    """
+
+    def __init__(self, base: AutoModelForCausalLM, lenvm: LengthValueModel, batch: int, prefix: int) -> None:
+        self.device = base.device
+        self.prompts = torch.randint(base.config.vocab_size, (batch, prefix)).tolist()
+        self.decoder = SlotDecoder(base)
+        self.guides = {
+            "guided": Guide(lenvm),
+            "two": TwoForwards(lenvm),
+            "copied": Copied(lenvm),
+            "limit": Guide(lenvm),
+        }
+        self.caches = {name: self._filled(self.decoder, self.decoder.slots(1)) for name in ("unguided", *self.guides)}
+        for guide in self.guides.values():
+            self._filled(guide.decoder, guide.cache)
+        feed = torch.tensor([[ids[-1]] for ids in self.prompts], device=self.device)
+        self.feeds = {name: feed for name in self.caches}
+        drawing = Drawing(top_k=CANDIDATES)
+        self.drawing = vars(drawing)
+        self.rules = Rules([drawing] * batch, [EqualTo(prefix)] * batch, self.device)
+        self.stop = torch.tensor([0], device=self.device)
+        self.generated = torch.zeros(batch, dtype=torch.int64, device=self.device)
+
+    def _filled(self, decoder: SlotDecoder, cache: SlotCache) -> SlotCache:
+        for start in range(0, len(self.prompts), 8):
+            part = self.prompts[start : start + 8]
+            rows = list(range(start, start + len(part)))
+            prefix = decoder.prefill([ids[:-1] for ids in part])
+            cache.fill(rows, prefix, list(range(len(part))), len(part[0]) - 1)
+        return cache
+
+    def unguided(self, uniforms: Tensor) -> Tensor:
+        """One step."""
+        logits = self.decoder.forward(self.caches["unguided"], self.feeds["unguided"]).logits[:, -1]
+        tokens = draw(logits, uniforms, **self.drawing)[0]
+        self.feeds["unguided"] = tokens[:, None]
+        return tokens.cpu()
+
+    def with_guide(self, name: str, uniforms: Tensor) -> Tensor:
+        """One step."""
+        logits = self.decoder.forward(self.caches[name], self.feeds[name]).logits[:, -1]
+        choice = self.guides[name].choose(
+            self.feeds[name], logits, uniforms, self.generated, self.rules, self.stop, None
+        )
+        self.feeds[name] = choice.tokens[:, None]
+        return choice.tokens.cpu()
+
+    def limit(self, uniforms: Tensor) -> Tensor:
+        """One step that chooses nothing."""
+        guide, feed = self.guides["limit"], self.feeds["limit"]
+        logits = self.decoder.forward(self.caches["limit"], feed).logits
+        guide.decoder.forward(guide.cache, feed)
+        return logits[:1, 0, :1].cpu()
+
+    def ways(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """All of them."""
+        guided = {name: lambda u, name=name: self.with_guide(name, u) for name in ("guided", "two", "copied")}
+        return {"unguided": self.unguided, "limit": self.limit, **guided}
+
+
+def measure(bench: Bench, steps: int, seed: int) -> dict[str, float]:
+    """Median seconds of a step of each way; the same tokens are asserted of the guided ones."""
+    random = torch.Generator().manual_seed(seed)
+    times: dict[str, list[float]] = {name: [] for name in bench.ways()}
+    differ = total = 0
+    for step in range(-3, steps):  # the first ones warm up
+        uniforms = torch.rand(len(bench.prompts), dtype=torch.float64, generator=random).to(bench.device)
+        written = {}
+        for name, way in bench.ways().items():
+            if name == "copied" and step % 4:  # slow, and steady
+                continue
+            began = time.perf_counter()
+            written[name] = way(uniforms)
+            if step >= 0:
+                times[name].append(time.perf_counter() - began)
+        differ += int((written["guided"] != written["two"]).sum())
+        total += len(bench.prompts)
+        bench.feeds["two"] = bench.feeds["copied"] = bench.feeds["guided"]  # one rounding must not part them for good
+        if step % 4:  # the step that `copied` left out
+            guide = bench.guides["copied"]
+            guide.decoder.forward(guide.cache, bench.feeds["guided"])
+            bench.decoder.forward(bench.caches["copied"], bench.feeds["guided"])
+    if differ > 0.01 * total:
+        sys.exit(f"guided and two forwards chose {differ} of {total} tokens differently")
+    return {name: statistics.median(values) for name, values in times.items() if values}
+
+
+@torch.inference_mode()
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    with torch.device(args.device):
+        base = AutoModelForCausalLM.from_config(config(args.base, args.vocabulary), dtype=dtype).eval()
+        backbone = AutoModel.from_config(config(args.value, args.vocabulary), dtype=dtype).eval()
+        lenvm = LengthValueModel(backbone, LenVMConfig(gamma=0.997)).eval()
+    lenvm.v_head.reset(0.0)
+    results = []
+    print(f"{'batch':>5} {'prefix':>6} | tokens/s: unguided  guided     two  copied | share of the limit  two  | "
+          "against two  against copied | share of unguided")  # fmt: skip
+    for batch in args.batch:
+        for prefix in args.prefix:
+            seconds = measure(Bench(base, lenvm, batch, prefix), args.steps, seed=batch)
+            speed = {name: batch / value for name, value in seconds.items()}
+            row = {
+                "batch": batch,
+                "prefix_tokens": prefix,
+                **{f"{name}_tokens_per_s": speed[name] for name in speed},
+                "share_of_limit": seconds["limit"] / seconds["guided"],
+                "two_forwards_share_of_limit": seconds["limit"] / seconds["two"],
+                "against_two_forwards": seconds["two"] / seconds["guided"],
+                "against_copied": seconds["copied"] / seconds["guided"],
+                "share_of_unguided": seconds["unguided"] / seconds["guided"],
+            }
+            results.append(row)
+            print(f"{batch:5} {prefix:6} | {speed['unguided']:18.1f} {speed['guided']:7.1f} {speed['two']:7.1f} "
+                  f"{speed['copied']:7.1f} | {row['share_of_limit']:18.2f} {row['two_forwards_share_of_limit']:5.2f} | "
+                  f"{row['against_two_forwards']:10.2f}x {row['against_copied']:14.2f}x | "
+                  f"{row['share_of_unguided']:17.2f}", flush=True)  # fmt: skip
+    print(json.dumps({"benchmark": "decoding", "candidates": CANDIDATES, "device": args.device, "rows": results}))
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--prefix", type=int, nargs="+", default=[256, 1024], help="tokens of a prompt")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--base", type=int, nargs=5, default=[512, 12, 8, 2, 1536], metavar="N", help=config.__doc__)
+    parser.add_argument("--value", type=int, nargs=5, default=[384, 6, 6, 2, 1152], metavar="N", help="likewise")
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean nothing")
+    args = parser.parse_args()
+    if args.quick:
+        args.batch, args.prefix, args.steps = [2], [40], 4
+        args.base, args.value, args.vocabulary = [64, 2, 4, 2, 128], [64, 1, 4, 2, 128], 512
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -31,6 +31,7 @@ LimitMode = Literal["landing", "hard"]
 ScaleKind = Literal["mul", "linear", "length_mul"]
 GRIP = 200.0  # of `landing`
 _SURELY_LATE, _LATENESS = 3.0, 0.03  # tokens too late that cost like too early ones; what the others cost beside them
+_SLACK = 0.25  # share of what is left, less _NEAR, by which it may be too little
 _NEAR = 8.0  # tokens: a miss is never measured by less
 
 
@@ -182,11 +183,13 @@ def land(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, grip: Tens
 
     With r the tokens that would follow candidate x, its cost is what it misses the band by, as a share of what is left:
 
-        cost(x) = (low - 1 - r)+ / max(low, 8)  +  late((r - (high - 1))+) / max(high, 8)
+        cost(x) = (due(low - 1) - r)+ / max(low, 8)  +  late((r - (high - 1))+) / max(high, 8)
+        due(t)  = t - (t / 4 - 8)+
         late(d) = min(d, 3) + 0.03 · (d - 3)+
 
     Much too late costs far less than much too early, for it can still be mended: r is what the base model would write,
-    and a text that goes on can be closed at the next chance, while one that has begun to close is as good as over. (To
+    and a text that goes on can be closed at the next chance, while one that has begun to close is as good as over. Nor
+    is a little too early an error far from the end; to cost it there would be to choose words by the noise of r. (To
     bring the mean to the target instead, as ``soft`` does, draws closings early every so often; to take the nearest, as
     ``hard`` does, is as fond of too early as of too late.)
 
@@ -197,7 +200,8 @@ def land(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, grip: Tens
         high: tokens to the greatest, infinity where there is none. Shape (B, 1).
         grip: nats by which a candidate that misses by everything that is left is made less likely. Shape (B, 1).
     """
-    early = (low - 1 - remaining).clamp(min=0)
+    due = low - 1 - ((low - 1) * _SLACK - _NEAR).clamp(min=0)
+    early = (due - remaining).clamp(min=0)
     late = (remaining - (high - 1).clamp(min=0)).clamp(min=0)
     late = late.clamp(max=_SURELY_LATE) + _LATENESS * (late - _SURELY_LATE).clamp(min=0)
     cost = early / low.clamp(min=_NEAR) + late / high.clamp(min=_NEAR)

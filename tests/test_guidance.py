@@ -125,6 +125,13 @@ def test_landing_by_hand():
     assert landed.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
 
 
+def test_a_little_too_early_costs_nothing_far_from_the_end():
+    probs, remaining = tensor([0.5, 0.5]), tensor([82.0, 99.0])
+    early = EqualTo(101, grip=50.0)(probs, remaining, tensor(0), GAMMA)[0]
+    weights = [math.exp(-50.0 * (83 - 82) / 101), 1.0]  # of 100 tokens to come, 83 = 100 - (100 / 4 - 8) are due
+    assert early.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
+
+
 def ends_at(control, generated, share=0.5):
     """The probability of an end that is offered with this share, beside candidates of 9 and of 400 tokens."""
     probs, remaining = tensor([share, (1 - share) / 2, (1 - share) / 2]), tensor([0.0, 9.0, 400.0])

@@ -6,18 +6,45 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .generation import generate, stream
+    from .guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
+    from .hook import guided
     from .module import LenVMModule, TextLenVM, VisionLenVM
     from .value_model import LengthValueModel, LenVMConfig
 
 _WHERE = {
-    "LengthValueModel": "value_model",
+    "AtLeast": "guidance",
+    "AtMost": "guidance",
+    "EqualTo": "guidance",
+    "Gated": "guidance",
     "LenVMConfig": "value_model",
     "LenVMModule": "module",
+    "LengthValueModel": "value_model",
+    "Scale": "guidance",
     "TextLenVM": "module",
+    "Tilt": "guidance",
     "VisionLenVM": "module",
+    "generate": "generation",  # a module of the same name would hide the function
+    "guided": "hook",
+    "stream": "generation",
 }
 
-__all__ = ["LenVMConfig", "LenVMModule", "LengthValueModel", "TextLenVM", "VisionLenVM"]
+__all__ = [
+    "AtLeast",
+    "AtMost",
+    "EqualTo",
+    "Gated",
+    "LenVMConfig",
+    "LenVMModule",
+    "LengthValueModel",
+    "Scale",
+    "TextLenVM",
+    "Tilt",
+    "VisionLenVM",
+    "generate",
+    "guided",
+    "stream",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,3 +52,7 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(f".{_WHERE[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

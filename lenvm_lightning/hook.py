@@ -19,7 +19,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .errors import GenerationError
-from .generate import generate
+from .generation import generate
 from .guidance import Control
 from .value_model import LengthValueModel
 
@@ -41,7 +41,7 @@ def guided(
         control: of the length; a list has one entry for each prompt.
 
     Raises:
-        GenerationError: when called, with what :func:`~.generate.generate` refuses, beams, or logits processors that
+        GenerationError: when called, with what :func:`~.generation.generate` refuses, beams, or logits processors that
             do more than truncate.
     """
     if control is None:
@@ -117,7 +117,7 @@ def _check(processors: LogitsProcessorList, config: GenerationConfig, streamer: 
     if config.output_scores or config.output_logits or config.output_attentions or config.output_hidden_states:
         problems.append("output_scores, output_logits, …: guided decoding keeps none; generate(trace=True) tells more")
     if streamer is not None:
-        problems.append("streamer: use lenvm_lightning.generate.stream")
+        problems.append("streamer: use lenvm_lightning.stream")
     if problems:
         raise GenerationError("; ".join(problems))
 

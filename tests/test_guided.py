@@ -1,6 +1,8 @@
 """Guided decoding: what the length value model says beside a cache is what it says without one, and rows keep apart."""
 
+import importlib
 import math
+import pkgutil
 from random import Random
 
 import pytest
@@ -9,10 +11,11 @@ from PIL import Image
 from tiny_generators import build
 from transformers import AutoModelForCausalLM, Qwen2Config, StoppingCriteriaList, StopStringCriteria
 
+import lenvm_lightning
 import lenvm_lightning.guide as guide_module
 from lenvm_lightning.drawing import Drawing, completion_seed
 from lenvm_lightning.errors import GenerationError
-from lenvm_lightning.generate import generate, stream
+from lenvm_lightning.generation import generate, stream
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Tilt
 from lenvm_lightning.hook import guided
 from lenvm_lightning.rollouts.generation import Completion, Prompt, Request, Sampling
@@ -128,6 +131,21 @@ END = 3
 def _end(text):
     global END
     END = text[0].config.eos_token_id
+
+
+# -- names people type ------------------------------------------------------------------------------------------------
+
+
+def test_the_names_people_type_are_the_packages_own():
+    """`generate` is a function whatever was imported before: no module of that name may hide it."""
+    modules = {module.name for module in pkgutil.iter_modules(lenvm_lightning.__path__)}
+    assert modules.isdisjoint(lenvm_lightning.__all__)
+    importlib.import_module("lenvm_lightning.generation")
+    names = ("generate", "stream", "guided", "Tilt", "EqualTo", "AtMost", "AtLeast", "Scale", "Gated", "LenVMModule")
+    for name in names:
+        assert callable(getattr(lenvm_lightning, name)), name
+    assert lenvm_lightning.generate is generate
+    assert set(names) <= set(dir(lenvm_lightning))
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------
@@ -307,7 +325,7 @@ def test_one_forward_of_each_model_a_step(text_inputs):
 def test_n_completions_share_a_prefill(text_inputs):
     generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
     values = Calls(lenvm.backbone)
-    completions = generate(generator, lenvm, [prompts_of(text_inputs)[1]], control=EqualTo(9), n=6, max_tokens=9)
+    completions = generate(generator, lenvm, [prompts_of(text_inputs)[1]], control=Tilt(-1), n=6, max_tokens=9)
     assert [shape[0] for shape in values.shapes if shape[1] > 16] == [1]
     assert len({tuple(completion.token_ids) for completion in completions}) > 3
 

@@ -84,7 +84,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     if not prompt.strip():
         raise GenerationError("PROMPT is empty: say what is to be answered")
     # What needs torch and transformers comes after what can be wrong without them.
-    from ..generate import generate, stream
+    from ..generation import generate, stream
     from ..rollouts.local import LocalGenerator
     from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
 

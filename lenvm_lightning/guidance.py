@@ -11,14 +11,14 @@ A control is called once a step, for all rows at once, and returns the probabili
     gamma      discount of the length value model.
 
 All lengths count the end token. Everything is written on ``g = 1 - gamma ** remaining``, in [0, 1]; larger is longer.
-Controls are frozen dataclasses: their numbers may be tensors of shape (B,), one for each row, and :func:`per_row` makes
-one control of many. There is no wait for the device in here.
+Controls are frozen dataclasses: their numbers may be tensors of shape (B,), one for each row, and
+:func:`~.rows.per_row` makes one control of many. There is no wait for the device in here.
 """
 
-import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -257,6 +257,9 @@ class Gated:
         control: what is used where both thresholds are passed; elsewhere the base model's probabilities are.
         min_g: least expected g.
         min_entropy: least entropy of ``probs``, nats.
+
+    Raises:
+        ValueError: ``control`` is none, or a threshold is not finite.
     """
 
     control: Any
@@ -264,6 +267,8 @@ class Gated:
     min_entropy: float | Tensor = 0.0
 
     def __post_init__(self) -> None:
+        if not is_control(self.control):
+            raise ValueError(f"control must be a control, such as EqualTo(128); got {self.control!r}")
         _require_finite("min_g", self.min_g)
         _require_finite("min_entropy", self.min_entropy)
 
@@ -275,76 +280,17 @@ class Gated:
         return torch.where(decides, self.control(probs, remaining, generated, gamma), probs)
 
 
-# -- one control a row ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PerRow:
-    """Controls of several kinds, each for some of the rows; see :func:`per_row`.
-
-    Args:
-        parts: a control whose numbers are those of its rows, and True = a row of its. Shape (B,).
-    """
-
-    parts: Sequence[tuple[Control, Tensor]]
-
-    def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
-        result = probs
-        for control, rows in self.parts:
-            result = torch.where(rows[:, None], control(probs, remaining, generated, gamma), result)
-        return result
-
-
-def per_row(controls: Sequence[Control | None], device: torch.device | str = "cpu") -> PerRow:
-    """One control for a batch whose rows have controls of their own.
-
-    Args:
-        controls: one for each row; None leaves a row to the base model, bit for bit.
-        device: of the tensors.
-    """
-    groups: dict[Hashable, list[int]] = {}
-    for row, control in enumerate(controls):
-        if control is not None:
-            groups.setdefault(_kind(control), []).append(row)
-    parts = []
-    for rows in groups.values():
-        mask = torch.zeros(len(controls), dtype=torch.bool)
-        mask[rows] = True
-        stacked = _stack([controls[row] if chosen else controls[rows[0]] for row, chosen in enumerate(mask.tolist())])
-        parts.append((_move(stacked, device), mask.to(device)))
-    return PerRow(parts)
-
-
-def _kind(control: Any) -> Hashable:
-    """What controls must share to be computed together: everything but their numbers."""
-    if not dataclasses.is_dataclass(control):
-        return ("alone", id(control)) if callable(control) else control if isinstance(control, str) else None
-    return (type(control), *(_kind(getattr(control, field.name)) for field in dataclasses.fields(control)))
-
-
-def _stack(values: Sequence[Any]) -> Any:
-    """Controls of one kind as one, numbers as tensors."""
-    first = values[0]
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in dataclasses.fields(first)]
-        return dataclasses.replace(
-            first, **{name: _stack([getattr(value, name) for value in values]) for name in names}
-        )
-    return torch.tensor(values) if isinstance(first, int | float) else first
-
-
-def _move(control: Any, device: torch.device | str) -> Any:
-    if dataclasses.is_dataclass(control) and not isinstance(control, type):
-        names = [field.name for field in dataclasses.fields(control)]
-        return dataclasses.replace(control, **{name: _move(getattr(control, name), device) for name in names})
-    return control.to(device) if isinstance(control, Tensor) else control
+def is_control(control: Any) -> bool:
+    """Whether something can be called as a control; the kinds themselves (``EqualTo`` without its n) cannot."""
+    return callable(control) and not isinstance(control, type)
 
 
 def target_of(control: Any) -> int | None:
     """Tokens that a control aims at, inside gates too; None where it has no target."""
+    if isinstance(control, Gated):
+        return target_of(control.control)
     n = getattr(control, "n", None)
-    return int(n) if isinstance(n, int) else target_of(control.control) if isinstance(control, Gated) else None
+    return int(n) if isinstance(n, Integral) else None
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------
@@ -370,7 +316,7 @@ def _require_positive(name: str, number: float | Tensor) -> None:
 def _require_count(name: str, number: int | Tensor) -> None:
     if isinstance(number, Tensor):
         return
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
         raise ValueError(f"{name} must be a whole number of at least 1 token, the end included; got {number!r}")
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .decoding import SlotDecoder
 from .drawing import Drawing
-from .guidance import Control, per_row
+from .guidance import Control
+from .rows import per_row
 from .sampling import candidates, choose, draw
 from .tree import tree_layout
 from .value_model import LengthValueModel

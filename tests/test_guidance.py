@@ -1,9 +1,12 @@
 """Length controls, by hand: small candidate sets whose right answer is seen at a glance."""
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lenvm_lightning.guidance import (
     AtLeast,
@@ -12,8 +15,8 @@ from lenvm_lightning.guidance import (
     Gated,
     Scale,
     Tilt,
-    per_row,
 )
+from lenvm_lightning.rows import per_row
 from lenvm_lightning.tilting import find_beta, length_share, pick
 
 GAMMA = 0.99
@@ -215,6 +218,49 @@ def test_every_row_has_its_own_control():
     assert torch.equal(together[1], probs[1])
 
 
+class Mine:
+    """A control of somebody who has never heard of tensors of numbers."""
+
+    def __init__(self, beta):
+        self.beta = beta
+
+    def __call__(self, probs, remaining, generated, gamma):
+        return (probs.log() + (self.beta if self.beta > 0 else -0.1) * remaining).softmax(-1)
+
+
+@dataclass(frozen=True)
+class MineToo(Mine):
+    beta: float
+
+
+class Doubled(nn.Module):
+    def forward(self, probs, remaining, generated, gamma):
+        return 2 * probs
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (Mine(0.2), Mine(-0.2)),
+        (MineToo(0.2), MineToo(-0.2)),
+        (lambda p, r, t, g: p, lambda p, r, t, g: p.flip(-1)),
+        (Doubled(), None),
+        (Gated(MineToo(0.2)), Gated(MineToo(-0.2))),
+        (Tilt(np.float32(-5)), Tilt(np.float32(5))),
+        (EqualTo(torch.tensor(3)), EqualTo(torch.tensor(90))),
+        (EqualTo(np.int64(3)), EqualTo(90, grip=7)),
+        (Tilt(1), Tilt(-2.5)),
+    ],
+)
+def test_rows_keep_apart_whatever_their_controls_are(pair):
+    probs, remaining = random_candidates(2)
+    together = per_row(pair)(probs, remaining, torch.zeros(2), GAMMA)
+    for row, control in enumerate(pair):
+        one = (probs[row : row + 1], remaining[row : row + 1], torch.zeros(1))
+        alone = one[0] if control is None else control(*one, GAMMA)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=0)
+
+
 def test_all_are_distributions_over_the_candidates():
     probs, remaining = random_candidates()
     remaining[::2, 0] = 0
@@ -234,6 +280,8 @@ def test_all_are_distributions_over_the_candidates():
         (lambda: AtMost(5, low=0.9, high=0.5), "low and high must be shares of n with 0 <= low <= high <= 1"),
         (lambda: AtLeast(5, low=0.9), "low and high must be shares of n with 1 <= low <= high <= inf"),
         (lambda: Tilt(math.nan), "beta must be finite"),
+        (lambda: Gated(None), "control must be a control, such as EqualTo"),
+        (lambda: Gated(EqualTo), "control must be a control, such as EqualTo"),
         (lambda: Scale(2.0, "linear"), r"scale of kind 'linear' must lie in \[-1, 1\]; got 2.0"),
     ],
 )

@@ -12,6 +12,10 @@ from .continuous import BROKEN, Row
 from .guidance import Control
 from .value_model import LengthValueModel
 
+_BROKEN_UNDER_CONTROL = (
+    "logits, values or probabilities under the control are NaN or infinite, or leave no token to draw"
+)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -67,7 +71,7 @@ class Token:
     Attributes:
         prompt: which of the prompts it is of.
         index: which of its n completions.
-        token_id: the token.
+        token_id: the token; -1 where there is none, for an error.
         remaining: tokens still to come after it, by the length value model; None without one.
         finish: of the completion, where this is its last token.
     """
@@ -155,7 +159,9 @@ def generate(
             if trace and row.choice is not None:
                 traces.setdefault(key, []).append(_step(row, call.gamma))
             if row.finish:
-                error = BROKEN if row.finish == "error" else None
+                error = (
+                    (BROKEN if row.job.control is None else _BROKEN_UNDER_CONTROL) if row.finish == "error" else None
+                )
                 ids = row.ids[:-1] if error else row.ids
                 done[key] = Completion(*key, ids, row.finish, row.logprob, error, traces.get(key))
     return [done[key] for key in sorted(done)]
@@ -163,7 +169,10 @@ def generate(
 
 def stream(generator: PreTrainedModel, lenvm: LengthValueModel | None, inputs: Any, **settings: Any) -> Iterator[Token]:
     """Yield tokens as they are written; arguments and errors as for :func:`generate`, ``trace`` apart."""
-    call = Call(generator, lenvm, inputs, **settings)
+    return _tokens(Call(generator, lenvm, inputs, **settings))
+
+
+def _tokens(call: Call) -> Iterator[Token]:
     for row, _ in call.failed:
         yield from (Token(row, index, -1, None, "error") for index in range(call.n))
     for rows in call.steps():
@@ -174,6 +183,8 @@ def _step(row: Row, gamma: float) -> Step:
     choice, place = row.choice, row.place
     assert choice is not None
     kept = (choice.probs[place] > 0).nonzero().flatten()
+    if row.job.control is None:  # nobody chose among candidates
+        kept = kept[:0]
     columns = (choice.ids, choice.probs, choice.remaining, choice.guided)
     ids, probs, after, guided = (column[place, kept].tolist() for column in columns)
     before = float(choice.before[place])

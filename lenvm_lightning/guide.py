@@ -28,7 +28,7 @@ class Choice:
     """What one step decided.
 
     Attributes:
-        tokens: drawn, -1 where logits or values are NaN. Shape (B,), int64.
+        tokens: drawn, -1 where logits, values or what a control made of them are NaN or leave none. Shape (B,), int64.
         logprobs: that the generator's logits give them, before temperature, truncation and control. Shape (B,).
         before: remaining tokens at the state in which they were drawn. Shape (B,).
         after: remaining tokens after them. Shape (B,).
@@ -127,15 +127,18 @@ class Guide:
             remaining = torch.where(ends, 0.0, (before - 1).clamp(min=0)[:, None])
         remaining = remaining.to(probs.dtype)
         guided = rules.control(probs, remaining, generated, self.lenvm.gamma) if width else probs
+        guided = guided.masked_fill(probs <= 0, 0.0)  # whatever a control thinks of what truncation has left out
         place = torch.where(rules.greedy, guided.argmax(-1), choose(ids, guided, uniforms))[:, None]
         tokens = ids.gather(1, place)
         logprobs = logits.gather(1, tokens).double() - logits.double().logsumexp(-1, keepdim=True)
-        sound = logprobs.isfinite() & guided.sum(-1, keepdim=True).isfinite()
+        mass = guided.sum(-1, keepdim=True)
+        sound = logprobs.isfinite() & mass.isfinite() & (mass > 0)
         tokens, logprobs = tokens.masked_fill(~sound, -1).squeeze(1), logprobs.squeeze(1)
         for part, drawing in rules.unguided:  # the very draws of the base model
             drawn = draw(logits[part], uniforms[part], **vars(drawing), forbidden=forbidden)
             tokens[part], logprobs[part] = drawn
         after = torch.where(rules.guided, remaining.gather(1, place).squeeze(1), (before - 1).clamp(min=0))
+        after = after.masked_fill(torch.isin(tokens, stop), 0.0)
         return Choice(tokens, logprobs, before, after, ids[:, :width], probs[:, :width], remaining[:, :width], guided)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import GenerationError
 from .guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
 
 _OURS = (Tilt, EqualTo, AtMost, AtLeast, Scale, Gated)  # of others nobody said that their numbers may be tensors
@@ -28,7 +29,13 @@ class PerRow:
         """Probabilities to draw from. Shape (B, K)."""
         result = probs
         for control, rows in self.parts:
-            result = torch.where(rows[:, None], control(probs, remaining, generated, gamma), result)
+            moved = control(probs, remaining, generated, gamma)
+            if moved.shape != probs.shape:
+                raise GenerationError(
+                    f"control {control} must return a probability for each candidate, shape {tuple(probs.shape)}; got "
+                    f"{tuple(moved.shape)}"
+                )
+            result = torch.where(rows[:, None], moved, result)
         return result
 
 

@@ -1,7 +1,9 @@
 """The arguments of one call of ``generate``: checked, all problems told at once, and made into jobs."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
+from operator import index as as_whole
 from typing import Any, Never
 
 import torch
@@ -12,8 +14,9 @@ from .continuous import ContinuousBatch, Job, Prefix, Row
 from .decoding import SlotDecoder
 from .drawing import Drawing, completion_seed
 from .errors import GenerationError
-from .guidance import AtMost, Control, target_of
+from .guidance import AtMost, Control, innermost, is_control, target_of
 from .guide import Guide
+from .rows import numbers_for_a_batch
 from .value_model import LengthValueModel
 
 MAX_TOKENS = 512  # of a completion without a target
@@ -48,34 +51,46 @@ class Call:
         tokenizer: Any = None,
         ends: Callable[[int, list[int]], bool] | None = None,
     ) -> None:
+        if lenvm is not None and not isinstance(lenvm, LengthValueModel):
+            raise GenerationError(
+                f"lenvm must be a length value model, got {lenvm if isinstance(lenvm, str) else type(lenvm).__name__}: "
+                "load one with LengthValueModel.from_pretrained(…)"
+            )
         self.n = n
         self.gamma = lenvm.gamma if lenvm else 0.0
         self._generator = generator
         self._lenvm = lenvm
         self._problems: list[str] = []
         self._prompts, self._vision = _read_inputs(inputs)
+        self._models: dict[str, Any] = {"generator": generator, **({"lenvm": lenvm.backbone} if lenvm else {})}
+        self._known = min(map(vocabulary, self._models.values()))
         count = len(self._prompts)
-        if n < 1:
-            self._problems.append(f"n must be at least 1 completion, got {n}")
+        self._require_whole("n", n, "at least 1 completion")
         controls = self._per_prompt("control", control)
         numbers = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         columns = {name: self._per_prompt(name, value) for name, value in numbers.items()}
         drawings = [self._drawing({name: column[row] for name, column in columns.items()}) for row in range(count)]
         limits = self._per_prompt("max_tokens", max_tokens)
-        seeds = self._per_prompt("seed", seed if isinstance(seed, Sequence) else [seed + row for row in range(count)])
-        self._check_models(controls)
+        one = isinstance(seed, Integral)
+        seeds = self._per_prompt("seed", [seed + row for row in range(count)] if one else seed)  # type: ignore[operator]
+        self._check_models()
+        self._check_controls(controls)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if stops and tokenizer is None:
             self._problems.append("stop needs tokenizer: without it nobody can read what was written")
+        if "" in stops:
+            self._problems.append("stop has an empty string, which is everywhere")
         self.failed: list[tuple[int, str]] = []
         self._jobs = []
         for row, ids in enumerate(self._prompts):
             tokens, problem = self._limit(len(ids), controls[row], limits[row])
+            problem = self._unknown(ids) or problem
             if problem:
                 self.failed.append((row, problem))
                 continue
             ending = _ending(row, stops, tokenizer, ends)
-            own = [completion_seed(seeds[row], "", index) for index in range(max(n, 1))]
+            self._require_whole("seed", seeds[row], "a number", least=None)
+            own = [] if self._problems else [completion_seed(int(seeds[row]), "", index) for index in range(n)]
             self._jobs.append(Job(row, ids, own, tokens, drawings[row], controls[row], ends=ending))
         if not self._jobs:
             reasons = dict.fromkeys(reason for _, reason in self.failed)
@@ -83,8 +98,14 @@ class Call:
         if self._problems:
             raise GenerationError("; ".join(dict.fromkeys(self._problems)))
 
+    def _require_whole(self, name: str, number: Any, what: str, least: int | None = 1) -> None:
+        if isinstance(number, bool) or not isinstance(number, Integral) or (least is not None and number < least):
+            self._problems.append(f"{name} must be {what}, whole; got {number!r}")
+
     def _per_prompt(self, name: str, value: Any) -> list[Any]:
         count = len(self._prompts)
+        if hasattr(value, "tolist"):  # tensors, arrays and their numbers
+            value = value.tolist()
         if not isinstance(value, Sequence) or isinstance(value, str):
             return [value] * count
         if len(value) != count:
@@ -95,38 +116,51 @@ class Call:
     def _drawing(self, settings: dict[str, Any]) -> Drawing:
         try:
             return Drawing(**settings)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             self._problems.append(str(error))
-            return Drawing()
+        except TypeError:
+            told = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            self._problems.append(f"settings of drawing must be numbers, or one number for each prompt; got {told}")
+        return Drawing()
 
-    def _check_models(self, controls: Sequence[Control | None]) -> None:
-        models = {"generator": self._generator, **({"lenvm": self._lenvm.backbone} if self._lenvm else {})}
-        for who, model in models.items():
+    def _check_models(self) -> None:
+        for who, model in self._models.items():
             if any(name.startswith("pixel_values") for name in self._vision) and not _sees(model):
                 self._problems.append(f"inputs has pictures, but {who} ({type(model).__name__}) reads text only")
-        if self._lenvm is None:
-            if any(control is not None for control in controls):
-                self._problems.append("control needs lenvm, a length value model; got None")
-            return
-        for row, control in enumerate(controls):
-            if control is not None and not callable(control):
-                self._problems.append(f"control {control!r} of prompt {row} is none: use EqualTo(128), Tilt(-5), …")
-        sizes = [vocabulary(model) for model in models.values()]
-        if abs(sizes[0] - sizes[1]) >= _SPARE_IDS:
+        sizes = [vocabulary(model) for model in self._models.values()]
+        if abs(sizes[0] - sizes[-1]) >= _SPARE_IDS:
             self._problems.append(
                 f"generator and lenvm have different vocabularies ({sizes[0]:,} and {sizes[1]:,} tokens): a length "
                 "value model serves generators that share its tokenizer"
             )
 
+    def _check_controls(self, controls: Sequence[Control | None]) -> None:
+        wished = {row: control for row, control in enumerate(controls) if control is not None}
+        if wished and self._lenvm is None:
+            self._problems.append("control needs lenvm, a length value model; got None")
+        for row, control in wished.items():
+            if not is_control(control):
+                self._problems.append(f"control {control!r} of prompt {row} is none: use EqualTo(128), Tilt(-5), …")
+            elif numbers_for_a_batch(control):
+                self._problems.append("control has numbers for several rows: give a list, one control for each prompt")
+
+    def _unknown(self, ids: list[int]) -> str | None:
+        """Why a prompt's ids cannot be read."""
+        strange = next((token for token in ids if not 0 <= token < self._known), None)
+        return None if strange is None else f"inputs: the models know no token {strange}, only {self._known:,} tokens"
+
     def _limit(self, prompt: int, control: Control | None, asked: int | None) -> tuple[int, str | None]:
         """Tokens that a completion may have, and why there can be none."""
         if not prompt:
             return 0, "inputs: the prompt is empty"
-        window = getattr(self._generator.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        texts = [model.config.get_text_config() for model in self._models.values()]
+        window = min(getattr(text, "max_position_embeddings", None) or math.inf for text in texts)
         target = target_of(control)
-        if asked is not None and asked < 1:
-            self._problems.append(f"max_tokens must be at least 1, got {asked}")
-        elif asked is not None and target is not None and asked < target and not isinstance(control, AtMost):
+        if asked is not None:
+            self._require_whole("max_tokens", asked, "at least 1")
+            if self._problems:
+                return 0, None
+        if asked is not None and target is not None and asked < target and not isinstance(innermost(control), AtMost):
             self._problems.append(f"control {control} and max_tokens={asked} contradict each other: raise max_tokens")
         if target is not None and prompt + target > window:
             return 0, (
@@ -156,7 +190,8 @@ class Call:
     @torch.inference_mode()
     def _prefill(self, decoder: SlotDecoder, guide: Guide | None) -> None:
         """Run all prompts, pictures included, through both models at once, as the processor has laid them out."""
-        inputs = self._vision
+        known = self._vision["input_ids"].clamp(0, self._known - 1)  # of prompts that have failed already
+        inputs = {**self._vision, "input_ids": known}
         mask = inputs["attention_mask"]
         caches = []
         moved = [_moved(inputs, self._generator)] + ([guide.moved(inputs)] if guide else [])
@@ -186,20 +221,40 @@ def stop_ids(generator: PreTrainedModel) -> frozenset[int]:
 
 def _read_inputs(inputs: Any) -> tuple[list[list[int]], dict[str, Tensor]]:
     """Token ids of each prompt without padding; and everything the models take, where that is more than text."""
-    if isinstance(inputs, Mapping) or hasattr(inputs, "keys"):
-        given = {name: inputs[name] for name in inputs.keys() if isinstance(inputs[name], Tensor)}  # noqa: SIM118
-        if "input_ids" not in given:
-            raise GenerationError(f"inputs must hold input_ids as a tensor; it has {', '.join(inputs.keys())}")
-    elif isinstance(inputs, Tensor):
-        given = {"input_ids": inputs}
-    else:
-        return [list(ids) for ids in inputs], {}
+    given: dict[str, Any] = {"input_ids": inputs}
+    if hasattr(inputs, "keys"):
+        given = {name: inputs[name] for name in inputs.keys()}  # noqa: SIM118
+    if not isinstance(given.get("input_ids"), Tensor):
+        return _read_lists(given), {}
+    given = {name: value for name, value in given.items() if isinstance(value, Tensor)}
     ids = given["input_ids"]
-    if ids.ndim != 2:
-        raise GenerationError(f"inputs: input_ids must have the shape (prompts, tokens), got {tuple(ids.shape)}")
     given.setdefault("attention_mask", torch.ones_like(ids))
     mask = given["attention_mask"].bool()
+    if ids.ndim != 2 or mask.shape != ids.shape:
+        raise GenerationError(
+            "inputs: input_ids and attention_mask must have the shape (prompts, tokens), got "
+            f"{tuple(ids.shape)} and {tuple(mask.shape)}"
+        )
     return [row[seen].tolist() for row, seen in zip(ids, mask, strict=True)], given if len(given) > 2 else {}
+
+
+def _read_lists(given: dict[str, Any]) -> list[list[int]]:
+    """Token ids of each prompt, from lists of them."""
+    rows: Iterable[Any] | None = given.get("input_ids")
+    pictures = any(name.startswith("pixel_values") for name in given)
+    try:
+        assert rows is not None
+        assert not pictures
+        lists = [[as_whole(token) for token in row] for row in rows]
+        masks = given.get("attention_mask", lists)
+        if masks is not lists:
+            lists = [[t for t, seen in zip(*pair, strict=True) if seen] for pair in zip(lists, masks, strict=True)]
+    except (TypeError, ValueError, AssertionError) as error:
+        raise GenerationError(
+            "inputs must be what a processor returns with return_tensors='pt', or a list of token ids for each prompt; "
+            f"got {', '.join(given) if rows is None or pictures else repr(rows)[:60]}"
+        ) from error
+    return lists
 
 
 def _moved(inputs: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tensor]:

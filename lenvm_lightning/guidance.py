@@ -285,11 +285,14 @@ def is_control(control: Any) -> bool:
     return callable(control) and not isinstance(control, type)
 
 
+def innermost(control: Any) -> Any:
+    """The control inside all gates."""
+    return innermost(control.control) if isinstance(control, Gated) else control
+
+
 def target_of(control: Any) -> int | None:
     """Tokens that a control aims at, inside gates too; None where it has no target."""
-    if isinstance(control, Gated):
-        return target_of(control.control)
-    n = getattr(control, "n", None)
+    n = getattr(innermost(control), "n", None)
     return int(n) if isinstance(n, Integral) else None
 
 

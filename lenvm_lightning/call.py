@@ -16,6 +16,7 @@ from .drawing import Drawing, completion_seed
 from .errors import GenerationError
 from .guidance import AtMost, Control, innermost, is_control, target_of
 from .guide import Guide
+from .probe import open_generator, open_lenvm
 from .rows import numbers_for_a_batch
 from .value_model import LengthValueModel
 
@@ -175,8 +176,8 @@ class Call:
 
     def steps(self) -> Iterator[list[Row]]:
         """Prefill what has pictures, then write; yields after each step the rows that it has written a token of."""
-        decoder = SlotDecoder(self._generator)
-        guide = Guide(self._lenvm) if self._lenvm else None
+        decoder = open_generator(self._generator)
+        guide = open_lenvm(self._lenvm) if self._lenvm else None
         if self._vision:
             self._prefill(decoder, guide)
         spare = range(vocabulary(self._lenvm.backbone) if self._lenvm else 2**31, vocabulary(self._generator))

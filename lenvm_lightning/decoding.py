@@ -253,6 +253,8 @@ class SlotDecoder:
 def _kinds(config: PreTrainedConfig) -> list[str]:
     """Kinds of attention among the layers, each once; told as transformers' own caches tell them."""
     kinds = getattr(config, "layer_types", None)
+    if kinds is None and "local" in (getattr(config, "attention_layers", None) or ()):
+        kinds = ["local"]  # GPT-Neo's, whose masks are its own
     if kinds is None:
         windows = {"sliding_window": "sliding_attention", "attention_chunk_size": "chunked_attention"}
         kinds = [kind for name, kind in windows.items() if getattr(config, name, None) is not None][:1]

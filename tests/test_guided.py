@@ -311,8 +311,15 @@ class Calls:
         self.shapes.append(tuple(kwargs["input_ids"].shape))
 
 
+def in_use():
+    """Models in single precision that have been tried in slots, as each is once."""
+    models = build("tiny-text"), value_model("tiny-text", torch.float32)
+    generate(*models, [[5]], control=Tilt(-1), max_tokens=1)
+    return models
+
+
 def test_one_forward_of_each_model_a_step(text_inputs):
-    generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
+    generator, lenvm = in_use()
     base, values = Calls(generator), Calls(lenvm.backbone)
     prompt = prompts_of(text_inputs)[1]
     [completion] = generate(generator, lenvm, [prompt], control=EqualTo(12), max_tokens=12, trace=True)
@@ -323,7 +330,7 @@ def test_one_forward_of_each_model_a_step(text_inputs):
 
 
 def test_n_completions_share_a_prefill(text_inputs):
-    generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
+    generator, lenvm = in_use()
     values = Calls(lenvm.backbone)
     completions = generate(generator, lenvm, [prompts_of(text_inputs)[1]], control=Tilt(-1), n=6, max_tokens=9)
     assert [shape[0] for shape in values.shapes if shape[1] > 16] == [1]
@@ -331,14 +338,14 @@ def test_n_completions_share_a_prefill(text_inputs):
 
 
 def test_a_single_candidate_is_not_scored(text_inputs):
-    generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
+    generator, lenvm = in_use()
     values = Calls(lenvm.backbone)
     generate(generator, lenvm, [prompts_of(text_inputs)[0]], control=EqualTo(5), top_k=1, max_tokens=5)
     assert [shape[1] for shape in values.shapes if shape[1] <= 16] == [1] * 5
 
 
 def test_finished_rows_leave(text_inputs):
-    generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
+    generator, lenvm = in_use()
     base = Calls(generator)
     limits = [2, 2, 2, 20]
     generate(generator, lenvm, text_inputs, control=Tilt(-1), max_tokens=limits)

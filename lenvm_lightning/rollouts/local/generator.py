@@ -24,8 +24,8 @@ from ... import checkpoint
 from ...continuous import BROKEN, ContinuousBatch, Job, Row
 from ...decoding import SlotDecoder
 from ...drawing import completion_seed
-from ...errors import CheckpointError, GeneratorError
-from ...guide import Guide
+from ...errors import CheckpointError, GenerationError, GeneratorError
+from ...probe import open_lenvm
 from ...value_model import LengthValueModel
 from ..generation import Answer, Completion, Failure, Prompt, Request, Sampling
 from ..prompting import encode_prompt, open_image, tokenizer_of
@@ -125,6 +125,7 @@ class LocalGenerator:
 
         Raises:
             GeneratorError: the device has not enough memory.
+            GenerationError: a request with a control, but no length value model, or one that does not work in slots.
         """
         forbidden = self._forbidden()
         jobs = self._jobs(requests, sampling, forbidden)
@@ -132,7 +133,7 @@ class LocalGenerator:
             if self._decoder is None:
                 yield from (answer for answer in jobs if isinstance(answer, Answer))
                 return
-            guide = Guide(self.lenvm) if self.lenvm else None
+            guide = open_lenvm(self.lenvm) if self.lenvm else None
             batch = ContinuousBatch[Answer](self._decoder, self.slots, self._stop, forbidden, guide)
             for item in batch.run(jobs):
                 yield item if isinstance(item, Answer) else self._answer(item)
@@ -150,6 +151,10 @@ class LocalGenerator:
         """Encode prompts; those that fail are answered here, and those of models that slots do not fit."""
         for request in requests:
             prompt = request.prompt
+            if request.control is not None and self.lenvm is None:
+                raise GenerationError(
+                    f"control {request.control} needs lenvm, a length value model; {self.name} has none"
+                )
             try:
                 ids, inputs = self._encode(prompt, sampling)
             except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:

@@ -49,6 +49,7 @@ class Call:
         min_p: float | Sequence[float] = 0.0,
         seed: int | Sequence[int] = 0,
         stop: str | Sequence[str] = (),
+        eos_token_id: int | Sequence[int] | None = None,
         tokenizer: Any = None,
         ends: Callable[[int, list[int]], bool] | None = None,
     ) -> None:
@@ -81,6 +82,7 @@ class Call:
             self._problems.append("stop needs tokenizer: without it nobody can read what was written")
         if "" in stops:
             self._problems.append("stop has an empty string, which is everywhere")
+        self._ends = self._end_ids(eos_token_id)
         self.failed: list[tuple[int, str]] = []
         self._jobs = []
         for row, ids in enumerate(self._prompts):
@@ -113,6 +115,14 @@ class Call:
             self._problems.append(f"{name} has {len(value)} entries for {count} prompts: give one, or one for each")
             return [next(iter(value), None)] * count
         return list(value)
+
+    def _end_ids(self, given: int | Sequence[int] | None) -> frozenset[int]:
+        if given is None:
+            return stop_ids(self._generator)
+        ids = given if isinstance(given, Sequence) else [given]
+        for token in ids:
+            self._require_whole("eos_token_id", token, "a token's id", least=0)
+        return frozenset(ids)
 
     def _drawing(self, settings: dict[str, Any]) -> Drawing:
         try:
@@ -185,7 +195,7 @@ class Call:
         never = sorted({*spare, *(token for token in images if token is not None)})
         forbidden = torch.tensor(never, device=self._generator.device) if never else None
         rows = min(_MOST_ROWS, len(self._jobs) * self.n)
-        batch = ContinuousBatch[Never](decoder, rows, stop_ids(self._generator), forbidden, guide)
+        batch = ContinuousBatch[Never](decoder, rows, self._ends, forbidden, guide)
         return batch.steps(self._jobs)
 
     @torch.inference_mode()

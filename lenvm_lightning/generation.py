@@ -97,6 +97,7 @@ def generate(
     min_p: float | Sequence[float] = 0.0,
     seed: int | Sequence[int] = 0,
     stop: str | Sequence[str] = (),
+    eos_token_id: int | Sequence[int] | None = None,
     tokenizer: Any = None,
     ends: Callable[[int, list[int]], bool] | None = None,
     trace: bool = False,
@@ -120,6 +121,7 @@ def generate(
         min_p: tokens at least this times as likely as the likeliest.
         seed: a prompt's completions depend on its own seed alone; a single number s stands for s, s + 1, ….
         stop: strings after which a completion ends.
+        eos_token_id: ids that end a completion; where None, those that the generator names.
         tokenizer: what decodes them.
         ends: whether a completion is to end, called with the number of its prompt and the tokens written.
         trace: keep how each token was chosen.
@@ -148,6 +150,7 @@ def generate(
         min_p=min_p,
         seed=seed,
         stop=stop,
+        eos_token_id=eos_token_id,
         tokenizer=tokenizer,
         ends=ends,
     )

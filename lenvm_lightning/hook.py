@@ -1,5 +1,6 @@
 """Guided decoding through transformers' own ``generate``: its hook for decoding methods, ``custom_generate``."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def guided(
 ) -> Callable[..., Tensor | GenerateDecoderOnlyOutput] | None:
     """A decoding method for ``generator.generate(**inputs, custom_generate=guided(lenvm, EqualTo(128)))``.
 
-    Sampling settings, token limits and stopping criteria are those given to ``generate``; seeds come from torch's.
+    Sampling settings, token limits, end tokens and stopping criteria are those given to ``generate``; seeds come from
+    torch's. A sequence that fails is warned of, and holds what was written until then.
     Without a control this is None, and ``generate`` samples as it always does. (transformers 5.24 loses the tokenizer
     of ``stop_strings`` on the way to any custom method: give ``stopping_criteria=[StopStringCriteria(…)]`` instead.)
 
@@ -93,8 +95,11 @@ def guided(
             top_p=1.0 if settings.top_p is None else settings.top_p,
             min_p=settings.min_p or 0.0,
             seed=torch.randint(2**31, (len(prompts),)).tolist(),
+            eos_token_id=settings.eos_token_id,
             ends=_as_ending(others, prompts) if others else None,
         )
+        for failed in (completion for completion in completions if completion.error):
+            warnings.warn(f"sequence {failed.prompt * n + failed.index}: {failed.error}", stacklevel=2)
         written = [torch.tensor(completion.token_ids, dtype=torch.int64) for completion in completions]
         pad = 0 if settings.pad_token_id is None else int(settings.pad_token_id)
         tail = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)

@@ -440,6 +440,25 @@ def test_the_hook_knows_stopping_criteria(text, tiny_text):
     assert stopped.shape[0] == 2
 
 
+def test_the_hook_ends_with_the_tokens_that_generate_was_given(text):
+    generator, lenvm = text
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    options = {"max_new_tokens": 6, "pad_token_id": 0, "do_sample": False}
+    own = generator.generate(ids, **options, custom_generate=guided(lenvm, Tilt(1.0)))
+    assert own.tolist() == [[5, 6, 7, END], [8, 9, 10, END]]
+    others = generator.generate(ids, **options, eos_token_id=[1, 2], custom_generate=guided(lenvm, Tilt(1.0)))
+    assert others.shape == (2, 9)
+
+
+def test_the_hook_tells_what_failed(text):
+    generator, lenvm = text
+    controls = [Tilt(1.0), lambda probs, remaining, generated, gamma: 0 * probs]
+    with pytest.warns(UserWarning, match="sequence 1: .*leave no token to draw"):
+        generator.generate(
+            torch.tensor([[5, 6], [8, 9]]), max_new_tokens=3, pad_token_id=0, custom_generate=guided(lenvm, controls)
+        )
+
+
 def test_the_hook_refuses_what_it_cannot_do(text, text_inputs):
     generator, lenvm = text
     with pytest.raises(GenerationError, match=r"RepetitionPenaltyLogitsProcessor.*output_scores"):

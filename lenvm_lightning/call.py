@@ -66,6 +66,8 @@ class Call:
         self._prompts, self._vision = _read_inputs(inputs)
         self._models: dict[str, Any] = {"generator": generator, **({"lenvm": lenvm.backbone} if lenvm else {})}
         self._known = min(map(vocabulary, self._models.values()))
+        images = (getattr(generator.config, name, None) for name in ("image_token_id", "video_token_id"))
+        self._images = {token for token in images if token is not None}
         count = len(self._prompts)
         self._require_whole("n", n, "at least 1 completion")
         controls = self._per_prompt("control", control)
@@ -84,22 +86,27 @@ class Call:
             self._problems.append("stop has an empty string, which is everywhere")
         self._ends = self._end_ids(eos_token_id)
         self.failed: list[tuple[int, str]] = []
-        self._jobs = []
-        for row, ids in enumerate(self._prompts):
-            tokens, problem = self._limit(len(ids), controls[row], limits[row])
-            problem = self._unknown(ids) or problem
-            if problem:
-                self.failed.append((row, problem))
-                continue
-            ending = _ending(row, stops, tokenizer, ends)
-            self._require_whole("seed", seeds[row], "a number", least=None)
-            own = [] if self._problems else [completion_seed(int(seeds[row]), "", index) for index in range(n)]
-            self._jobs.append(Job(row, ids, own, tokens, drawings[row], controls[row], ends=ending))
+        self._jobs: list[Job] = []
+        for row, columns_of_row in enumerate(zip(drawings, controls, limits, seeds, strict=True)):
+            self._add_job(row, *columns_of_row, _ending(row, stops, tokenizer, ends))
         if not self._jobs:
             reasons = dict.fromkeys(reason for _, reason in self.failed)
             self._problems += [f"no prompt can be answered: {'; '.join(reasons) or 'inputs holds none'}"]
         if self._problems:
             raise GenerationError("; ".join(dict.fromkeys(self._problems)))
+
+    def _add_job(
+        self, row: int, drawing: Drawing, control: Control | None, limit: int | None, seed: Any, ending: Any
+    ) -> None:
+        self._require_whole("seed", seed, "a number", least=None)
+        ids = self._prompts[row]
+        tokens, problem = self._limit(len(ids), control, limit)
+        problem = self._unreadable(ids) or problem
+        if problem:
+            self.failed.append((row, problem))
+        else:
+            seeds = [] if self._problems else [completion_seed(seed, "", index) for index in range(self.n)]
+            self._jobs.append(Job(row, ids, seeds, tokens, drawing, control, ends=ending))
 
     def _require_whole(self, name: str, number: Any, what: str, least: int | None = 1) -> None:
         if isinstance(number, bool) or not isinstance(number, Integral) or (least is not None and number < least):
@@ -155,10 +162,14 @@ class Call:
             elif numbers_for_a_batch(control):
                 self._problems.append("control has numbers for several rows: give a list, one control for each prompt")
 
-    def _unknown(self, ids: list[int]) -> str | None:
+    def _unreadable(self, ids: list[int]) -> str | None:
         """Why a prompt's ids cannot be read."""
         strange = next((token for token in ids if not 0 <= token < self._known), None)
-        return None if strange is None else f"inputs: the models know no token {strange}, only {self._known:,} tokens"
+        if strange is not None:
+            return f"inputs: the models know no token {strange}, only {self._known:,} tokens"
+        if not self._images.isdisjoint(ids) and not any(name.startswith("pixel_values") for name in self._vision):
+            return "inputs: a picture's token stands in the prompt, but there are no pictures (pixel_values)"
+        return None
 
     def _limit(self, prompt: int, control: Control | None, asked: int | None) -> tuple[int, str | None]:
         """Tokens that a completion may have, and why there can be none."""
@@ -191,8 +202,7 @@ class Call:
         if self._vision:
             self._prefill(decoder, guide)
         spare = range(vocabulary(self._lenvm.backbone) if self._lenvm else 2**31, vocabulary(self._generator))
-        images = {getattr(self._generator.config, name, None) for name in ("image_token_id", "video_token_id")}
-        never = sorted({*spare, *(token for token in images if token is not None)})
+        never = sorted({*spare, *self._images})
         forbidden = torch.tensor(never, device=self._generator.device) if never else None
         rows = min(_MOST_ROWS, len(self._jobs) * self.n)
         batch = ContinuousBatch[Never](decoder, rows, self._ends, forbidden, guide)
@@ -201,15 +211,18 @@ class Call:
     @torch.inference_mode()
     def _prefill(self, decoder: SlotDecoder, guide: Guide | None) -> None:
         """Run all prompts, pictures included, through both models at once, as the processor has laid them out."""
-        known = self._vision["input_ids"].clamp(0, self._known - 1)  # of prompts that have failed already
-        inputs = {**self._vision, "input_ids": known}
-        mask = inputs["attention_mask"]
+        inputs = dict(self._vision)
+        inputs["input_ids"] = inputs["input_ids"].clamp(0, self._known - 1)  # prompts that have failed stay beside the
+        inputs["attention_mask"] = mask = inputs["attention_mask"].clone()  # others, and must not spoil them
+        mask[~mask.bool().any(-1), -1] = 1
         caches = []
         moved = [_moved(inputs, self._generator)] + ([guide.moved(inputs)] if guide else [])
         try:
             for own, part in zip([decoder] + ([guide.decoder] if guide else []), moved, strict=True):
                 caches.append(own.prefill_inputs(part)[1:])
-        except (ValueError, TypeError, IndexError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
             raise GenerationError(f"inputs: the models cannot take these pictures: {error}") from error
         starts = mask.long().argmax(-1).tolist()
         for job in self._jobs:

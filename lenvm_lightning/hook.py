@@ -20,7 +20,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .errors import GenerationError
-from .generation import generate
+from .generation import Completion, generate
 from .guidance import Control
 from .value_model import LengthValueModel
 
@@ -98,17 +98,25 @@ def guided(
             eos_token_id=settings.eos_token_id,
             ends=_as_ending(others, prompts) if others else None,
         )
-        for failed in (completion for completion in completions if completion.error):
-            warnings.warn(f"sequence {failed.prompt * n + failed.index}: {failed.error}", stacklevel=2)
-        written = [torch.tensor(completion.token_ids, dtype=torch.int64) for completion in completions]
-        pad = 0 if settings.pad_token_id is None else int(settings.pad_token_id)
-        tail = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
-        sequences = torch.cat([input_ids, tail.to(input_ids.device)], dim=1)
-        if not settings.return_dict_in_generate:
-            return sequences
-        return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
+        return _as_sequences(completions, input_ids, settings)
 
     return decode
+
+
+def _as_sequences(
+    completions: Sequence[Completion], input_ids: Tensor, settings: GenerationConfig
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Completions the way ``generate`` returns them: behind their prompts, padded on the right."""
+    for row, completion in enumerate(completions):
+        if completion.error:
+            warnings.warn(f"sequence {row}: {completion.error}", stacklevel=4)
+    written = [torch.tensor(completion.token_ids, dtype=torch.int64) for completion in completions]
+    pad = 0 if settings.pad_token_id is None else int(settings.pad_token_id)
+    tail = torch.nn.utils.rnn.pad_sequence(written, batch_first=True, padding_value=pad)
+    sequences = torch.cat([input_ids, tail.to(input_ids.device)], dim=1)
+    if not settings.return_dict_in_generate:
+        return sequences
+    return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
 
 
 def _check(processors: LogitsProcessorList, config: GenerationConfig, streamer: Any) -> None:

@@ -508,6 +508,33 @@ def test_pictures_for_a_model_that_reads_text(text, vision_inputs):
         generate(*text, vision_inputs[0], control=EqualTo(5))
 
 
+def test_a_bad_prompt_among_pictures_fails_alone(vision, vision_inputs):
+    together, _ = vision_inputs
+    expected = generate(*vision, together, control=EqualTo(4), max_tokens=4, seed=[1, 2, 3])
+    for change, words in ((0, "the prompt is empty"), (9999, "the models know no token 9999")):
+        rows = {name: torch.cat([value, value[:1]]) for name, value in together.items() if value.ndim == 2}
+        rows["pixel_values"], rows["image_grid_thw"] = together["pixel_values"], together["image_grid_thw"]
+        rows["input_ids"][3] = change  # the picture's tokens are gone too
+        rows["mm_token_type_ids"][3] = 0
+        rows["attention_mask"][3] = int(change > 0)
+        completions = generate(*vision, rows, control=EqualTo(4), max_tokens=4, seed=[1, 2, 3, 4])
+        assert words in completions[3].error
+        assert [c.token_ids for c in completions[:3]] == [c.token_ids for c in expected]
+
+
+def test_pictures_that_do_not_fit_are_named(vision, vision_inputs):
+    together, _ = vision_inputs
+    whole = dict(together)
+    for pixels in (whole["pixel_values"][:-4], whole["pixel_values"][:, :100]):
+        with pytest.raises(GenerationError, match="inputs: the models cannot take these pictures"):
+            generate(*vision, {**whole, "pixel_values": pixels}, control=EqualTo(4))
+    without = {name: whole[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    with pytest.raises(GenerationError, match="inputs: the models cannot take these pictures"):
+        generate(*vision, without, control=EqualTo(4))
+    with pytest.raises(GenerationError, match="a picture's token stands in the prompt, but there are no pictures"):
+        generate(*vision, {name: whole[name] for name in ("input_ids", "attention_mask")}, control=EqualTo(4))
+
+
 def test_a_bad_prompt_fails_alone(text, text_inputs):
     prompts = prompts_of(text_inputs)
     window = text[0].config.max_position_embeddings

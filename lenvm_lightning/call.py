@@ -143,7 +143,7 @@ class Call:
 
     def _check_models(self) -> None:
         for who, model in self._models.items():
-            if any(name.startswith("pixel_values") for name in self._vision) and not _sees(model):
+            if any(name.startswith("pixel_values") for name in self._vision) and not sees(model):
                 self._problems.append(f"inputs has pictures, but {who} ({type(model).__name__}) reads text only")
         sizes = [vocabulary(model) for model in self._models.values()]
         if abs(sizes[0] - sizes[-1]) >= _SPARE_IDS:
@@ -288,7 +288,8 @@ def _moved(inputs: dict[str, Tensor], model: PreTrainedModel) -> dict[str, Tenso
     }
 
 
-def _sees(model: PreTrainedModel) -> bool:
+def sees(model: PreTrainedModel) -> bool:
+    """Whether a model takes pictures."""
     return model.config.get_text_config() is not model.config
 
 

@@ -2,9 +2,11 @@
 
 import io
 import json
+import shutil
 
 import pytest
 
+from lenvm_lightning import tinyworld
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 
@@ -61,6 +63,9 @@ def test_a_picture(capsys, tmp_path):
         (["--lenvm", "tiny-text", "--at-most", "9", "Hello"], "'tiny-text' has no value head"),
         (["--generator", "tiny-text", "--image", "FILE", "Hello"], "--image: tiny-text reads text only"),
         (["--top-p", "0", "Hello"], "top_p must lie above 0"),
+        (["--dtype", "flat32", "--at-most", "9", "Hello"], "unknown dtype 'flat32'; did you mean 'float32'?"),
+        (["--device", "cuda:77", "--at-most", "9", "Hello"], "there is no device 'cuda:77' here"),
+        (["--trace", "/dev/null/trace.jsonl", "--at-most", "9", "Hello"], "--trace: "),
         (["--at-least", "999999", "Hello"], "pass the context window"),
     ],
 )
@@ -72,6 +77,17 @@ def test_mistakes_are_told_in_a_sentence(arguments, words, capsys, tmp_path):
     out, err = capsys.readouterr()
     assert words in err
     assert out == ""
+
+
+def test_a_length_value_model_of_another_tokenizer_is_refused(capsys, tmp_path):
+    folder = shutil.copytree(tinyworld.path("tiny-text-lenvm"), tmp_path / "other")
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    words = list(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"] = dict(zip(words, reversed(list(tokenizer["model"]["vocab"].values())), strict=True))
+    file.write_text(json.dumps(tokenizer))
+    assert main(["generate", "--lenvm", str(folder), "--at-most", "9", "Hello"]) == 2
+    assert "has another tokenizer than the generator" in capsys.readouterr().err
 
 
 def test_two_wishes_at_once_are_refused(capsys):
@@ -93,6 +109,12 @@ def test_predict(capsys, tmp_path):
         for row in map(json.loads, capsys.readouterr().out.splitlines())
     }
     assert found["short"] < 60 < found["long"]
+
+
+def test_predict_of_pictures_needs_a_model_that_sees(capsys):
+    assert main(["predict", "tiny-vqa", "--limit", "2", "--lenvm", "tiny-text-lenvm", "--generator", "tiny-vl"]) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["error"] for row in rows] == ["the prompt has pictures, but the length value model reads text only"] * 2
 
 
 def test_predict_from_pictures_agrees_with_generation(capsys):

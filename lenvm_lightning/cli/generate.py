@@ -83,6 +83,8 @@ def run_generate(arguments: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if arguments.prompt is None else arguments.prompt
     if not prompt.strip():
         raise GenerationError("PROMPT is empty: say what is to be answered")
+    if arguments.trace:
+        _make_writable(arguments.trace)
     # What needs torch and transformers comes after what can be wrong without them.
     from ..generation import generate, stream
     from ..rollouts.local import LocalGenerator
@@ -92,6 +94,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     lenvm = _open_lenvm(arguments, name) if control or arguments.lenvm or name in tinyworld.NAMES else None
     generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device)
     tokenizer = tokenizer_of(generator.processor)
+    _require_same_tokens(tokenizer, arguments.lenvm)
     if pictures and not hasattr(generator.processor, "image_processor"):
         raise GenerationError(f"--image: {name} reads text only")
     content = "<image>" * (len(pictures) - prompt.count("<image>")) + prompt
@@ -181,13 +184,44 @@ def _open_lenvm(arguments: argparse.Namespace, generator: str) -> "LengthValueMo
             f"  lightning run qwen2.5-1.5b --fit.model.backbone {generator} "
             "--fit.data.files rollouts/mine/rollouts.jsonl"
         )
-    import torch
-
+    from ..rollouts.local.loading import place_for
     from ..value_model import LengthValueModel
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = arguments.dtype or ("auto" if device.startswith("cuda") else "float32")
+    device = place_for(arguments.device, arguments.dtype)
+    dtype = arguments.dtype or ("auto" if device.type == "cuda" else "float32")
     return LengthValueModel.from_pretrained(source, gamma=arguments.gamma, dtype=dtype).to(device)
+
+
+def _require_same_tokens(tokenizer: Any, lenvm: str | None) -> None:
+    """Refuse a length value model of another tokenizer, where its folder has one.
+
+    Raises:
+        GenerationError: more than a few tokens have other ids.
+    """
+    from .. import checkpoint
+    from ..rollouts.prompting import tokenizer_of
+
+    if lenvm is None:
+        return
+    try:
+        known = tokenizer_of(checkpoint.load_processor(lenvm)).get_vocab()
+    except checkpoint.CheckpointError:  # it need not have one
+        return
+    ids = tokenizer.get_vocab()
+    others = sum(known.get(token) != number for token, number in ids.items())
+    if others > 0.01 * len(ids):
+        raise GenerationError(
+            f"--lenvm: {lenvm} has another tokenizer than the generator, {others:,} of {len(ids):,} tokens have other "
+            "ids there: a length value model serves generators that share its tokenizer"
+        )
+
+
+def _make_writable(trace: Path) -> None:
+    try:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.touch()
+    except OSError as error:
+        raise GenerationError(f"--trace: {error}") from error
 
 
 def _opened(open_image: Any, image: str) -> Any:

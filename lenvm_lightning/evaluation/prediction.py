@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..call import sees
 from ..rollouts.generation import Prompt
 from ..rollouts.prompting import encode_prompt, open_image
 from ..value_model import LengthValueModel
@@ -33,6 +34,8 @@ def predict_lengths(
             ids, inputs = encode_prompt(processor, prompt.messages, pictures)
             if not ids:
                 raise ValueError("the prompt is empty")
+            if pictures and not sees(lenvm.backbone):
+                raise ValueError("the prompt has pictures, but the length value model reads text only")
             found: list[int] | float | str = _of_one(lenvm, ids, inputs) if inputs else ids
         except (ValueError, TypeError, KeyError) as error:
             found = str(error)

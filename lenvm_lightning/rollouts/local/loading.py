@@ -39,9 +39,7 @@ def load_model(
     Raises:
         GeneratorError: an unknown dtype or device, no such model, or weights that are missing or do not fit.
     """
-    target = _device(device)
-    if dtype is not None and dtype not in DTYPES:
-        raise GeneratorError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)} (known: {', '.join(DTYPES)})")
+    target = place_for(device, dtype)
     try:
         config = checkpoint.load_config(source, trust_remote_code=trust_remote_code)
     except CheckpointError as error:
@@ -93,7 +91,14 @@ def _no_weights(source: str, error: Exception) -> str:
     )
 
 
-def _device(name: str | None) -> torch.device:
+def place_for(name: str | None, dtype: str | None = None) -> torch.device:
+    """The device called so; where None, a GPU if there is one.
+
+    Raises:
+        GeneratorError: there is none, or no such dtype.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise GeneratorError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)} (known: {', '.join(DTYPES)})")
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

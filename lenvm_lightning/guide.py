@@ -130,7 +130,10 @@ class Guide:
         guided = guided.masked_fill(probs <= 0, 0.0)  # whatever a control thinks of what truncation has left out
         place = torch.where(rules.greedy, guided.argmax(-1), choose(ids, guided, uniforms))[:, None]
         tokens = ids.gather(1, place)
-        logprobs = logits.gather(1, tokens).double() - logits.double().logsumexp(-1, keepdim=True)
+        wide = logits.to(
+            torch.promote_types(logits.dtype, torch.float32)
+        )  # a vocabulary in float64 takes longer than its top-k
+        logprobs = wide.gather(1, tokens).double() - wide.logsumexp(-1, keepdim=True).double()
         mass = guided.sum(-1, keepdim=True)
         sound = logprobs.isfinite() & mass.isfinite() & (mass > 0)
         tokens, logprobs = tokens.masked_fill(~sound, -1).squeeze(1), logprobs.squeeze(1)

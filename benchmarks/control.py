@@ -58,6 +58,8 @@ def unseen_topics(count: int, seed: int) -> list[str]:
     """Topics with an adjective that no topic of the tiny world's corpus has; another seed has other topics."""
     every = [f"the {adjective} {place}" for adjective in ADJECTIVES for place in writing.PLACES]
     Random(SEED_OF_PROMPTS).shuffle(every)
+    if (seed + 1) * count > len(every):
+        raise SystemExit(f"there are {len(every)} unseen topics, {(seed + 1) * count} are needed: use fewer --samples")
     return every[seed * count : (seed + 1) * count]
 
 

@@ -45,6 +45,13 @@ def test_limits_are_kept_and_used(control, sampler):
     assert 0.6 < most[5] < 1 < least[5] < 1.4
 
 
+def test_seeds_have_topics_of_their_own_or_none(control):
+    topics = [control["unseen_topics"](67, seed) for seed in range(3)]
+    assert len({topic for part in topics for topic in part}) == 201
+    with pytest.raises(SystemExit, match="use fewer --samples"):
+        control["unseen_topics"](67, 3)
+
+
 @pytest.mark.parametrize("part", ["stories", "pictures"])
 def test_tilt_shortens_without_loss(control, sampler, part, monkeypatch):
     monkeypatch.setitem(control["score_trade"].__globals__, "BETAS", (-10.0,))

@@ -11,7 +11,8 @@ would make of the very samples of the base model: wrong if longer than B, length
 1, min-p .01 under guidance and, stricter than the paper, for the base model too.
 
 Every point is the same number of samples of each of ``--seeds``, which have prompts of their own; ± is the standard
-error by prompt. Points that are in ``--out`` already are not sampled again.
+error by prompt. Points that are in ``--out`` already, with the same settings, are not sampled again; after a change of
+the code, use another folder.
 
     python benchmarks/control.py                          # about 40 minutes on two cores
     python benchmarks/control.py --parts stories pictures # the trade-off only
@@ -96,8 +97,10 @@ class Sampler:
     ) -> list[dict[str, Any]]:
         """One row a completion: prompt, tokens, logprob, and the verdict of its check."""
         file = self.out / f"{key}.json"
-        if file.exists():
-            return json.loads(file.read_text())
+        settings = {"control": repr(control), "sampling": sampling, "prompts": self.prompts, "seeds": self.seeds}
+        stored = json.loads(file.read_text()) if file.exists() else {}
+        if stored.get("settings") == settings:
+            return stored["rows"]
         if model not in self._models:
             self._models[model] = load(model)
         generator, lenvm = self._models[model]
@@ -112,7 +115,7 @@ class Sampler:
                 right = check(meta, answer.result.text, tokens) if meta else None
                 row = {"prompt": f"{seed}:{answer.prompt_id}", "tokens": tokens, "right": right}
                 rows.append({**row, "logprob": answer.result.logprob, "cut": answer.result.finish_reason == "length"})
-        file.write_text(json.dumps(rows))
+        file.write_text(json.dumps({"settings": settings, "rows": rows}))
         print(f"{key}: {len(rows)} completions", flush=True)
         return rows
 

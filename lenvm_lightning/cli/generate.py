@@ -39,8 +39,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     length = parser.add_argument_group("length", "at most one of these; without any, the base model")
     control = length.add_mutually_exclusive_group()
     control.add_argument("--equal-to", type=int, metavar="N", help="so many tokens, the end included")
-    control.add_argument("--at-most", type=int, metavar="N", help="no more than so many")
-    control.add_argument("--at-least", type=int, metavar="N", help="no fewer than so many")
+    control.add_argument("--at-most", type=int, metavar="N", help="aim at no more than so many (--max-tokens N cuts)")
+    control.add_argument("--at-least", type=int, metavar="N", help="aim at no fewer than so many")
     control.add_argument("--tilt", type=float, metavar="BETA", help="below 0 shorter, above 0 longer; try -5")
     drawing = parser.add_argument_group("drawing")
     drawing.add_argument("-n", type=int, default=1, help="completions (default: 1)")
@@ -238,9 +238,9 @@ def _row(ids: list[int]) -> Any:
 
 
 def _show_stream(tokens: Any, tokenizer: Any, control: "Control | None") -> int:
-    """Print text as it is written, and on a terminal what remains."""
+    """Print text as it is written, and beside it on a terminal what remains."""
     ids: list[int] = []
-    shown, live, began, finish = "", sys.stderr.isatty() and not sys.stdout.isatty(), time.perf_counter(), None
+    shown, began, finish = "", time.perf_counter(), None
     first: float | None = None
     for token in tokens:
         if token.token_id >= 0:
@@ -252,14 +252,23 @@ def _show_stream(tokens: Any, tokenizer: Any, control: "Control | None") -> int:
         if not text.endswith("\ufffd"):  # half a character
             print(text[len(shown) :], end="", flush=True)
             shown = text
-        if live and token.remaining is not None:
-            print(
-                f"\r{len(ids)} written, about {token.remaining:.0f} to come \033[K", end="", file=sys.stderr, flush=True
-            )
+        if token.remaining is not None:
+            _show_remaining(f"{len(ids)} written, about {token.remaining:.0f} to come")
+    _show_remaining("")
     print(flush=True)
     speed = len(ids) / (time.perf_counter() - began)
-    print(f"{chr(13) if live else ''}{_summary(ids, finish, control, first)}, {speed:,.0f} tokens/s", file=sys.stderr)
+    print(f"{_summary(ids, finish, control, first)}, {speed:,.0f} tokens/s", file=sys.stderr)
     return 3 if finish == "error" else 0
+
+
+def _show_remaining(told: str) -> None:
+    """Put it where the next one, or the next piece of text, takes its place; on a terminal only."""
+    if not sys.stderr.isatty():
+        return
+    # After the text, with the cursor kept where it goes on; or over what was told before.
+    after = f"\0337\033[K{f'  ({told})' if told else ''}\0338"
+    told = after if sys.stdout.isatty() else f"\r{told}\033[K"
+    print(told, end="", file=sys.stderr, flush=True)
 
 
 def _summary(ids: list[int], finish: str | None, control: "Control | None", expected: float | None) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from datasets import Dataset, Features, Value
 from datasets import List as ArrowList
 
@@ -152,6 +153,15 @@ def _encode_lines(batch: dict[str, list[Any]], processor: Any, limits: Limits) -
     return _columns(rows)
 
 
+def _encode_in_process(
+    *batch: Any, encode: Callable[..., dict[str, list[Any]]], parent: int, **options: Any
+) -> dict[str, list[Any]]:
+    """``encode``, in a forked worker with one thread: no fork takes OpenMP's along, and it would wait forever."""
+    if os.getpid() != parent:
+        torch.set_num_threads(1)
+    return encode(*batch, **options)
+
+
 def _encode_items(
     batch: dict[str, list[Any]], indices: list[int], name: str, processor: Any, limits: Limits
 ) -> dict[str, list[Any]]:
@@ -232,7 +242,7 @@ def build_table(
         num_proc = max(1, min(os.cpu_count() or 1, len(source) // 500))
     with _building(root) as building:
         table = source.map(
-            partial(encode, processor=processor, limits=limits),
+            partial(_encode_in_process, encode=encode, parent=os.getpid(), processor=processor, limits=limits),
             batched=True,
             batch_size=200,
             with_indices=dataset is not None,

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -302,6 +304,27 @@ def test_several_processes_give_the_table_of_one(tiny_vl, vision_rollouts, tmp_p
     assert tables[0][1] == tables[1][1]
     assert tables[0][0].to_dict() == tables[1][0].to_dict()
     assert len(tables[0][0]) == 40
+
+
+def test_processes_do_not_wait_for_threads_that_no_fork_takes_along(vision_rollouts, tmp_path):
+    """The sample stage leaves OpenMP's threads behind; the workers of the fit stage are forked after it, and hung."""
+    program = f"""
+import torch
+from pathlib import Path
+from datamodules.table import build_table
+from datamodules.tokenise import Limits
+from lenvm_lightning.checkpoint import load_processor
+torch.set_num_threads(4)
+torch.rand(2000, 2000) @ torch.rand(2000, 2000)
+(torch.rand(4_000_000) * 2).sum()
+table, _ = build_table(
+    load_processor("tiny-vl"), Limits(), files=["{vision_rollouts}"], cache_dir=Path("{tmp_path}"), num_proc=2
+)
+print(len(table))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["40"], done.stderr
 
 
 def test_cache_folder(monkeypatch, tmp_path):

@@ -329,6 +329,19 @@ def test_one_forward_of_each_model_a_step(text_inputs):
     assert [shape[1] - 1 for shape in steps] == [len(step.candidates) for step in completion.trace]
 
 
+def test_small_models_write_with_one_thread(text_inputs, monkeypatch):
+    generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
+    seen = []
+    generator.register_forward_pre_hook(lambda module, args: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        generate(generator, lenvm, text_inputs, control=EqualTo(3), max_tokens=3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen[-3:]) == {1}  # those before are of the probe
+
+
 def test_n_completions_share_a_prefill(text_inputs):
     generator, lenvm = in_use()
     values = Calls(lenvm.backbone)

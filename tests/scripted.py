@@ -1,6 +1,7 @@
 """A generator without torch, and a driver of killed runs: `python tests/scripted.py FOLDER KILLS SEED [MODEL]`."""
 
 import functools
+import itertools
 import os
 import random
 import signal
@@ -42,6 +43,9 @@ def make_prompts(count: int, pictures: bool = False) -> Prompts:
     return prompts
 
 
+_ORDERS = itertools.count()
+
+
 class ScriptedGenerator:
     """Random tokens by the completion's seed; answers come in another order every time, as those of a real one do.
 
@@ -60,7 +64,7 @@ class ScriptedGenerator:
 
     def sample(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Answer]:
         running: list[tuple[str, int]] = []
-        order = random.Random()
+        order = random.Random(next(_ORDERS))
         for request in requests:
             running += [(request.prompt.prompt_id, number) for number in request.numbers]
             while len(running) > 12:

@@ -8,80 +8,36 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import RecipeError
+from ..options import COUNT, INTEGER, NUMBER, OPTIONS, SOURCES, TEXT, describe, misfits, setting
 from ..rollouts.generation import Sampling
 
 _DEFAULT = Sampling()
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a setting may be: how it is read from a command line, whether a value is one, and what to call it."""
-
-    parse: Callable[[str], Any]
-    fits: Callable[[Any], bool]
-    called: str
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _are_sources(value: Any) -> bool:
-    many = value if isinstance(value, list) else [value]
-    return bool(many) and all(_is_text(source) or (isinstance(source, dict) and source) for source in many)
-
-
-def _parse_options(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
-_TEXT = Kind(str, _is_text, "a word")
-_SOURCES = Kind(str, _are_sources, "a name, a file, {source: ...} or a list of these")
-_OPTIONS = Kind(
-    _parse_options,
-    lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
-    "a mapping such as {concurrency: 64}",
-)
-_COUNT = Kind(int, lambda value: type(value) is int and value >= 1, "a whole number of at least 1")
-_INTEGER = Kind(int, lambda value: type(value) is int, "a whole number")
-_NUMBER = Kind(float, lambda value: type(value) in (int, float), "a number")
-
-
-def _setting(kind: Kind, meaning: str, default: Any = MISSING) -> Any:
-    return field(default=default, metadata={"kind": kind, "meaning": meaning})
-
-
-@dataclass(frozen=True)
 class SampleSettings:
     """What to sample. All but ``options`` and ``out`` decides what the completions are."""
 
-    generator: str = _setting(_TEXT, "an embedded model, a model directory, a hub id, or a server's http:// address")
-    prompts: str | list[Any] = _setting(_SOURCES, "an embedded set, a JSONL file or a data set; several may be given")  # noqa: RUF009
-    n: int = _setting(_COUNT, "completions of each prompt", 8)
-    split: str | None = _setting(_TEXT, "only prompts of this split", None)
-    limit: int | None = _setting(_COUNT, "only so many prompts", None)
-    temperature: float = _setting(_NUMBER, "divides the logits; 0 takes the likeliest token", _DEFAULT.temperature)
-    top_p: float = _setting(_NUMBER, "smallest set of likeliest tokens of this probability", _DEFAULT.top_p)
-    top_k: int = _setting(_INTEGER, "so many likeliest tokens; 0 keeps all", _DEFAULT.top_k)
-    min_p: float = _setting(_NUMBER, "tokens at least this times as likely as the likeliest", _DEFAULT.min_p)
-    max_tokens: int = _setting(
-        _INTEGER, "tokens after which a completion is cut, its end included", _DEFAULT.max_tokens
-    )
-    seed: int = _setting(_INTEGER, "of the run; each completion has its own, made from it", _DEFAULT.seed)
-    model: str | None = _setting(_TEXT, "which model, where a server has several", None)
-    options: dict[str, Any] | None = _setting(_OPTIONS, "more for the generator, such as {concurrency: 64}", None)  # noqa: RUF009
-    out: str | None = _setting(_TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
+    generator: str = setting(TEXT, "an embedded model, a model directory, a hub id, or a server's http:// address")
+    prompts: str | list[Any] = setting(SOURCES, "an embedded set, a JSONL file or a data set; several may be given")  # noqa: RUF009
+    n: int = setting(COUNT, "completions of each prompt", 8)
+    split: str | None = setting(TEXT, "only prompts of this split", None)
+    limit: int | None = setting(COUNT, "only so many prompts", None)
+    temperature: float = setting(NUMBER, "divides the logits; 0 takes the likeliest token", _DEFAULT.temperature)
+    top_p: float = setting(NUMBER, "smallest set of likeliest tokens of this probability", _DEFAULT.top_p)
+    top_k: int = setting(INTEGER, "so many likeliest tokens; 0 keeps all", _DEFAULT.top_k)
+    min_p: float = setting(NUMBER, "tokens at least this times as likely as the likeliest", _DEFAULT.min_p)
+    max_tokens: int = setting(INTEGER, "tokens after which a completion is cut, its end included", _DEFAULT.max_tokens)
+    seed: int = setting(INTEGER, "of the run; each completion has its own, made from it", _DEFAULT.seed)
+    model: str | None = setting(TEXT, "which model, where a server has several", None)
+    options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)  # noqa: RUF009
+    out: str | None = setting(TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
 
     @property
     def sampling(self) -> Sampling:
@@ -94,30 +50,12 @@ FIELDS = {f.name: f for f in fields(SampleSettings)}
 
 def wrong_values(section: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(key, problem) of every value of a ``sample`` section that cannot be."""
-    drawing = {}
-    for key, value in section.items():
-        if key not in FIELDS or (value is None and FIELDS[key].default is None):
-            continue
-        kind = FIELDS[key].metadata["kind"]
-        if not kind.fits(value):
-            yield key, f"{key} must be {kind.called}, found {value!r}"
-        elif hasattr(_DEFAULT, key):
-            drawing[key] = value
-    try:
-        Sampling(**drawing)
-    except ValueError as error:
-        for problem in str(error).split("; "):
-            yield problem.partition(" ")[0], problem
+    return misfits(section, FIELDS)
 
 
 def help_text() -> str:
     """Every setting with its default, for people."""
-    width = max(map(len, FIELDS)) + 2
-    return "\n".join(
-        f"  {name:{width}}{f.metadata['meaning']}"
-        + ("" if f.default is None else " (required)" if f.default is MISSING else f" (default: {f.default})")
-        for name, f in FIELDS.items()
-    )
+    return describe(FIELDS)
 
 
 def read_settings(section: dict[str, Any], where: str) -> SampleSettings:

@@ -26,14 +26,14 @@ import re
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from random import Random
 from typing import Any
 
-import numpy as np
 import torch
 
 from lenvm_lightning import tinyworld
+from lenvm_lightning.errors import DataError
 from lenvm_lightning.evaluation.lifebench import LengthControl, length_deviation, length_score
+from lenvm_lightning.evaluation.statistics import at_length, hard_budget, mean_and_error
 from lenvm_lightning.guidance import AtLeast, AtMost, Control, EqualTo, Tilt
 from lenvm_lightning.rollouts.generation import Completion, Prompt, Request, Sampling
 from lenvm_lightning.rollouts.local import LocalGenerator
@@ -44,7 +44,6 @@ from lenvm_lightning.value_model import LengthValueModel
 GRID, BETWEEN = (16, 32, 64, 128, 256), (24, 48, 96, 192)
 BETAS = (-2.0, -5.0, -10.0, -20.0)
 SETS = {"stories": ("tiny-text", "tiny-math"), "pictures": ("tiny-vl", "tiny-vqa")}
-ADJECTIVES = ("red", "green", "blue", "yellow", "large", "high", "low", "open", "short", "great", "round")
 COMPLETIONS = 5  # of a prompt
 SEED_OF_PROMPTS = 1000  # far from those that anything was tuned on
 
@@ -55,18 +54,13 @@ def load(name: str) -> tuple[LocalGenerator, LengthValueModel]:
     return LocalGenerator.load(name), LengthValueModel.from_pretrained(value_model, dtype="float32")
 
 
-def unseen_topics(count: int, seed: int) -> list[str]:
-    """Topics with an adjective that no topic of the tiny world's corpus has; another seed has other topics."""
-    every = [f"the {adjective} {place}" for adjective in ADJECTIVES for place in writing.PLACES]
-    Random(SEED_OF_PROMPTS).shuffle(every)
-    if (seed + 1) * count > len(every):
-        raise SystemExit(f"there are {len(every)} unseen topics, {(seed + 1) * count} are needed: use fewer --samples")
-    return every[seed * count : (seed + 1) * count]
-
-
 def wishes(control: LengthControl, n: int, count: int, seed: int) -> list[Prompt]:
     """Prompts that wish for a length."""
-    problems = [writing.Problem(topic, control, n) for topic in unseen_topics(count, seed)]
+    try:
+        topics = writing.unseen_topics(count, seed)
+    except DataError as error:
+        raise SystemExit(f"{error} (use fewer --samples)") from error
+    problems = [writing.Problem(topic, control, n) for topic in topics]
     return [
         Prompt(f"{seed}/{number}", [{"role": "user", "content": problem.prompt}])
         for number, problem in enumerate(problems)
@@ -120,13 +114,12 @@ class Sampler:
         return rows
 
 
-def mean_and_error(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> tuple[float, float]:
+def mean(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> tuple[float, float]:
     """Mean over completions, and its standard error with prompts as the unit."""
     groups: dict[str, list[float]] = {}
     for row in rows:
         groups.setdefault(row["prompt"], []).append(value(row))
-    means = [statistics.fmean(group) for group in groups.values()]
-    return statistics.fmean(means), statistics.stdev(means) / math.sqrt(len(means))
+    return mean_and_error(groups)
 
 
 def logprob(rows: list[dict[str, Any]]) -> float:
@@ -166,9 +159,9 @@ def score_wish(sampler: Sampler, wish: LengthControl, system: str, n: int, contr
     key = re.sub(r"[^a-z0-9]+", "-", f"{wish} {system} {n}".lower())
     drawing = {"top_k": 15, "top_p": 0.999}
     rows = sampler.point(key, "tiny-text", lambda count, seed: wishes(wish, n, count, seed), control, drawing)
-    ls, error = mean_and_error(rows, lambda row: length_score(row["tokens"], n, wish))
-    ld, _ = mean_and_error(rows, lambda row: abs(length_deviation(row["tokens"], n)))
-    share, _ = mean_and_error(rows, lambda row: row["tokens"] / n)
+    ls, error = mean(rows, lambda row: length_score(row["tokens"], n, wish))
+    ld, _ = mean(rows, lambda row: abs(length_deviation(row["tokens"], n)))
+    share, _ = mean(rows, lambda row: row["tokens"] / n)
     return [len(rows), ls, error, ld, logprob(rows), share, statistics.fmean(row["cut"] for row in rows)]
 
 
@@ -178,16 +171,6 @@ def _line(wish: str, system: str, n: str, figures: list[float]) -> str:
         f"| {wish} | {system} | {n} | {count:,.0f} | {ls:.1f} ± {error:.1f} | {ld:.1%} | {nats:.2f} | {share:.2f} "
         f"| {cut:.1%} |"
     )
-
-
-def hard_budget(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean truncated length and Pass@1 of the base model for every budget."""
-    tokens = np.array([row["tokens"] for row in rows])
-    right = np.array([bool(row["right"]) for row in rows])
-    budgets = np.arange(0, tokens.max() + 1)
-    lengths = np.array([np.minimum(tokens, budget).mean() for budget in budgets])
-    passes = np.array([(right & (tokens <= budget)).mean() for budget in budgets])
-    return lengths, passes
 
 
 def score_trade(sampler: Sampler, parts: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -212,12 +195,12 @@ def score_trade(sampler: Sampler, parts: list[str]) -> tuple[list[str], dict[str
             system: sampler.point(f"{part}-{system}".replace(" ", "-"), model, prompts, control, {"min_p": min_p})
             for system, (control, min_p) in systems.items()
         }
-        lengths, passes = hard_budget(runs["base model"])
+        budgets = hard_budget(*([row[key] for row in runs["base model"]] for key in ("tokens", "right", "prompt")))
         points = []
         for system, rows in runs.items():
-            tokens, _ = mean_and_error(rows, lambda row: row["tokens"])
-            right, error = mean_and_error(rows, lambda row: float(bool(row["right"])))
-            share = tokens / lengths[-1]
+            tokens, _ = mean(rows, lambda row: row["tokens"])
+            right, error = mean(rows, lambda row: float(bool(row["right"])))
+            share = tokens / budgets.lengths[-1]
             cells = [
                 part,
                 system,
@@ -229,11 +212,11 @@ def score_trade(sampler: Sampler, parts: list[str]) -> tuple[list[str], dict[str
                 "",
             ]
             if system.startswith("Tilt"):
-                budget = float(np.interp(tokens, lengths, passes))
+                budget = at_length(budgets, tokens)
                 cells[-2:] = [f"{budget:.3f}", f"{100 * (right - budget):+.0f} points"]
                 points.append((tokens, right, error))
             lines.append(f"| {' | '.join(cells)} |")
-        curves[part] = {"budget": (lengths, passes), "tilt": points}
+        curves[part] = {"budget": (budgets.lengths, budgets.passes), "tilt": points}
     return lines, curves
 
 

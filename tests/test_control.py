@@ -45,11 +45,11 @@ def test_limits_are_kept_and_used(control, sampler):
     assert 0.6 < most[5] < 1 < least[5] < 1.4
 
 
-def test_seeds_have_topics_of_their_own_or_none(control):
-    topics = [control["unseen_topics"](67, seed) for seed in range(3)]
-    assert len({topic for part in topics for topic in part}) == 201
+def test_seeds_have_prompts_of_their_own_or_none(control):
+    prompts = [control["wishes"]("at most", 64, 67, seed) for seed in range(3)]
+    assert len({prompt.messages[0]["content"] for part in prompts for prompt in part}) == 201
     with pytest.raises(SystemExit, match="use fewer --samples"):
-        control["unseen_topics"](67, 3)
+        control["wishes"]("at most", 64, 67, 3)
 
 
 @pytest.mark.parametrize("part", ["stories", "pictures"])

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from random import Random
 
+from ..errors import DataError
+
 PLACES = ("river", "mountain", "house", "school", "garden", "winter", "summer", "market", "sea", "city", "train",
           "forest", "farm", "library", "kitchen", "bridge", "island", "doctor", "teacher", "moon")  # fmt: skip
 CONTROLS = ("equal to", "at most", "at least")
@@ -25,6 +27,9 @@ _PEOPLE = ("people", "children", "my friends", "the women", "the men", "my broth
 _TIMES = ("in the morning", "every day", "in the evening", "at night", "on the weekend", "in the winter")
 _QUALITIES = ("big", "small", "old", "new", "quiet", "beautiful", "long", "cold", "warm", "good", "strong", "bright")
 _ACTIONS = ("walk", "play", "work", "talk", "read a book", "look at the sky", "eat and drink", "wait for a friend")
+# Of topics for testing: words that the tiny tokenizer knows, and no topic above has.
+_UNSEEN_QUALITIES = ("red", "green", "blue", "yellow", "large", "high", "low", "open", "short", "great", "round")
+_SEED_OF_UNSEEN = 1000
 _LINKS = ("", "", "", "", "also, ", "but ", "for example, ", "by the way, ", "then ")
 
 
@@ -44,10 +49,35 @@ class Problem:
     @property
     def prompt(self) -> str:
         """The whole text a model is asked."""
-        task = f"Write a text about {self.topic}."
-        if not self.control:
-            return task
-        return f"{task} The text must be {self.control} {self.length} tokens long."
+        return wording(self.topic, self.control, self.length)
+
+
+def wording(topic: str, control: str = "", length: int | str = 0) -> str:
+    """Say what is asked for. Control and length may be marks that are filled in later."""
+    task = f"Write a text about {topic}."
+    return f"{task} The text must be {control} {length} tokens long." if control else task
+
+
+def unseen_topics(count: int, seed: int = 0) -> list[str]:
+    """Topics with an adjective that no topic of the tiny world's corpus has: no model of it has seen one of them.
+
+    Args:
+        count: how many.
+        seed: another one has other topics, as long as the count is the same.
+
+    Raises:
+        DataError: there are not so many, or less than one is asked for.
+    """
+    every = [f"the {quality} {place}" for quality in _UNSEEN_QUALITIES for place in PLACES]
+    if count < 1 or seed < 0:
+        raise DataError(f"count must be at least 1 and seed at least 0, got {count} and {seed}")
+    if (seed + 1) * count > len(every):
+        raise DataError(
+            f"there are {len(every)} unseen topics, and {(seed + 1) * count} are needed for {count} of seed {seed}: "
+            "ask for fewer"
+        )
+    Random(_SEED_OF_UNSEEN).shuffle(every)
+    return every[seed * count : (seed + 1) * count]
 
 
 def draw_problem(rng: Random, free: float = 0.15) -> Problem:

@@ -345,3 +345,20 @@ def test_writing_is_deterministic_and_reused(kind, tmp_path):
     assert first.read_bytes() == again.read_bytes()
     rollouts.write_rollouts(kind, tmp_path / "a", prompts=5, completions=2, seed=1)
     assert first.read_bytes() == other.read_bytes()
+
+
+def test_unseen_topics_have_known_adjectives_and_are_not_of_the_corpus(tokenizer):
+    topics = writing.unseen_topics(220)
+    assert len(set(topics)) == 220
+    rng = Random(0)
+    assert not set(topics) & {writing.draw_problem(rng).topic for _ in range(20_000)}
+    assert all(len(tokenizer.encode(f" {topic.split()[1]}")) == 1 for topic in topics)
+    assert not set(writing.unseen_topics(30, seed=0)) & set(writing.unseen_topics(30, seed=1))
+
+
+@pytest.mark.parametrize(("count", "seed", "message"), [
+    (0, 0, "at least 1"), (5, -1, "at least 0"), (221, 0, "there are 220 unseen topics"), (74, 2, "222 are needed"),
+])  # fmt: skip
+def test_unseen_topics_run_out(count, seed, message):
+    with pytest.raises(DataError, match=message):
+        writing.unseen_topics(count, seed)

@@ -1,12 +1,12 @@
 """Prompts of the tiny world with their answer checks: as many as asked for, for training and for testing."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from random import Random
 from typing import Any, overload
 
 from ..errors import DataError, nearest
+from ..evaluation.answers import last_boxed
 from ..rollouts.generation import Prompt
 from . import arithmetic, shapes, writing
 from .corpus import split as split_of
@@ -97,8 +97,7 @@ def check(meta: Mapping[str, Any], text: str, tokens: int) -> bool | None:
         "equal to" within a tenth); None where there is nothing to check.
     """
     if "answer" in meta:
-        boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
-        return bool(boxes) and boxes[-1].strip() == meta["answer"]
+        return last_boxed(text) == meta["answer"]
     if "control" not in meta:
         return None
     written, wish = tokens - 1, meta["length"]

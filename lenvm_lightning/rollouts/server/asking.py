@@ -172,8 +172,10 @@ class Asker:
         self._accepted = False
         self._refused: dict[str, set[str]] = defaultdict(set)
 
-    async def ask(self, prompt_id: str, messages: list[dict[str, Any]], seed: int) -> Completion | Failure:
-        """Ask for one completion.
+    async def ask(
+        self, prompt_id: str, messages: list[dict[str, Any]], seed: int, extra: dict[str, Any]
+    ) -> Completion | Failure:
+        """Ask for one completion; ``extra`` fields are of this request alone.
 
         Raises:
             GeneratorError: nothing more can be asked of this server.
@@ -181,7 +183,7 @@ class Asker:
         failed = waits = 0
         while True:
             try:
-                completion = self._reader.read(await self._request(messages, seed), seed)
+                completion = self._reader.read(await self._request(messages, seed, extra), seed)
                 self._accepted = True
                 self._patience.answered()
                 return completion
@@ -208,10 +210,11 @@ class Asker:
                 return Failure(f"{reason} (the server asks to wait {trouble.wait:.0f} s)", final=False)
             await asyncio.sleep(self._pause(failed, trouble.wait))
 
-    async def _request(self, messages: list[dict[str, Any]], seed: int) -> Any:
+    async def _request(self, messages: list[dict[str, Any]], seed: int, extra: dict[str, Any]) -> Any:
         create: Any = self._client.chat.completions.create  # its overloads want literals
+        fields = {**self._fields, "extra_body": {**self._fields.get("extra_body", {}), **extra}}
         try:
-            return await create(messages=messages, seed=seed, **self._fields)
+            return await create(messages=messages, seed=seed, **fields)
         except ValueError as error:  # raised bare by the client, for broken JSON and for bytes that are no text
             raise UnusableReply(f"the server's answer is not valid JSON: {error}") from error
 

@@ -25,6 +25,7 @@ class Dialect:
         token_ids: True = it can give the generated ids back.
         logprobs: True = it gives log-probabilities to whoever asks, and no model of it refuses.
         scaled: True = its log-probabilities are those after the temperature.
+        controls: True = it has a length value model, and takes a control of the length with each request.
         fields: of a request beside the standard ones, for sampling settings and the ids that end a completion.
     """
 
@@ -34,6 +35,7 @@ class Dialect:
     logprobs: bool
     fields: Callable[[Sampling, list[int]], dict[str, Any]]
     scaled: bool = False
+    controls: bool = False
 
 
 def _vllm(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
@@ -76,11 +78,22 @@ def _other(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
 
 
 # The newer name of the limit is the one that OpenAI's own models insist on; gateways and small servers know the older.
+# The research code's server is an SGLang (and signs as one, so it has to be named); what its log-probabilities are of
+# under a control it does not say, so they are not asked for.
 DIALECTS = {
     dialect.name: dialect
     for dialect in (
         Dialect("vllm", "max_completion_tokens", token_ids=True, logprobs=True, fields=_vllm),
         Dialect("sglang", "max_completion_tokens", token_ids=True, logprobs=True, fields=_sglang, scaled=True),
+        Dialect(
+            "research",
+            "max_completion_tokens",
+            token_ids=True,
+            logprobs=False,
+            fields=_sglang,
+            scaled=True,
+            controls=True,
+        ),
         Dialect("transformers", "max_completion_tokens", token_ids=False, logprobs=False, fields=_transformers),
         Dialect("openai", "max_completion_tokens", token_ids=False, logprobs=False, fields=_openai),
         Dialect("llamacpp", "max_tokens", token_ids=False, logprobs=False, fields=_llamacpp),

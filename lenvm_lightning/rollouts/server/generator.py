@@ -19,6 +19,7 @@ from ...errors import CheckpointError, GeneratorError
 from ..generation import Answer, Completion, Failure, Request, Sampling
 from .asking import Asker, Patience, judge
 from .chat import chat_messages
+from .controls import ControlFields
 from .dialects import Dialect, find_dialect
 from .replies import Reader
 
@@ -44,6 +45,8 @@ class ServerGenerator:
         timeout: seconds that one answer may take.
         logprobs: ask for log-probabilities; where None, of servers that always give them.
         api_key_env: environment variable that holds the key; servers without keys need none.
+        gamma: discount of the length value model of a ``research`` server, for requests with a control; where None, it
+            takes 0.997.
 
     Attributes:
         name: the model's name, written into every record.
@@ -66,6 +69,7 @@ class ServerGenerator:
         timeout: float = 600.0,
         logprobs: bool | None = None,
         api_key_env: str = "OPENAI_API_KEY",
+        gamma: float | None = None,
     ) -> None:
         if not 1 <= concurrency <= 1000:
             raise GeneratorError(f"concurrency must lie between 1 and 1000, got {concurrency}")
@@ -77,6 +81,9 @@ class ServerGenerator:
             self.name, self._dialect = self._look(model, server)
         else:
             self.name, self._dialect = model, find_dialect(server, "", [], set)
+        if gamma is not None and not self._dialect.controls:
+            raise GeneratorError(f"gamma is for servers of kind 'research'; this one is {self._dialect.name!r}")
+        self._gamma = gamma
         self._logprobs = self._dialect.logprobs if logprobs is None else logprobs
         self._encode, self._eos, self._stops = self._tokenizer(processor)
 
@@ -91,7 +98,9 @@ class ServerGenerator:
         Closing the iterator, or an interrupt, abandons the requests under way.
 
         Raises:
-            GeneratorError: the server refuses the key or every request, or cannot be reached any more.
+            GeneratorError: the server refuses the key or every request, or cannot be reached any more; or a request has
+                a control, and the server does not take it.
+            GenerationError: it has no name for the control.
         """
         fields: dict[str, Any] = {
             "model": self.name,
@@ -116,7 +125,9 @@ class ServerGenerator:
                 hide=self._hide,
             )
 
-        return _Conversation(requests, sampling.seed, self._concurrency, self._client, asker).answers(reader.report)
+        controls = ControlFields(self._dialect, sampling, self._gamma)
+        jobs = (job for request in requests for job in _jobs(request, controls))
+        return _Conversation(jobs, sampling.seed, self._concurrency, self._client, asker).answers(reader.report)
 
     def _client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(timeout=openai.Timeout(self._timeout, connect=10.0), **self._options())
@@ -213,7 +224,7 @@ def _stops(source: str, eos: int) -> list[int]:
     return ids if isinstance(ids, list) else [eos if ids is None else ids]
 
 
-_Job = tuple[str, int, list[dict[str, Any]] | Failure]
+_Job = tuple[str, int, list[dict[str, Any]] | Failure, dict[str, Any]]
 
 
 class _Conversation:
@@ -225,13 +236,13 @@ class _Conversation:
 
     def __init__(
         self,
-        requests: Iterable[Request],
+        jobs: Iterator[_Job],
         seed: int,
         concurrency: int,
         client: Callable[[], openai.AsyncOpenAI],
         asker: Callable[[openai.AsyncOpenAI], Asker],
     ) -> None:
-        self._requests, self._seed, self._concurrency = requests, seed, concurrency
+        self._jobs, self._seed, self._concurrency = jobs, seed, concurrency
         self._client, self._asker = client, asker
         self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
@@ -242,13 +253,12 @@ class _Conversation:
 
     def answers(self, report: Callable[[], None]) -> Iterator[Answer]:
         """Yield answers until all are there, then raise what went wrong, if anything."""
-        jobs = (job for request in self._requests for job in _jobs(request))
         self._thread.start()
         self._started.wait()
         try:
             under_way = 0
             while True:
-                for job in itertools.islice(jobs, 2 * self._concurrency - under_way):
+                for job in itertools.islice(self._jobs, 2 * self._concurrency - under_way):
                     under_way += 1
                     self._call(self._todo.put_nowait, job)
                 if not under_way or (answer := self._answers.get()) is None:
@@ -291,20 +301,21 @@ class _Conversation:
 
     async def _worker(self, asker: Asker) -> None:
         while True:
-            prompt_id, number, messages = await self._todo.get()
+            prompt_id, number, messages, extra = await self._todo.get()
             result: Completion | Failure
             if isinstance(messages, Failure):
                 result = messages
             else:
-                result = await asker.ask(prompt_id, messages, completion_seed(self._seed, prompt_id, number))
+                result = await asker.ask(prompt_id, messages, completion_seed(self._seed, prompt_id, number), extra)
             self._answers.put(Answer(prompt_id, number, result))
 
 
-def _jobs(request: Request) -> Iterator[_Job]:
-    """The completions of a request, with the messages that ask for them or the reason why none can be asked for."""
+def _jobs(request: Request, controls: ControlFields) -> Iterator[_Job]:
+    """Completions of a request: messages that ask for them, or the reason why none can be; and fields of their own."""
+    extra = controls.of(request.control)
     try:
         messages: list[dict[str, Any]] | Failure = chat_messages(request.prompt)
     except ValueError as error:
         messages = Failure(str(error), final=True)
     for number in request.numbers:
-        yield request.prompt.prompt_id, number, messages
+        yield request.prompt.prompt_id, number, messages, extra

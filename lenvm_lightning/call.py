@@ -195,8 +195,12 @@ class Call:
         tokens = int(min(asked or default, window - prompt))
         return tokens, None if tokens > 0 else f"inputs: the prompt of {prompt} tokens fills the context window"
 
-    def steps(self) -> Iterator[list[Row]]:
-        """Prefill what has pictures, then write; yields after each step the rows that it has written a token of."""
+    def steps(self, most: int = _MOST_ROWS) -> Iterator[list[Row]]:
+        """Prefill what has pictures, then write; yields after each step the rows that it has written a token of.
+
+        Args:
+            most: completions written side by side.
+        """
         decoder = open_generator(self._generator)
         guide = open_lenvm(self._lenvm) if self._lenvm else None
         if self._vision:
@@ -204,7 +208,7 @@ class Call:
         spare = range(vocabulary(self._lenvm.backbone) if self._lenvm else 2**31, vocabulary(self._generator))
         never = sorted({*spare, *self._images})
         forbidden = torch.tensor(never, device=self._generator.device) if never else None
-        rows = min(_MOST_ROWS, len(self._jobs) * self.n)
+        rows = min(most, len(self._jobs) * self.n)
         batch = ContinuousBatch[Never](decoder, rows, self._ends, forbidden, guide)
         return batch.steps(self._jobs)
 

@@ -1,6 +1,6 @@
 """Batches under a token budget: similar lengths together, shuffled, reproducible, resumable to the batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,14 @@ _JITTER = 0.04  # costs one or two per cent of padding
 
 
 def plan_batches(
-    lengths: Sequence[int], max_tokens: int, *, seed: int | None, window: int = 50, bucket: bool = True
+    lengths: Sequence[int],
+    max_tokens: int,
+    *,
+    seed: int | None,
+    window: int = 50,
+    bucket: bool = True,
+    prompts: Sequence[int] | None = None,
+    together: int = 1,
 ) -> list[list[int]]:
     """Group rows so that ``rows x longest row <= max_tokens``.
 
@@ -19,44 +26,78 @@ def plan_batches(
     hold all rows, lengths are first multiplied by a random factor close to 1: else the same rows would meet in every
     epoch.
 
+    With ``together`` above 1 all this happens to groups of completions of one prompt, drawn anew for every seed, and
+    the length of a group is that of its longest row. The paper found that shuffled batches, the default, beat batches
+    that keep a prompt's completions together; groups also cost padding, since their rows differ in length.
+
     Args:
         lengths: tokens of each row.
         max_tokens: padded tokens a batch may hold; a single longer row gets a batch of its own.
         seed: of the shuffles; None keeps the rows in order of length, longest first, for evaluation.
         window: batches in a sorting window.
         bucket: False leaves the sorting out: random batches, for comparison.
+        prompts: number of each row's prompt; needed for ``together`` above 1.
+        together: completions of a prompt that stay in one batch. A group of them that is above ``max_tokens`` is
+            split, into rows of similar length. Without a seed it says nothing.
 
     Returns:
         Row numbers of each batch; every row exactly once.
+
+    Raises:
+        ValueError: ``together`` above 1 without a prompt for every row.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     if len(sizes) == 0:
         return []
     if seed is None:
-        return _cut(np.argsort(-sizes, kind="stable"), sizes, max_tokens)
+        rows = np.argsort(-sizes, kind="stable")
+        return _cut(([row] for row in rows.tolist()), sizes[rows].tolist(), max_tokens)
     random = np.random.default_rng(seed)
-    order = random.permutation(len(sizes))
+    groups, longest, padded = None, sizes, sizes  # each row by itself
+    if together > 1:
+        if prompts is None or len(prompts) != len(sizes):
+            raise ValueError(f"together: {together} needs the prompt of each of the {len(sizes)} rows")
+        groups = _group(np.asarray(prompts), together, sizes, max_tokens, random)
+        longest = np.asarray([sizes[group].max() for group in groups])
+        padded = longest * np.asarray([len(group) for group in groups])
+    order = random.permutation(len(longest))
     if bucket:
-        rows = max(1, int(window * max_tokens / max(1.0, float(sizes.mean()))))
-        windows = [order[start : start + rows] for start in range(0, len(order), rows)]
+        count = max(1, int(window * max_tokens / max(1.0, float(padded.mean()))))
+        windows = [order[start : start + count] for start in range(0, len(order), count)]
         few = len(windows) <= 2
-        keys = sizes * random.uniform(1 - _JITTER, 1 + _JITTER, len(sizes)) if few else sizes
+        keys = longest * random.uniform(1 - _JITTER, 1 + _JITTER, len(longest)) if few else longest
         order = np.concatenate([part[np.argsort(keys[part], kind="stable")] for part in windows])
-    batches = _cut(order, sizes, max_tokens)
+    chosen = (groups[i] if groups else [i] for i in order.tolist())
+    batches = _cut(chosen, longest[order].tolist(), max_tokens)
     random.shuffle(batches)
     return batches
 
 
-def _cut(order: np.ndarray, sizes: np.ndarray, max_tokens: int) -> list[list[int]]:
+def _group(
+    prompts: np.ndarray, together: int, sizes: np.ndarray, max_tokens: int, random: np.random.Generator
+) -> list[list[int]]:
+    """Rows of one prompt in random groups of up to ``together``, fewer where the budget does not hold so many."""
+    rows = random.permutation(len(prompts))
+    rows = rows[np.argsort(prompts[rows], kind="stable")]
+    first = np.searchsorted(prompts[rows], prompts[rows])  # where the rows of each row's prompt begin
+    starts = np.flatnonzero((np.arange(len(rows)) - first) % together == 0)
+    groups = []
+    for group in np.split(rows, starts[1:]):
+        group = group[np.argsort(-sizes[group], kind="stable")]
+        groups += _cut(([row] for row in group.tolist()), sizes[group].tolist(), max_tokens)
+    return groups
+
+
+def _cut(groups: Iterable[list[int]], sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Batches of whole groups, one after the other; ``sizes`` has the longest row of each group."""
     batches: list[list[int]] = []
     current: list[int] = []
     longest = 0
-    for row in order.tolist():
-        size = int(sizes[row])
-        if current and (len(current) + 1) * max(longest, size) > max_tokens:
+    for group, size in zip(groups, sizes, strict=True):
+        if current and (len(current) + len(group)) * max(longest, size) > max_tokens:
             batches.append(current)
             current, longest = [], 0
-        current.append(row)
+        current += group
         longest = max(longest, size)
     batches.append(current)
     return batches
@@ -84,6 +125,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
 
     Epochs are grouped differently and would differ by a batch or two, but the Trainer counts only once. So the
     planned epochs are brought to the largest count among them, a multiple of the ranks, by halving large batches.
+    Halving may part a group of ``together`` in these few.
 
     Args:
         lengths: tokens of each row.
@@ -93,6 +135,8 @@ class TokenBudgetBatches(Sampler[list[int]]):
         rank: which share of each epoch this process takes.
         world_size: number of shares.
         bucket: see :func:`plan_batches`.
+        prompts: number of each row's prompt, see :func:`plan_batches`.
+        together: see :func:`plan_batches`.
 
     Raises:
         ValueError: there are too few rows for every rank to get as many batches.
@@ -108,9 +152,13 @@ class TokenBudgetBatches(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         bucket: bool = True,
+        prompts: Sequence[int] | None = None,
+        together: int = 1,
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.int64)
-        self._options: dict[str, Any] = {"max_tokens": max_tokens, "bucket": bucket}
+        self._options: dict[str, Any] = {
+            "max_tokens": max_tokens, "bucket": bucket, "prompts": prompts, "together": together
+        }  # fmt: skip
         self._seed, self._epochs, self._rank, self._world_size = seed, max(1, epochs), rank, world_size
         self.epoch = 0
         self._resume: tuple[int, int] | None = None

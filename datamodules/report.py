@@ -67,6 +67,12 @@ def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> f
     return 1.0 - sum(lengths[row] for batch in batches for row in batch) / padded if padded else 0.0
 
 
+def completions_meeting(prompts: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """How many completions of a row's prompt are in the row's batch, itself included; mean over all rows."""
+    pairs = sum(n * n for batch in batches for n in Counter(prompts[row] for row in batch).values())
+    return pairs / max(1, sum(map(len, batches)))
+
+
 def collect_facts(
     lengths: Sequence[int], censored: Sequence[bool], prompt_ids: Sequence[str], sampling: Sequence[str],
     generators: Sequence[str],
@@ -86,7 +92,10 @@ def collect_facts(
     )
 
 
-def describe_facts(facts: RolloutFacts, held_out: int, held_out_prompts: int, padding: float, batches: int) -> str:
+def describe_facts(
+    facts: RolloutFacts, held_out: int, held_out_prompts: int, padding: float, batches: int,
+    meeting: float | None = None,
+) -> str:  # fmt: skip
     """A few lines for people."""
     unknown = "≥ " if facts.gamma_is_low else ""
     beyond = "" if facts.tail_after_cut is None else f", {facts.tail_after_cut:.0f} more tokens expected there"
@@ -97,7 +106,8 @@ def describe_facts(facts: RolloutFacts, held_out: int, held_out_prompts: int, pa
         f"{unknown}{facts.p99:.0f}, longest {'≥ ' if facts.cut_share else ''}{facts.longest:,}, "
         f"cut at their limit {facts.cut_share:.1%}{beyond}",
         f"  gamma suggested {'at least ' if facts.gamma_is_low else ''}{facts.gamma:.5f}; {batches} batches an epoch, "
-        f"padding {padding:.1%} of the tokens",
+        f"padding {padding:.1%} of the tokens"
+        + (f", {meeting:.1f} completions of a prompt meet in a batch" if meeting is not None else ""),
     ]
     if facts.gamma_is_low:
         lines.append(

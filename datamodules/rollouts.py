@@ -1,5 +1,7 @@
 """DataModules: rollout files in, batches with remaining tokens out."""
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from .report import (
     RolloutFacts,
     check_problems,
     collect_facts,
+    completions_meeting,
     describe_facts,
     describe_problems,
     padding_share,
@@ -45,6 +48,10 @@ class RolloutsDataModule(L.LightningDataModule):
         max_image_pixels: pixels of an image file above which the row counts as bad.
         batch_tokens: padded tokens of a batch.
         bucket: batches of similar lengths; False gives random ones.
+        together: completions of a prompt that meet in a batch, as far as batch_tokens allows; 1 shuffles them freely.
+        train_prompts: train on so many prompts only, the first ones; None takes all. Runs that are to be compared
+            should share one gamma: ``auto`` goes by the completions trained on.
+        train_completions: of each training prompt take so many completions only, the first ones; None takes all.
         val_share: share of prompts held out where no row says ``split: test`` (or val, dev, eval).
         val_completions: at most so many held-out completions are used, the first ones; None uses all.
         max_bad_share: share of unusable rows above which nothing starts.
@@ -67,6 +74,9 @@ class RolloutsDataModule(L.LightningDataModule):
         max_image_pixels: int = 50_000_000,
         batch_tokens: int = 8192,
         bucket: bool = True,
+        together: int = 1,
+        train_prompts: int | None = None,
+        train_completions: int | None = None,
         val_share: float = 0.05,
         val_completions: int | None = None,
         max_bad_share: float = 0.01,
@@ -79,7 +89,8 @@ class RolloutsDataModule(L.LightningDataModule):
         self.files = [files] if isinstance(files, str) else files
         self.dataset, self.processor_source = dataset, processor
         self.limits = Limits(max_length, max_prompt_length, max_pixels, max_image_pixels)
-        self.batch_tokens, self.bucket, self.seed = batch_tokens, bucket, seed
+        self.batch_tokens, self.bucket, self.together, self.seed = batch_tokens, bucket, together, seed
+        self.train_prompts, self.train_completions = train_prompts, train_completions
         self.val_share, self.val_completions, self.max_bad_share = val_share, val_completions, max_bad_share
         self.num_workers, self.num_proc = num_workers, num_proc
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
@@ -96,6 +107,9 @@ class RolloutsDataModule(L.LightningDataModule):
             ("batch_tokens", self.batch_tokens, 2),
             ("max_pixels", limits.max_pixels, 1),
             ("max_image_pixels", limits.max_image_pixels, 1),
+            ("together", self.together, 1),
+            ("train_prompts", self.train_prompts, 1),
+            ("train_completions", self.train_completions, 1),
             ("val_completions", self.val_completions, 1),
             ("num_workers", self.num_workers, 0),
             ("num_proc", self.num_proc, 1),
@@ -157,10 +171,11 @@ class RolloutsDataModule(L.LightningDataModule):
         self._table, self.table_key = self._build()
         self._check_rows(self._table)
         self._split(self._table)
-        plan = plan_batches(self.train_sizes, self.batch_tokens, seed=self.seed, bucket=self.bucket)
+        plan = plan_batches(self.train_sizes, self.batch_tokens, **self._plan_options)
         padding = padding_share(self.train_sizes, plan)
+        meeting = completions_meeting(self.train_numbers, plan) if self.together > 1 else None
         rank_zero_info(
-            describe_facts(self.facts, len(self.val_rows), self.val_prompts, padding, len(plan))
+            describe_facts(self.facts, len(self.val_rows), self.val_prompts, padding, len(plan), meeting)
             + (f"\n  {tinyworld.NOTICE}" if any(map(tinyworld.wrote, self.facts.generators)) else "")
         )
 
@@ -183,7 +198,7 @@ class RolloutsDataModule(L.LightningDataModule):
         held = [i for i in good if role_of(splits[i]) == "test"]
         if not held:
             held = [i for i in good if is_held_out(ids[i], self.val_share)]
-        train = sorted(set(good) - set(held))
+        train = self._take(ids, sorted(set(good) - set(held)))
         shared = {ids[i] for i in held} & {ids[i] for i in train}
         if shared:
             rank_zero_info(
@@ -200,7 +215,8 @@ class RolloutsDataModule(L.LightningDataModule):
             )
         sizes = np.asarray([len(x) for x in table.with_format("numpy")["input_ids"]])
         self.train_sizes, self.val_sizes = sizes[train].tolist(), sizes[held].tolist()
-        self.train_rows = RolloutRows(table, train, _number(ids, train), self.limits)
+        self.train_numbers = _number(ids, train)
+        self.train_rows = RolloutRows(table, train, self.train_numbers, self.limits)
         self.val_rows = RolloutRows(table, held, _number(ids, held), self.limits)
         self.val_prompts = len({ids[i] for i in held})
         columns = {name: list(table[name]) for name in ("length", "censored", "sampling", "generator")}
@@ -212,7 +228,46 @@ class RolloutsDataModule(L.LightningDataModule):
             [columns["generator"][i] for i in train],
         )
 
+    def held_out_digest(self) -> str:
+        """What was validated on: the same for the same completions, cut to the same length, in whatever order.
+
+        Pictures count by the tokens they take, not by what is on them.
+        """
+        rows = [self.val_rows.without_images(i) for i in range(len(self.val_rows))]
+        facts = ((row["prompt_length"], row["length"], row["censored"]) for row in rows)
+        parts = [
+            hashlib.blake2b(np.asarray([*map(int, fact), *row["input_ids"]], dtype=np.int64).tobytes()).digest()
+            for fact, row in zip(facts, rows, strict=True)
+        ]
+        return hashlib.blake2b(b"".join(sorted(parts)), digest_size=12).hexdigest()
+
+    def _take(self, ids: Sequence[str], rows: Sequence[int]) -> list[int]:
+        """The training rows that train_prompts and train_completions ask for, and a note where there are too few."""
+        prompts, completions = self.train_prompts, self.train_completions
+        there: Counter[int] = Counter()  # completions of each prompt
+        taken = []
+        for row, number in zip(rows, _number(ids, rows), strict=True):
+            there[number] += 1
+            if (prompts is None or number < prompts) and (completions is None or there[number] <= completions):
+                taken.append(row)
+        if prompts is not None and prompts > len(there):
+            rank_zero_info(f"train_prompts asks for {prompts:,} prompts to train on, there are {len(there):,}")
+        if completions is not None:
+            chosen = [count for number, count in there.items() if prompts is None or number < prompts]
+            if few := sum(count < completions for count in chosen):
+                rank_zero_info(
+                    f"train_completions asks for {completions:,} completions of each prompt, {few:,} of the "
+                    f"{len(chosen):,} training prompts have fewer"
+                )
+        return taken
+
     # -- loaders ------------------------------------------------------------------------------------------------
+
+    @property
+    def _plan_options(self) -> dict[str, Any]:
+        """How the training rows are put into batches."""
+        groups: dict[str, Any] = {"prompts": self.train_numbers, "together": self.together}
+        return {"seed": self.seed, "bucket": self.bucket, **groups}
 
     def _collator(self) -> Collator:
         tokenizer = tokenizer_of(self.processor)
@@ -231,8 +286,8 @@ class RolloutsDataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Batches of this rank, shuffled anew every epoch."""
         rank, world_size = _rank(self.trainer)
-        options: dict[str, Any] = {"bucket": self.bucket, "seed": self.seed, "rank": rank, "world_size": world_size}
-        batches = len(plan_batches(self.train_sizes, self.batch_tokens, seed=self.seed, bucket=self.bucket))
+        options: dict[str, Any] = {**self._plan_options, "rank": rank, "world_size": world_size}
+        batches = len(plan_batches(self.train_sizes, self.batch_tokens, **self._plan_options))
         try:
             sampler = TokenBudgetBatches(self.train_sizes, self.batch_tokens, epochs=self._epochs(batches), **options)
         except ValueError as error:

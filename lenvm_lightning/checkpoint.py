@@ -30,6 +30,7 @@ CONFIG_FILE = "lenvm_config.json"
 HEAD_FILE = "value_head.safetensors"
 HEAD_KEYS = ("fc.weight", "fc.bias", "summary.weight", "summary.bias")
 _HEAD_PREFIX = "v_head."
+_PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # entries of a config with one value a layer
 Source = str | os.PathLike[str]
 
 
@@ -123,6 +124,23 @@ def _merge(entries: dict[str, Any], overrides: dict[str, Any], where: str) -> di
     return merged
 
 
+def _keep_layers(config: PreTrainedConfig, count: int, source: Source) -> None:
+    """Makes a config ask for only the first layers of its language model."""
+    text = config.get_text_config()
+    there = text.num_hidden_layers
+    if not 1 <= count <= there:
+        raise CheckpointError(f"keep_layers must lie between 1 and {there}, the layers of {str(source)!r}; got {count}")
+    lists = {name: vars(text)[name][:count] for name in _PER_LAYER if vars(text).get(name)}
+    text.num_hidden_layers = count
+    for name, kinds in lists.items():
+        setattr(text, name, kinds)
+    if text.num_hidden_layers != count:
+        raise CheckpointError(
+            f"{str(source)!r} ({config.model_type}) counts its layers in another way, so they cannot be cut: leave "
+            "keep_layers out"
+        )
+
+
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Silences transformers' bars and its report of unused keys; those that are missing raise. Downloads still show."""
@@ -141,6 +159,7 @@ def load_backbone(
     *,
     pretrained: bool = True,
     overrides: dict[str, Any] | None = None,
+    keep_layers: int | None = None,
     dtype: torch.dtype | str = "float32",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -151,6 +170,8 @@ def load_backbone(
         source: hub id, directory or embedded name.
         pretrained: load the weights; False gives random ones of the same shape.
         overrides: entries of the config to change, nested where the config is.
+        keep_layers: load only so many layers of the language model, the first ones, with the norm after the last;
+            None loads all. A vision tower stays whole.
         dtype: of the weights, or ``auto`` for the checkpoint's own.
         attn_implementation: ``sdpa``, ``flash_attention_2``, …; transformers' choice where None.
         trust_remote_code: run modelling code that comes with the checkpoint.
@@ -159,14 +180,22 @@ def load_backbone(
         The model, in eval mode.
 
     Raises:
-        CheckpointError: no such model, an unknown override, overrides of pretrained weights, missing weights.
+        CheckpointError: no such model, an unknown override, overrides of pretrained weights, missing weights, layers
+            that are not there to be kept.
     """
     if pretrained and overrides:
         raise CheckpointError(
             f"overrides ({', '.join(overrides)}) change the shape that the weights of {str(source)!r} have; "
             "set pretrained: false to start from random weights, or leave the overrides out."
         )
+    if keep_layers is not None and not pretrained:
+        raise CheckpointError(
+            f"keep_layers: {keep_layers} says which pretrained weights to load, but pretrained is false: set the "
+            "number of layers in overrides"
+        )
     config = load_config(source, overrides, trust_remote_code=trust_remote_code)
+    if keep_layers is not None:
+        _keep_layers(config, keep_layers, source)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
@@ -192,9 +221,12 @@ def load_backbone(
         ) from error
     wrong = [f"{key} is {tuple(have)}, expected {tuple(want)}" for key, have, want in sorted(info["mismatched_keys"])]
     if wrong:
+        cause = "Weights and config come from different models: save or download both again."
+        if keep_layers is not None:  # such as embeddings for all layers in one tensor
+            cause = "Where a weight belongs to all layers, they cannot be cut: leave keep_layers out."
         raise CheckpointError(
             f"{len(wrong)} weights in {str(source)!r} do not have the shape its config.json asks for: {_some(wrong)}. "
-            "Weights and config come from different models: save or download both again."
+            + cause
         )
     _fill_missing(model, set(info["missing_keys"]), source)
     return model.eval()

@@ -13,6 +13,8 @@ from torchmetrics import Metric
 from .values import remaining_to_value, value_to_remaining
 
 POSITIONS = ("all", "start", "25", "50", "75")
+POSITION_NAMES = {"all": "all positions", "start": "prompt boundary", "25": "25% written", "50": "50% written",
+                  "75": "75% written"}  # fmt: skip
 _SHARES = (0.0, 0.25, 0.50, 0.75)
 
 
@@ -162,13 +164,21 @@ class PromptBoundaryMRE(Metric):
         row = torch.stack([torch.ones_like(g), g, at_start, censored.double()], dim=1)  # (B, 4)
         self.sums.index_add_(0, prompt_index, row.to(self.sums))
 
+    @property
+    def known(self) -> Tensor:
+        """True = prompt that was met and whose completions all ended. Shape (prompts,)."""
+        return (self.sums[:, 0] > 0) & (self.sums[:, 3] == 0)
+
+    def by_prompt(self) -> tuple[Tensor, Tensor]:
+        """``L_GT`` and ``L_hat`` of the known prompts, in their order. Shape (K,) each, float64."""
+        sums = self.sums[self.known]
+        return value_to_remaining(-sums[:, 1] / sums[:, 0], self.gamma), sums[:, 2] / sums[:, 0]
+
     def compute(self) -> dict[str, Tensor]:
         """``mre`` and ``mre_constant``, the least that one predicted length for all prompts can reach."""
-        sums = self.sums[(self.sums[:, 0] > 0) & (self.sums[:, 3] == 0)]
-        if len(sums) == 0:
+        truth, predicted = self.by_prompt()
+        if len(truth) == 0:
             return {}
-        truth = value_to_remaining(-sums[:, 1] / sums[:, 0], self.gamma)
-        predicted = sums[:, 2] / sums[:, 0]
         constant = weighted_median(truth, 1.0 / truth)
         return {
             "mre": ((predicted - truth).abs() / truth).mean(),

@@ -31,6 +31,8 @@ class LenVMModule(L.LightningModule):
         backbone: hub id, directory, or embedded name (``tiny-text``, ``tiny-vl``).
         pretrained: start from the backbone's weights; False from random ones of its shape.
         overrides: entries of the backbone's config to change; only with ``pretrained: false``.
+        keep_layers: start from only so many layers of the pretrained language model, the first ones, for a value
+            model that is shallower than its generator; None keeps all.
         dtype: type of the weights; the Trainer's ``precision`` decides what is computed in.
         attn_implementation: attention kernels of transformers; its own choice where None.
         trust_remote_code: run modelling code that comes with the backbone.
@@ -53,6 +55,7 @@ class LenVMModule(L.LightningModule):
         backbone: str,
         pretrained: bool = True,
         overrides: dict[str, Any] | None = None,
+        keep_layers: int | None = None,
         dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
@@ -101,6 +104,10 @@ class LenVMModule(L.LightningModule):
             found.append(f"loss: bce needs a target between 0 and 1, which {h['target']} is not")
         if h["pretrained"] and h["overrides"]:
             found.append("overrides change the shape of the backbone, so they need pretrained: false")
+        if h["keep_layers"] is not None and h["keep_layers"] < 1:
+            found.append(f"keep_layers must be at least 1, got {h['keep_layers']}")
+        if h["keep_layers"] is not None and not h["pretrained"]:
+            found.append("keep_layers cuts pretrained weights; with pretrained: false set the layers in overrides")
         for name, kinds in (("target", TargetKind), ("loss", LossKind), ("censored", CensoredKind)):
             if h[name] not in get_args(kinds):
                 found.append(f"{name} must be one of {', '.join(get_args(kinds))}; got {h[name]}")
@@ -135,6 +142,7 @@ class LenVMModule(L.LightningModule):
             config,
             pretrained=h["pretrained"],
             overrides=h["overrides"],
+            keep_layers=h["keep_layers"],
             expected_length=facts.p50 / 2 if facts else None,
             dtype=h["dtype"],
             attn_implementation=h["attn_implementation"],

@@ -121,6 +121,7 @@ class LengthValueModel(nn.Module):
         *,
         pretrained: bool = True,
         overrides: dict[str, Any] | None = None,
+        keep_layers: int | None = None,
         expected_length: float | None = None,
         **backbone_options: Any,
     ) -> "LengthValueModel":
@@ -132,13 +133,16 @@ class LengthValueModel(nn.Module):
             pretrained: load the backbone's weights; False starts from its shape with random ones.
             overrides: entries of the backbone's config to change, nested for vision-language models;
                 only without pretrained weights.
+            keep_layers: start from only so many layers of the pretrained language model, the first ones.
             expected_length: typical remaining tokens; the fresh head starts by predicting it everywhere.
             backbone_options: for :func:`~lenvm_lightning.checkpoint.load_backbone` (dtype, attn_implementation, …).
 
         Raises:
-            CheckpointError: no such model, or weights missing from it.
+            CheckpointError: no such model, or weights or layers missing from it.
         """
-        backbone = checkpoint.load_backbone(source, pretrained=pretrained, overrides=overrides, **backbone_options)
+        backbone = checkpoint.load_backbone(
+            source, pretrained=pretrained, overrides=overrides, keep_layers=keep_layers, **backbone_options
+        )
         if config.backbone is None:
             config = dataclasses.replace(config, backbone=str(source))
         model = cls(backbone, config)

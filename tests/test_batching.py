@@ -1,12 +1,13 @@
 """Batches under a token budget: whole, tight, the same again, and resumable."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from datamodules.batching import ResumableLoader, TokenBudgetBatches, plan_batches, split_to_count
-from datamodules.report import padding_share
+from datamodules.report import completions_meeting, padding_share
 
 BUDGET = 8192
 
@@ -21,11 +22,22 @@ def flat(batches):
     return list(itertools.chain.from_iterable(batches))
 
 
+def of_prompts(rows, seed=0):
+    """Prompts of 1 to 31 rows each, which lie anywhere."""
+    random = np.random.default_rng(seed)
+    return random.permutation(np.repeat(np.arange(rows), random.integers(1, 32, rows))[:rows]).tolist()
+
+
+TOGETHER = [1, 2, 16, 1000]
+
+
+@pytest.mark.parametrize("together", TOGETHER)
 @pytest.mark.parametrize("bucket", [True, False])
 @pytest.mark.parametrize("seed", [0, 1, None])
-def test_every_row_once_and_within_the_budget(seed, bucket):
+def test_every_row_once_and_within_the_budget(seed, bucket, together):
     lengths = [*long_tailed(), 9000, 8192]  # a row above the budget, and one that fills it
-    batches = plan_batches(lengths, BUDGET, seed=seed, bucket=bucket)
+    prompts = of_prompts(len(lengths))
+    batches = plan_batches(lengths, BUDGET, seed=seed, bucket=bucket, prompts=prompts, together=together)
     assert sorted(flat(batches)) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) * max(lengths[row] for row in batch) <= BUDGET or len(batch) == 1
@@ -46,6 +58,61 @@ def test_sorted_batches_come_in_random_order():
     order = np.arange(len(longest))
     # Of 130 batches in random order |correlation| exceeds 0.3 once in 2,000 seeds; in order of length it is near 1.
     assert abs(np.corrcoef(order, longest)[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("bucket", [True, False])
+def test_completions_of_a_prompt_stay_together(bucket):
+    """The budget holds 32 rows of 20 to 400 tokens, so no group is split."""
+    lengths = np.random.default_rng(0).integers(20, 400, 1600).tolist()
+    prompts = np.random.default_rng(1).permutation(np.repeat(np.arange(100), 16)).tolist()
+
+    def plan(together, seed=0):
+        return plan_batches(lengths, 32 * 400, seed=seed, bucket=bucket, prompts=prompts, together=together)
+
+    for batch in plan(16):
+        assert set(Counter(prompts[row] for row in batch).values()) == {16}
+    for batch in plan(5):  # groups of 5, 5, 5 and 1; several of a prompt may meet
+        assert {n % 5 for n in Counter(prompts[row] for row in batch).values()} <= {0, 1}
+    meeting = [completions_meeting(prompts, plan(together)) for together in (1, 2, 4, 8, 16)]
+    assert meeting == sorted(meeting)
+    assert meeting[0] < 2 < meeting[1]
+    assert meeting[-1] == 16
+    # Which completions meet, and which prompts, is drawn anew.
+    groups = [{frozenset(row for row in batch if prompts[row] == 0) for batch in plan(4, seed)} for seed in (0, 1)]
+    assert groups[0] != groups[1]
+    assert {frozenset(batch) for batch in plan(16)} != {frozenset(batch) for batch in plan(16, seed=1)}
+
+
+def test_a_group_above_the_budget_is_split_into_rows_of_similar_length():
+    lengths, prompts = [10, 60, 20, 50, 100, 10, 10, 90], [0, 0, 0, 0, 0, 0, 1, 1]
+    batches = plan_batches(lengths, 100, seed=0, prompts=prompts, together=8)
+    # 100 | 60 | 50, 20 | 10, 10 of prompt 0, and 90 | 10 of prompt 1; sorted by length 10 meets 10, 10.
+    assert sorted(map(sorted, batches)) == [[0, 5, 6], [1], [2, 3], [4], [7]]
+
+
+def test_without_together_the_prompts_change_nothing():
+    lengths = long_tailed(500)
+    plain = plan_batches(lengths, BUDGET, seed=3)
+    assert plan_batches(lengths, BUDGET, seed=3, prompts=of_prompts(500)) == plain
+    alone = plan_batches(lengths, BUDGET, seed=3, prompts=range(500), together=4)  # no prompt has two
+    assert completions_meeting(list(range(500)), alone) == 1.0
+    with pytest.raises(ValueError, match="together: 4 needs the prompt of each of the 500 rows"):
+        plan_batches(lengths, BUDGET, seed=3, together=4)
+
+
+def test_groups_are_sorted_by_their_longest_row():
+    longest = np.repeat(long_tailed(750), 4)
+    lengths = (longest - np.arange(3000) % 4).tolist()  # alike within a prompt: what is lost, is lost between groups
+    groups = {"prompts": np.arange(3000) // 4, "together": 4}
+    sorted_ = padding_share(lengths, plan_batches(lengths, BUDGET, seed=0, **groups))
+    random = padding_share(lengths, plan_batches(lengths, BUDGET, seed=0, bucket=False, **groups))
+    assert sorted_ <= 0.08
+    assert random > 0.3
+
+
+def test_completions_meeting_by_hand():
+    assert completions_meeting([0, 0, 0, 1], [[0, 1, 3], [2]]) == (2 + 2 + 1 + 1) / 4
+    assert completions_meeting([], []) == 0.0
 
 
 def test_evaluation_goes_from_long_to_short():
@@ -70,12 +137,12 @@ def test_split_to_count():
         split_to_count(batches, 8)
 
 
+@pytest.mark.parametrize("together", TOGETHER)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_share_out_every_epoch_evenly(world_size):
+def test_ranks_share_out_every_epoch_evenly(world_size, together):
     lengths = long_tailed(1500)
-    samplers = [
-        TokenBudgetBatches(lengths, BUDGET, epochs=6, rank=rank, world_size=world_size) for rank in range(world_size)
-    ]
+    options = {"world_size": world_size, "prompts": of_prompts(1500), "together": together}
+    samplers = [TokenBudgetBatches(lengths, BUDGET, epochs=6, rank=rank, **options) for rank in range(world_size)]
     natural = {len(samplers[0]._plan(epoch)) for epoch in range(6)}
     assert len(natural) > 1  # epochs would differ in number, if they were left alone
     epochs = []
@@ -92,9 +159,11 @@ def test_ranks_share_out_every_epoch_evenly(world_size):
     assert all(a != b for a, b in itertools.pairwise(epochs))
 
 
-def test_reproducible():
+@pytest.mark.parametrize("together", TOGETHER)
+def test_reproducible(together):
     def batches(seed, epoch):
-        sampler = TokenBudgetBatches(long_tailed(300), BUDGET, seed=seed, epochs=3)
+        groups = {"prompts": of_prompts(300), "together": together}
+        sampler = TokenBudgetBatches(long_tailed(300), BUDGET, seed=seed, epochs=3, **groups)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -107,8 +176,8 @@ def test_too_few_rows_for_the_ranks_is_said_at_once():
         TokenBudgetBatches([5, 5], BUDGET, world_size=3)
 
 
-def new_loader(workers):
-    sampler = TokenBudgetBatches(long_tailed(300), BUDGET, epochs=3)
+def new_loader(workers, together=1):
+    sampler = TokenBudgetBatches(long_tailed(300), BUDGET, epochs=3, prompts=of_prompts(300), together=together)
     return ResumableLoader(range(300), batch_sampler=sampler, collate_fn=list, num_workers=workers)
 
 
@@ -117,17 +186,17 @@ def run_epoch(loader, epoch):
     return list(loader)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_gives_exactly_what_was_left(workers):
-    whole = [run_epoch(new_loader(0), epoch) for epoch in range(3)]
-    first = new_loader(workers)
+@pytest.mark.parametrize(("workers", "together"), [(0, 1), (0, 16), (2, 1)])
+def test_resuming_gives_exactly_what_was_left(workers, together):
+    whole = [run_epoch(new_loader(0, together), epoch) for epoch in range(3)]
+    first = new_loader(workers, together)
     assert run_epoch(first, 0) == whole[0]
     first.batch_sampler.set_epoch(1)
     taken = list(itertools.islice(first, 4))  # workers have read further ahead by now
     state = first.state_dict()
     assert state == {"epoch": 1, "batches": 4}
 
-    second = new_loader(workers)
+    second = new_loader(workers, together)
     second.load_state_dict(state)
     assert second.state_dict() == state  # stopped again before its first batch
     rest = run_epoch(second, 1)

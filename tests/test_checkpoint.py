@@ -1,5 +1,6 @@
 """Model directories: ours and the published ones, read, written, and refused with a reason."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -12,7 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_value_model import build, picture_inputs, text_inputs
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Gemma3nTextConfig,
+    LongcatFlashConfig,
+)
 
 from lenvm_lightning import checkpoint, tinyworld
 from lenvm_lightning.errors import CheckpointError
@@ -175,6 +184,106 @@ def test_other_precisions(tmp_path, dtype):
     assert loaded.v_head.fc.weight.dtype == (torch.float64 if dtype == "float64" else torch.float32)
     assert torch.equal(logits_of(loaded, "tiny-text"), logits_of(model, "tiny-text"))
     assert LengthValueModel.from_pretrained(tmp_path, dtype="float32").backbone.dtype == torch.float32
+
+
+# -- the first layers ---------------------------------------------------------------------------------------------
+
+
+def shorter(model: LengthValueModel, layers: int) -> LengthValueModel:
+    """The model without its last layers, cut by hand."""
+    model = copy.deepcopy(model)
+    decoder = model.backbone.get_decoder()
+    decoder.layers = decoder.layers[:layers]
+    decoder.config.num_hidden_layers = layers
+    return model
+
+
+def layers_of(model: LengthValueModel) -> int:
+    return len(model.backbone.get_decoder().layers)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_first_layers_of_a_backbone(saved, layers, tmp_path, capfd):
+    family, whole, folder = saved
+    cut = LengthValueModel.from_backbone(folder, LenVMConfig(GAMMA), keep_layers=layers).eval()
+    assert capfd.readouterr() == ("", "")
+    assert layers_of(cut) == cut.backbone.config.get_text_config().num_hidden_layers == layers
+    by_hand = shorter(whole, layers)
+    expected = by_hand.backbone.state_dict()
+    assert list(cut.backbone.state_dict()) == list(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in cut.backbone.state_dict().items())
+    cut.v_head.load_state_dict(whole.v_head.state_dict())
+    logits = logits_of(cut, family)
+    assert torch.equal(logits, logits_of(by_hand, family))
+    if layers < layers_of(whole):
+        assert not torch.equal(logits, logits_of(whole, family))
+    cut.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.get("text_config", config)["num_hidden_layers"] == layers
+    loaded = LengthValueModel.from_pretrained(tmp_path)
+    assert layers_of(loaded) == layers
+    assert torch.equal(logits_of(loaded, family), logits)
+
+
+@pytest.mark.parametrize("name", tinyworld.NAMES)
+def test_all_layers_are_the_whole_backbone(name):
+    whole, kept = (checkpoint.load_backbone(name, keep_layers=layers) for layers in (None, 4))
+    assert kept.config.to_dict() == whole.config.to_dict()
+    assert all(torch.equal(tensor, whole.state_dict()[key]) for key, tensor in kept.state_dict().items())
+
+
+def test_layers_keep_their_kind(tmp_path):
+    kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    mixed = {"layer_types": kinds, "use_sliding_window": True, "sliding_window": 4}
+    torch.manual_seed(0)
+    whole = LengthValueModel.from_backbone("tiny-text", LenVMConfig(GAMMA), pretrained=False, overrides=mixed).eval()
+    nn.init.normal_(whole.v_head.summary.weight)
+    whole.save_pretrained(tmp_path / "whole")
+    cut = LengthValueModel.from_backbone(tmp_path / "whole", LenVMConfig(GAMMA), keep_layers=3).eval()
+    cut.v_head.load_state_dict(whole.v_head.state_dict())
+    assert cut.backbone.config.layer_types == kinds[:3]
+    logits = logits_of(cut, "tiny-text")
+    assert torch.equal(logits, logits_of(shorter(whole, 3), "tiny-text"))
+    cut.save_pretrained(tmp_path / "cut")
+    assert json.loads((tmp_path / "cut" / "config.json").read_text())["layer_types"] == kinds[:3]
+    assert torch.equal(logits_of(LengthValueModel.from_pretrained(tmp_path / "cut"), "tiny-text"), logits)
+
+
+def test_a_weight_of_a_kept_layer_must_be_there(tmp_path):
+    trained("tiny-text").save_pretrained(tmp_path)
+    rewrite(tmp_path / "model.safetensors", lambda t: t.pop("model.layers.2.mlp.up_proj.weight"))
+    assert checkpoint.load_backbone(tmp_path, keep_layers=2).config.num_hidden_layers == 2
+    with pytest.raises(CheckpointError, match=r"1 weights of Qwen2Model are not in.*layers\.2\.mlp\.up_proj"):
+        checkpoint.load_backbone(tmp_path, keep_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"keep_layers": 5}, "keep_layers must lie between 1 and 4, the layers of 'tiny-vl'; got 5"),
+        ({"keep_layers": 0}, "keep_layers must lie between 1 and 4.*got 0"),
+        ({"keep_layers": 2, "pretrained": False}, "pretrained is false: set the number of layers in overrides"),
+    ],
+)
+def test_layers_that_cannot_be_kept(options, text):
+    with pytest.raises(CheckpointError, match=text):
+        LengthValueModel.from_backbone("tiny-vl", LenVMConfig(GAMMA), **options)
+
+
+def test_backbones_whose_layers_cannot_be_cut(tmp_path):
+    LongcatFlashConfig(num_layers=2).save_pretrained(tmp_path / "pairs")  # two layers of attention in each
+    with pytest.raises(CheckpointError, match=r"longcat_flash\) counts its layers in another way.*leave keep_layers"):
+        checkpoint.load_backbone(tmp_path / "pairs", keep_layers=3)
+    config = Gemma3nTextConfig(
+        vocab_size=64, vocab_size_per_layer_input=64, hidden_size=16, hidden_size_per_layer_input=4,
+        intermediate_size=16, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        num_kv_shared_layers=2, laurel_rank=4, layer_types=["full_attention"] * 4,
+        activation_sparsity_pattern=[0.0] * 4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(tmp_path / "shared")  # embeddings of all layers are one weight
+    assert checkpoint.load_backbone(tmp_path / "shared", keep_layers=4).config.num_hidden_layers == 4
+    with pytest.raises(CheckpointError, match=r"embed_tokens_per_layer.*cannot be cut: leave keep_layers out"):
+        checkpoint.load_backbone(tmp_path / "shared", keep_layers=3)
 
 
 # -- published --------------------------------------------------------------------------------------------------

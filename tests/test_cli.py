@@ -226,12 +226,13 @@ def test_contradictions_are_named_before_anything_starts(here, capsys):
         (
             "model",
             {"gamma": "1", "lam": "2", "lr": "-1", "warmup_steps": "-3", "weight_decay": "-.1", "head_dropout": "1",
-             "betas": "[.9, 1]"},
+             "betas": "[.9, 1]", "keep_layers": "0"},
         ),
         (
             "data",
             {"max_length": "1", "batch_tokens": "0", "max_pixels": "0", "num_workers": "-1", "num_proc": "0",
-             "val_completions": "0", "val_share": "5", "max_bad_share": "-1"},
+             "val_completions": "0", "val_share": "5", "max_bad_share": "-1", "together": "0", "train_prompts": "0",
+             "train_completions": "0"},
         ),
         ("data", {"max_prompt_length": "4096"}),
     ],
@@ -242,6 +243,19 @@ def test_settings_out_of_range_are_named_before_anything_starts(here, capsys, se
     err = capsys.readouterr().err
     assert all(f"\n  {name} " in err for name in wrong), err
     assert not (here / "runs").exists()
+
+
+def test_a_value_model_may_be_shallower_than_its_generator(here, text_rollouts, capsys):
+    command = ["run", "text_lenvm", *SHORT, "--fit.data.files", str(text_rollouts), "--fit.data.batch_tokens", "1024"]
+    command += ["--fit.data.train_prompts", "5", "--fit.data.train_completions", "1", "--fit.model.keep_layers", "2"]
+    assert main([*command, "--fit.model.pretrained", "false"]) == 2
+    assert "with pretrained: false set the layers in overrides" in capsys.readouterr().err
+    assert main([*command, "--fit.model.pretrained", "true"]) == 0
+    results = json.loads((here / "runs" / "text_lenvm" / "results.json").read_text())
+    assert (results["train_prompts"], results["train_completions"]) == (5, 5)
+    model = LengthValueModel.from_pretrained(here / "runs" / "text_lenvm" / "model")
+    assert len(model.backbone.layers) == model.backbone.config.num_hidden_layers == 2
+    assert results["parameters"] == sum(p.numel() for p in model.parameters())
 
 
 def test_bad_rows_stop_the_run_with_file_and_line(here, capsys):

@@ -6,6 +6,7 @@ import pytest
 
 from datamodules import TextRollouts
 from datamodules.report import collect_facts, describe_facts
+from lenvm_lightning.errors import DataError
 
 
 def line(prompt, split=None, **more):
@@ -58,6 +59,93 @@ def test_without_such_a_split_a_share_of_the_prompts_is(set_up):
     assert held
     assert held.isdisjoint(trained)
     assert data.val_prompts == len(held)
+
+
+def ids(rows):
+    return [rows[i]["prompt_id"] for i in range(len(rows))]
+
+
+def mixed():
+    """Five training prompts with 3, 1, 3, 3 and 2 completions, not in a row, and two held-out ones."""
+    order = ["p0", "p1", "p0", "q0", "p2", "p3", "p2", "p0", "q1", "p4", "p3", "p2", "p3", "q0", "p4"]
+    return [
+        line(prompt, "test" if prompt[0] == "q" else "train", completion=f"Yes {number}.")
+        for number, prompt in enumerate(order)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["p0", "p1", "p0", "p2", "p3", "p2", "p0", "p4", "p3", "p2", "p3", "p4"]),
+        ({"train_prompts": 2}, ["p0", "p1", "p0", "p0"]),
+        ({"train_prompts": 3}, ["p0", "p1", "p0", "p2", "p2", "p0", "p2"]),
+        ({"train_completions": 1}, ["p0", "p1", "p2", "p3", "p4"]),
+        ({"train_completions": 2}, ["p0", "p1", "p0", "p2", "p3", "p2", "p4", "p3", "p4"]),
+        ({"train_prompts": 3, "train_completions": 2}, ["p0", "p1", "p0", "p2", "p2"]),
+    ],
+)
+def test_only_so_many_are_trained_on(set_up, said, settings, expected):
+    whole, part = set_up(*mixed()), set_up(*mixed(), **settings)
+    assert ids(part.train_rows) == expected
+    assert len(part.train_sizes) == part.facts.completions == len(expected)
+    assert part.facts.prompts == len(set(expected))
+    assert f"Rollouts: {len(expected)} completions of {len(set(expected))} prompts to train on, 3 of 2 h" in said[-1]
+    # The first completions in the order of the table, and the same held-out ones.
+    texts = [[rows[i]["input_ids"].tolist() for i in range(len(rows))] for rows in (whole.train_rows, part.train_rows)]
+    places = [texts[0].index(text) for text in texts[1]]
+    assert places == sorted(set(places))
+    first = {prompt: [i for i, p in enumerate(ids(whole.train_rows)) if p == prompt] for prompt in set(expected)}
+    assert places == sorted(i for p in first for i in first[p][: expected.count(p)])
+    assert ids(part.val_rows) == ids(whole.val_rows) == ["q0", "q1", "q0"]
+    assert part.val_sizes == whole.val_sizes
+    assert sorted(row for batch in part.train_dataloader().batch_sampler for row in batch) == list(range(len(expected)))
+
+
+def test_a_share_held_out_stays_the_same(set_up):
+    lines = [line(f"p{i}", "train") for i in range(30) for _ in range(2)]
+    whole = set_up(*lines, val_share=0.3)
+    part = set_up(*lines, val_share=0.3, train_prompts=4, train_completions=1)
+    assert ids(part.val_rows) == ids(whole.val_rows)
+    assert ids(part.train_rows) == ids(whole.train_rows)[:8:2]
+
+
+def test_asking_for_more_than_there_are_is_told_of(set_up, said):
+    data = set_up(*mixed(), train_prompts=9, train_completions=3)
+    assert len(data.train_rows) == 12
+    assert "train_prompts asks for 9 prompts to train on, there are 5" in said
+    assert "train_completions asks for 3 completions of each prompt, 2 of the 5 training prompts have fewer" in said
+    said.clear()
+    set_up(*mixed(), train_prompts=5, train_completions=1)
+    set_up(*mixed(), train_prompts=1, train_completions=3)
+    assert not any("asks for" in text for text in said)
+
+
+def test_prompts_left_out_are_not_trained_on_too(set_up, said):
+    lines = [*(line(f"p{i}", "train") for i in range(5)), line("p3", "test"), line("p9", "test")]
+    set_up(*lines, train_prompts=3)
+    assert not any("trained on too" in text for text in said)
+
+
+def test_completions_of_a_prompt_meet(set_up, said):
+    lines = [line(f"p{i % 6}", "train") for i in range(48)] + [line("q", "test")]
+    data = set_up(*lines, together=8, batch_tokens=512)
+    for batch in data.train_dataloader().batch_sampler:
+        prompts = [data.train_rows[row]["prompt_id"] for row in batch]
+        assert {prompts.count(prompt) for prompt in prompts} == {8}
+    assert "8.0 completions of a prompt meet in a batch" in said[-1]
+    set_up(*lines, batch_tokens=512)
+    assert "meet in a batch" not in said[-1]
+    set_up(*lines, together=8, batch_tokens=100)  # holds fewer than 8 rows
+    assert "8.0 completions" not in said[-1]
+
+
+def test_settings_that_cannot_be(set_up):
+    with pytest.raises(DataError) as caught:
+        set_up(line("p"), together=0, train_prompts=0, train_completions=-1)
+    for text in ("together must be at least 1, got 0", "train_prompts must be at least 1, got 0",
+                 "train_completions must be at least 1, got -1"):  # fmt: skip
+        assert text in str(caught.value)
 
 
 @pytest.fixture

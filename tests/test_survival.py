@@ -24,6 +24,9 @@ def _command(runs: Path) -> list[str]:
         "data.files": "tinyworld",  # scripted rollouts, nothing to sample
         "data.batch_tokens": "512",
         "data.val_completions": "20",
+        "data.train_prompts": "400",
+        "data.train_completions": "3",
+        "data.together": "2",
         "trainer.max_epochs": "3",
         "trainer.accumulate_grad_batches": "2",
         "trainer.limit_train_batches": "15",  # an odd number: the window at the end of each epoch is a short one
@@ -90,6 +93,7 @@ def test_killed_run_ends_with_the_same_weights(tmp_path):
     results = [json.loads((folder / "r" / "results.json").read_text()) for folder in (whole, broken)]
     assert results[0] == results[1]
     assert results[0]["optimizer_steps"] == STEPS
+    assert (results[0]["train_prompts"], results[0]["train_completions"]) == (400, 1200)
 
     again = _finish(broken)  # complete: nothing is trained again
     assert "is complete for these settings" in again.stdout

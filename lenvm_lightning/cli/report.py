@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, tinyworld
-from ..metrics import POSITIONS
+from ..metrics import POSITION_NAMES, POSITIONS
 from ..module import LenVMModule
 from ..tinyworld import quality
-
-_NAMES = {"all": "all positions", "start": "prompt boundary", "25": "25% written", "50": "50% written",
-          "75": "75% written"}  # fmt: skip
 
 
 def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -35,10 +32,14 @@ def _of_lenvm(module: Any, data: Any) -> dict[str, Any]:
     return {
         "gamma": config.gamma,
         "target": config.target,
+        "objective": {name: module.hparams[name] for name in ("loss", "lam", "censored")},
         "backbone": config.backbone,
+        "train_prompts": data.facts.prompts,
         "train_completions": data.facts.completions,
+        "train_completions_per_prompt": data.facts.completions / data.facts.prompts,
         "held_out_completions": len(data.val_rows),
         "held_out_prompts": data.val_prompts,
+        "held_out_digest": data.held_out_digest(),
         "tiny_world": any(map(tinyworld.wrote, data.facts.generators)),
     }
 
@@ -64,7 +65,7 @@ def as_table(results: dict[str, Any]) -> str:
     for position in POSITIONS:
         if f"mae_tokens/{position}" in m:
             ours, constant = m[f"mae_tokens/{position}"], m[f"mae_tokens_constant/{position}"]
-            lines.append(f"| {_NAMES[position]} | {ours:.1f} | {constant:.1f} | {_gain(ours, constant)} |")
+            lines.append(f"| {POSITION_NAMES[position]} | {ours:.1f} | {constant:.1f} | {_gain(ours, constant)} |")
     if "mre" in m:
         lines.append(f"| prompt-boundary MRE | {m['mre']:.3f} | {m['mre_constant']:.3f} | "
                      f"{_gain(m['mre'], m['mre_constant'])} |")  # fmt: skip

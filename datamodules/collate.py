@@ -35,8 +35,12 @@ class RolloutRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def without_images(self, index: int) -> dict[str, Any]:
+        """A row as the table has it: images are paths."""
+        return self._table[self._rows[index]]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._table[self._rows[index]]
+        row = self.without_images(index)
         images = [self._image(path) for path in row["images"]]
         return {**row, "images": images, "prompt_index": self._prompt_index[index], "row": index}
 

@@ -1,0 +1,121 @@
+"""A length value model over prompts and what was sampled for them: logits at every state."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from datamodules.batching import plan_batches
+from datamodules.collate import Collator
+
+from ..call import sees
+from ..checkpoint import token_types
+from ..rollouts.generation import Prompt
+from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
+from ..rollouts.record import IMAGE_MARK
+from ..value_model import LengthValueModel
+
+_WINDOW = 256  # completions sorted by length together: enough to meet others like them, few enough to hold pictures of
+
+
+@torch.inference_mode()
+def values_of(
+    lenvm: LengthValueModel,
+    processor: Any,
+    completions: Iterable[tuple[Prompt, Sequence[int]]],
+    batch_tokens: int = 8192,
+    window: int = _WINDOW,
+) -> Iterator[tuple[int, Tensor | str]]:
+    """Read prompts and completions with a length value model.
+
+    Args:
+        lenvm: in eval mode.
+        processor: tokenizer, or processor of a vision-language model.
+        completions: prompts, with or without pictures, and the generated ids, EOS included; without any id only the
+            prompt boundary is read. The completions of a prompt share its work where they give the same object.
+        batch_tokens: padded tokens of a batch; a longer completion gets one of its own.
+        window: completions that are read, sorted by length, before the next are looked at.
+
+    Yields:
+        The number of a completion, from 0, and its logits: float32 on the CPU, shape (L + 1,), from s_0 (the last
+        prompt token) to s_L (the last generated one); or why there are none. Any order within a window.
+    """
+    pad = tokenizer_of(processor).pad_token_id
+    collate = Collator(0 if pad is None else pad, getattr(processor, "image_processor", None))
+    numbered = enumerate(completions)
+    while part := list(itertools.islice(numbered, window)):
+        prompts: dict[int, dict[str, Any] | str] = {}
+        rows: list[dict[str, Any]] = []
+        for number, (prompt, ids) in part:
+            if id(prompt) not in prompts:  # the window keeps it alive, so the number stays its own
+                prompts[id(prompt)] = _encode(lenvm, processor, prompt)
+            row = _row(lenvm, prompts[id(prompt)], ids, number)
+            if isinstance(row, str):
+                yield number, row
+            else:
+                rows.append(row)
+        for some in ([row for row in rows if not row["images"]], [row for row in rows if row["images"]]):
+            for batch in plan_batches([len(row["input_ids"]) for row in some], batch_tokens, seed=None):
+                yield from _read(lenvm, collate, [some[i] for i in batch])
+
+
+def _encode(lenvm: LengthValueModel, processor: Any, prompt: Prompt) -> dict[str, Any] | str:
+    """Ids and opened pictures of a prompt, or why it cannot be read."""
+    try:
+        marks = sum(message["content"].count(IMAGE_MARK) for message in prompt.messages)
+        if prompt.images and not sees(lenvm.backbone):
+            return "the prompt has pictures, but the length value model reads text only"
+        if marks != len(prompt.images):
+            return f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} images"
+        images = [open_image(image) for image in prompt.images]
+        ids = encode_prompt(processor, prompt.messages, images)[0]
+    except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
+        return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+    if not images and _holds_image_token(lenvm, ids):
+        return "an image or video token of the model stands where there is no image"
+    return {"ids": ids, "images": images} if ids else "the prompt is empty"
+
+
+def _row(
+    lenvm: LengthValueModel, prompt: dict[str, Any] | str, ids: Sequence[int], number: int
+) -> dict[str, Any] | str:
+    """A row as the collator takes it, or why there is none."""
+    if isinstance(prompt, str):
+        return prompt
+    known = lenvm.backbone.get_input_embeddings().num_embeddings
+    row = [*prompt["ids"], *ids]
+    if not 0 <= min(row) <= max(row) < known:
+        return (
+            f"token id {max(row) if max(row) >= known else min(row)} is not among the {known} of the length value model"
+        )
+    if _holds_image_token(lenvm, ids):
+        return "the completion has an image or video token of the model"
+    return {
+        "input_ids": row,
+        "prompt_length": len(prompt["ids"]),
+        "length": len(ids),
+        "censored": False,
+        "images": prompt["images"],
+        "prompt_index": 0,
+        "row": number,
+    }
+
+
+def _holds_image_token(lenvm: LengthValueModel, ids: Sequence[int]) -> bool:
+    return bool(token_types(lenvm.backbone.config, torch.as_tensor(ids, dtype=torch.int64)).any())
+
+
+def _read(lenvm: LengthValueModel, collate: Collator, rows: list[dict[str, Any]]) -> Iterator[tuple[int, Tensor]]:
+    batch = collate(rows)
+    device, dtype = lenvm.backbone.device, lenvm.backbone.dtype
+    vision = {
+        name: x.to(device, dtype if x.is_floating_point() else None)
+        for name, x in batch["vision"].items()
+        if isinstance(x, Tensor)
+    }
+    logits = lenvm(batch["input_ids"].to(device), batch["attention_mask"].to(device), **vision).float().cpu()
+    for number, mask, row in zip(batch["row"].tolist(), batch["mask"], logits, strict=True):
+        yield number, row[mask]

@@ -4,7 +4,6 @@ With a :class:`~.guide.Guide` every row is written under its own control of its 
 and one of the length value model a step. Without one this is plain sampling.
 """
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +20,12 @@ from .guidance import Control
 from .guide import Choice, Guide, Rules
 from .sampling import draw
 from .slots import FEWEST_ROWS, round_up
+from .threads import is_small, one_thread
 
 BROKEN = "the model's logits are NaN or infinite, or leave no token to draw"
 Passed = TypeVar("Passed")
 _AHEAD = 16  # prompts looked at, to find some that can be prefilled together
 _PREFILL_TOKENS = 1024  # padded tokens of such a prefill
-_SMALL = 20_000_000  # parameters of a generator that one thread writes with fastest
 _LAYOUT = 32  # steps between layouts of the slots
 
 
@@ -138,12 +137,11 @@ class ContinuousBatch(Generic[Passed]):
         self._decoder = decoder
         self._guide = guide
         self._device = decoder.model.device
-        size = sum(weight.numel() for weight in decoder.model.parameters())
-        self._small = self._device.type == "cpu" and size < _SMALL
+        self._small = is_small(decoder.model)
         self._stop = stop
         self._stop_ids = torch.tensor(sorted(stop), dtype=torch.int64, device=self._device)
         self._forbidden = forbidden
-        self._fewest = FEWEST_ROWS if guide is None else 1
+        self._fewest = FEWEST_ROWS if guide is None else guide.fewest_rows
         self._cache = decoder.slots(self._fewest)
         self._caches = [self._cache] if guide is None else [self._cache, guide.cache]
         self._most = slots
@@ -171,27 +169,15 @@ class ContinuousBatch(Generic[Passed]):
                     yield from self._look_ahead(source)
                     if not self._waiting:
                         break
-                    with self._threads():
+                    with one_thread(self._small):
                         self._prefill()
                 if not self._fill():
                     break
             if not self._live:
                 return
-            with self._threads():
+            with one_thread(self._small):
                 written = self._step()
             yield written
-
-    @contextlib.contextmanager
-    def _threads(self) -> Iterator[None]:
-        """One CPU thread for small models: theirs wait for each other longer than they compute, busily."""
-        before = torch.get_num_threads()
-        if self._small and before > 1:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            if self._small and before > 1:
-                torch.set_num_threads(before)
 
     def _look_ahead(self, source: Iterator[Job | Passed]) -> Iterator[Passed]:
         while len(self._waiting) < _AHEAD:

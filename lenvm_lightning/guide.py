@@ -53,7 +53,7 @@ class Guide:
 
     Args:
         lenvm: in eval mode.
-        fewest_rows: see :class:`~lenvm_lightning.slots.SlotCache`.
+        fewest_rows: of the caches of both models, see :class:`~lenvm_lightning.slots.SlotCache`.
 
     Raises:
         ValueError: its layers keep no slots.
@@ -62,6 +62,7 @@ class Guide:
     def __init__(self, lenvm: LengthValueModel, fewest_rows: int = 1) -> None:
         self.lenvm = lenvm
         self.decoder = SlotDecoder(lenvm.backbone)
+        self.fewest_rows = fewest_rows
         self.cache = self.decoder.slots(fewest_rows)
 
     def moved(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -29,13 +29,17 @@ def open_generator(generator: Any) -> SlotDecoder:
     return _opened("generator", generator, SlotDecoder, lambda decoder: decoder.difference(list(_TOKENS), {}))
 
 
-def open_lenvm(lenvm: LengthValueModel) -> Guide:
+def open_lenvm(lenvm: LengthValueModel, fewest_rows: int = 1) -> Guide:
     """Ready to score candidates in slots.
+
+    Args:
+        lenvm: in eval mode.
+        fewest_rows: see :class:`~.guide.Guide`.
 
     Raises:
         GenerationError: it does not work so.
     """
-    return _opened("lenvm", lenvm, Guide, lambda _: _difference(lenvm))
+    return _opened("lenvm", lenvm, lambda model: Guide(model, fewest_rows), lambda _: _difference(lenvm))
 
 
 def _opened(who: str, model: Any, build: Any, difference: Any) -> Any:

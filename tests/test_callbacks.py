@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lenvm_lightning.callbacks import ResumableCheckpoint, Throughput
+from lenvm_lightning.callbacks import ResumableCheckpoint, SmallModelThreads, Throughput
 
 
 @pytest.fixture
@@ -63,3 +63,17 @@ def test_epochs_of_a_single_step_are_told_of(tmp_path, monkeypatch, batches, acc
     trainer = SimpleNamespace(global_step=0, num_training_batches=batches, accumulate_grad_batches=accumulate)
     ResumableCheckpoint(str(tmp_path)).on_train_start(trainer, None)
     assert ["nothing is saved before the end" in text for text in said] == [True] * told
+
+
+@pytest.mark.parametrize(("width", "threads"), [(8, 1), (5000, 2)])
+def test_small_models_train_with_one_thread(width, threads):
+    callback, model = SmallModelThreads(), torch.nn.Linear(width, width)
+    torch.set_num_threads(2)
+    try:
+        callback.on_fit_start(None, model)
+        callback.on_validation_start(None, model)  # within training
+        assert torch.get_num_threads() == threads
+        callback.teardown(None, model, "fit")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

@@ -1,8 +1,16 @@
-"""Lightning callbacks: checkpoints that survive, throughput, a progress bar, pictures of predictions."""
+"""Lightning callbacks: checkpoints that survive, throughput, a progress bar, pictures of predictions, threads."""
 
 from .checkpointing import ResumableCheckpoint, latest_checkpoint
 from .curves import RemainingCurves
 from .progress import StepProgressBar
+from .threads import SmallModelThreads
 from .throughput import Throughput
 
-__all__ = ["RemainingCurves", "ResumableCheckpoint", "StepProgressBar", "Throughput", "latest_checkpoint"]
+__all__ = [
+    "RemainingCurves",
+    "ResumableCheckpoint",
+    "SmallModelThreads",
+    "StepProgressBar",
+    "Throughput",
+    "latest_checkpoint",
+]

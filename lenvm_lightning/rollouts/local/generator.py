@@ -26,6 +26,7 @@ from ...decoding import SlotDecoder
 from ...drawing import completion_seed
 from ...errors import CheckpointError, GenerationError, GeneratorError
 from ...probe import open_lenvm
+from ...slots import FEWEST_ROWS
 from ...value_model import LengthValueModel
 from ..generation import Answer, Completion, Failure, Prompt, Request, Sampling
 from ..prompting import encode_prompt, open_image, tokenizer_of
@@ -133,7 +134,8 @@ class LocalGenerator:
             if self._decoder is None:
                 yield from (answer for answer in jobs if isinstance(answer, Answer))
                 return
-            guide = open_lenvm(self.lenvm) if self.lenvm else None
+            fewest = FEWEST_ROWS if self.model.device.type == "cpu" else 1  # what a GPU rounds, no size makes the same
+            guide = open_lenvm(self.lenvm, fewest) if self.lenvm else None
             batch = ContinuousBatch[Answer](self._decoder, self.slots, self._stop, forbidden, guide)
             for item in batch.run(jobs):
                 yield item if isinstance(item, Answer) else self._answer(item)

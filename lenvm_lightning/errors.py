@@ -32,6 +32,10 @@ class StoreError(LenVMError):
     """A folder of rollouts that cannot be continued or written."""
 
 
+class EvaluationError(LenVMError):
+    """An evaluation that cannot be made as asked, or whose folder holds another one."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped word: ``; did you mean 'x'?``, or an empty string where nothing is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -3,6 +3,7 @@
 import inspect
 import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,16 @@ import yaml
 from datamodules import TextRollouts, VisionRollouts
 from datamodules.corpus import TinyCorpus
 from lenvm_lightning import TextLenVM, VisionLenVM
-from lenvm_lightning.cli.recipe import find_recipe, read_recipe, recipes_folder
+from lenvm_lightning.cli.recipe import find_recipe, read_recipe, recipes_folder, vary
 from lenvm_lightning.cli.run import FitCLI, parse_fit
 from lenvm_lightning.cli.sample import FIELDS, read_settings
+from lenvm_lightning.cli.stages import plan_tasks
+from lenvm_lightning.evaluation.settings import FIELDS as EVALUATE_FIELDS
+from lenvm_lightning.evaluation.settings import WITHOUT_GENERATOR
 from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
 
 RECIPES = sorted(recipes_folder().glob("*.yaml"))
+TRAINING = [path for path in RECIPES if "\nfit:" in path.read_text(encoding="utf-8")]
 CONFIGS = Path(__file__).parent / "configs"
 LABELS = ("Hardware", "Minutes", "Memory", "Reached", "Run", "Override")
 
@@ -42,7 +47,7 @@ def defaults_of(cls: type) -> dict:
     return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_recipe_parses(path):
     cli = parse(path)
     pairs = ((TextLenVM, TextRollouts), (VisionLenVM, VisionRollouts), (TinyLanguageModel, TinyCorpus))
@@ -58,10 +63,10 @@ def test_card(path):
     assert [label for label in LABELS if not entries.get(label)] == []
     run, name, *rest = entries["Run"].removeprefix("lightning ").split(maxsplit=2)
     assert (run, name) == ("run", f"recipes/{path.name}")
-    parse(path, flags(" ".join([*rest, entries["Override"]])))
+    read_recipe(path, flags(" ".join([*rest, entries["Override"]])))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_recipe_repeats_no_default(path):
     fit = yaml.safe_load(path.read_text(encoding="utf-8"))["fit"]
     cli = parse(path)
@@ -79,6 +84,40 @@ def test_sample_stage(path):
         defaults = {name: field.default for name, field in FIELDS.items()}
         assert [name for name, value in recipe["sample"].items() if value == defaults[name]] == []
         assert settings.sampling.max_tokens >= 1
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_evaluate_stage(path):
+    """Every recipe measures; what it measures is settled, and no setting says what is so anyway."""
+    recipe = read_recipe(path, [])
+    tasks = plan_tasks(recipe, str(path), "tiny-vl" if "vl" in path.stem else "tiny-text", "model")
+    assert tasks
+    for section in recipe["evaluate"]:
+        assert [key for key, value in section.items() if value == EVALUATE_FIELDS[key].default] == []
+    for task in tasks:
+        if task.task not in WITHOUT_GENERATOR:
+            assert task.generator is not None or path.stem not in ("text_lenvm", "vlm_lenvm", "paper_tiny")
+
+
+def test_variants_are_what_they_are_called():
+    """Each changes what its name says, and the reports of the recipe look at all of them."""
+    recipe = read_recipe(find_recipe("paper_tiny"), [])
+    runs = recipe["variants"]["runs"]
+    words = {
+        "seed": "seed", "layers": "keep_layers", "prompts": "train_prompts", "completions": "train_completions",
+        "target": "target", "gamma": "gamma", "lambda": "lam", "precision": "precision", "batches": "bucket",
+    }  # fmt: skip
+    for name, changed in runs.items():
+        kind, _, value = name.partition("-")
+        assert any(key.endswith(words[kind]) for key in changed)
+        base, varied = recipe["fit"], vary(recipe, name)["fit"]
+        assert varied != base
+        if kind in ("layers", "prompts", "completions", "gamma", "lambda"):
+            assert float(value) in [float(number) for number in changed.values()]
+        parse_fit(varied, name)
+    looked_at = {name for task in recipe["evaluate"] for pattern in task.get("runs", ()) for name in runs
+                 if fnmatch(name, pattern)}  # fmt: skip
+    assert looked_at == set(runs)
 
 
 REAL = {

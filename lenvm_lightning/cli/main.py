@@ -18,6 +18,7 @@ _RUN_EXAMPLES = """examples:
   lightning run text_lenvm --fit.data.files 'rollouts/*.jsonl'      your own rollouts
   lightning run text_lenvm --check                                  look at recipe and data, train nothing
   lightning run text_lenvm --sample.n 16 --sample.limit 200         sample other rollouts before training
+  lightning run lifebench --evaluate.limit 5                        a recipe that only measures
   lightning run text_lenvm --fit.help                               every setting there is
 """
 _SAMPLE_EXAMPLES = """examples:
@@ -85,7 +86,7 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     run = _add(
         commands,
         "run",
-        "run a recipe: sample rollouts, train a length value model",
+        "run a recipe: sample rollouts, train a length value model, evaluate",
         "Run the stages of a recipe. A stage that was interrupted goes on, one that is complete is skipped.",
         _RUN_EXAMPLES,
     )
@@ -94,7 +95,11 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     run.add_argument("--name", help="name of the run (default: the recipe's; another number if that is taken)")
     run.add_argument("--check", action="store_true", help="look at recipe and data and report, do nothing")
     run.add_argument("--fresh", action="store_true", help="delete this run and train again; rollouts stay")
-    for stage, example in (("sample", "--sample.n 16"), ("fit", "--fit.trainer.max_steps 50")):
+    for stage, example in (
+        ("sample", "--sample.n 16"),
+        ("fit", "--fit.trainer.max_steps 50"),
+        ("evaluate", "--evaluate.limit 20"),
+    ):
         run.add_argument(
             f"--{stage}.KEY",
             dest="_",
@@ -151,7 +156,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     words = list(argv)
     while words:
         word = words.pop(0)
-        if not word.startswith(("--fit.", "--sample.")):
+        if not word.startswith(("--fit.", "--sample.", "--evaluate.")):
             rest.append(word)
         elif "=" in word:
             key, value = word[2:].split("=", 1)

@@ -1,8 +1,10 @@
 """Recipes: finding, reading and checking them, so that every mistake is named before anything starts."""
 
+import copy
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..callbacks import ResumableCheckpoint
 from ..errors import RecipeError, nearest
+from ..evaluation.settings import FIELDS as EVALUATE_FIELDS
+from ..options import misfits
 from .sample import FIELDS, wrong_values
 
-STAGES = ("sample", "fit")
+STAGES = ("sample", "fit", "variants", "evaluate")
 _FIT_KEYS = ("seed_everything", "model", "data", "trainer", "checkpoint")
 
 
@@ -50,7 +54,8 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
 
     Args:
         path: the YAML file.
-        overrides: (``fit.section.key`` or ``sample.key``, value as YAML text) pairs; ``init_args`` may be left out.
+        overrides: (``fit.section.key`` or ``sample.key``, value as YAML text) pairs; ``init_args`` may be left out, and
+            ``evaluate.key`` is for all of its tasks.
 
     Raises:
         RecipeError: broken YAML, unknown keys, values of a wrong type, overrides without a value; all problems at once,
@@ -77,13 +82,16 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
         if value is None:
             problems.append(f"--{key}: a value is missing")
             continue
-        before = set(_mistakes(recipe))
         try:
-            _set(recipe, key.split("."), yaml.safe_load(value))
-        except (TypeError, yaml.YAMLError) as error:
+            problems += [f"--{key}: {text}" for text in _override(recipe, key, yaml.safe_load(value))]
+        except yaml.YAMLError as error:
             problems.append(f"--{key}: {error}")
-            continue
-        problems += [f"--{key}: {text}" for k, text in _mistakes(recipe) if (k, text) not in before]
+    if not problems:
+        problems = [
+            f"{path}:{lines.get(('variants', 'runs', name, key), 1)}: {text}"
+            for name in _variants(recipe)
+            for key, text in _vary(recipe, name)[1]
+        ]
     if not problems and not any(stage in recipe for stage in STAGES):
         problems.append(f"{path} has no stage; there are {', '.join(STAGES)}")
     if problems:
@@ -97,6 +105,43 @@ def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator
             path = (*prefix, str(key.value))
             yield path, key.start_mark.line + 1
             yield from _key_lines(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, entry in enumerate(node.value):
+            yield from _key_lines(entry, (*prefix, str(number)))
+
+
+def vary(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    """The ``fit`` stage of a variant, in a recipe of its own."""
+    return _vary(recipe, name)[0]
+
+
+def _variants(recipe: dict[str, Any]) -> dict[str, Any]:
+    return recipe["variants"]["runs"] if "variants" in recipe else {}
+
+
+def _vary(recipe: dict[str, Any], name: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """A variant, and (key, problem) of what it cannot change."""
+    varied = {"fit": copy.deepcopy(recipe.get("fit", {}))}
+    changed = _variants(recipe)[name]
+    return varied, [(key, text) for key, value in changed.items() for text in _override(varied, key, value)]
+
+
+def _override(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
+    """Change a setting, one of ``evaluate`` in all of its tasks; what is wrong with that."""
+    before = set(_mistakes(recipe))
+    path = key.split(".")
+    try:
+        if path[0] != "evaluate":
+            _set(recipe, path, value)
+        else:
+            tasks = recipe.get("evaluate")
+            if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+                return ["the recipe has no list of tasks under evaluate"]
+            for task in tasks:
+                _set(task, path[1:], value)
+    except TypeError as error:
+        return [str(error)]
+    return [text for where, text in _mistakes(recipe) if (where, text) not in before]
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
@@ -115,17 +160,54 @@ def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
 def _mistakes(recipe: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     """(path, problem) of every key that nothing would read, and of values of ``sample`` that cannot be."""
     yield from _against(recipe, STAGES, (), "stage")
-    for stage, mistakes_of in (("sample", _mistakes_of_sample), ("fit", _mistakes_of_fit)):
+    for stage, mistakes_of in (
+        ("sample", _mistakes_of_sample),
+        ("fit", _mistakes_of_fit),
+        ("variants", _mistakes_of_variants),
+    ):
         section = recipe.get(stage, {})
         if not isinstance(section, dict):
             yield (stage,), f"{stage}: expected settings, found {section!r}"
         elif stage in recipe:
             yield from mistakes_of(section)
+    if "evaluate" in recipe:
+        yield from _mistakes_of_evaluate(recipe["evaluate"])
 
 
 def _mistakes_of_sample(sample: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     yield from _against(sample, FIELDS, ("sample",), "setting of sample")
     yield from ((("sample", key), problem) for key, problem in wrong_values(sample))
+
+
+def _mistakes_of_variants(variants: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    yield from _against(variants, ("jobs", "runs"), ("variants",), "setting of variants")
+    jobs, runs = variants.get("jobs", 1), variants.get("runs")
+    if type(jobs) is not int or jobs < 1:
+        yield ("variants", "jobs"), f"jobs must be a whole number of at least 1, found {jobs!r}"
+    if not isinstance(runs, dict) or not all(isinstance(changed, dict) for changed in runs.values()):
+        yield ("variants", "runs"), "runs: expected what each run changes, such as {small: {fit.model.keep_layers: 2}}"
+        return
+    for name, changed in runs.items():
+        if not re.fullmatch(r"[\w.=+-]+", str(name)):
+            yield ("variants", "runs", str(name)), f"{name!r} cannot be the name of a folder"
+        for key in changed:
+            if not str(key).startswith("fit."):
+                yield ("variants", "runs", str(name), str(key)), f"{key!r}: a variant changes settings of fit only"
+
+
+def _mistakes_of_evaluate(tasks: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    if not isinstance(tasks, list) or not tasks:
+        yield ("evaluate",), f"evaluate: expected a list of tasks, such as [{{task: lifebench}}], found {tasks!r}"
+        return
+    for number, task in enumerate(tasks):
+        path = ("evaluate", str(number))
+        if not isinstance(task, dict):
+            yield path, f"expected settings of a task, found {task!r}"
+            continue
+        yield from _against(task, EVALUATE_FIELDS, path, "setting of a task")
+        if "task" not in task:
+            yield path, "task is missing"
+        yield from (((*path, key), problem) for key, problem in misfits(task, EVALUATE_FIELDS))
 
 
 def _mistakes_of_fit(fit: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

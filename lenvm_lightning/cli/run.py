@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -22,8 +23,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from ..callbacks import RemainingCurves, ResumableCheckpoint, StepProgressBar, Throughput, latest_checkpoint
+from ..callbacks import (
+    RemainingCurves,
+    ResumableCheckpoint,
+    SmallModelThreads,
+    StepProgressBar,
+    Throughput,
+    latest_checkpoint,
+)
 from ..errors import LenVMError, RecipeError, StoreError
+from ..evaluation.settings import WITHOUT_GENERATOR
 from ..module import LenVMModule
 from ..tinyworld.language_model import TinyLanguageModel
 from .recipe import find_recipe, read_recipe
@@ -40,6 +49,7 @@ from .sample import (
     settled,
     wait_for_first,
 )
+from .stages import plan_tasks, run_tasks, run_variants
 
 _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -124,6 +134,7 @@ class FitCLI(LightningCLI):
             Throughput(),
             *([RemainingCurves()] if isinstance(self.model, LenVMModule) else []),
             StepProgressBar(),
+            SmallModelThreads(),
             self.last_validation,
         ]
         chosen: dict[str, Any] = {"enable_checkpointing": False, "default_root_dir": str(folder.path)}
@@ -196,28 +207,64 @@ def run_recipe(
     settings = read_recipe(path, overrides)
     sampling = _plan_sampling(settings, overrides, path, runs)
     if "fit" not in settings:
-        assert sampling is not None  # a recipe has a stage
-        if check:
-            check_sampling(sampling)
-            return 0
-        return run_sampling(sampling, wait=True)
+        return _run_without_fit(settings, sampling, path, runs / (name or path.stem), check)
     cli = parse_fit(settings["fit"], str(path))
     if sampling is not None:
         cli.settings = {"sample": asdict(sampling), **cli.settings}
     if check:
         return _check(cli, sampling, path)
     with claimed_folder(runs, path.stem, name, cli.settings, fresh, f"# resolved from {path}\n") as folder:
+        status = 0
         if folder.complete:
             print(f"{folder.path} is complete for these settings (--fresh trains again).\n")
             _print_end(folder)
-            return 0
-        sampled = _sample(sampling) if sampling is not None else 0
-        if sampling is not None and not rollouts_file(sampling).exists():
-            return sampled
-        # Whether completions were sampled just now must not decide the numbers that training draws.
-        if (seed := cli.config["seed_everything"]) is not False:
-            L.seed_everything(seed, workers=True, verbose=False)
-        return _fit(cli, folder) or sampled
+        else:
+            status = _sample(sampling) if sampling is not None else 0
+            if sampling is not None and not rollouts_file(sampling).exists():
+                return status
+            # Whether completions were sampled just now must not decide the numbers that training draws.
+            if (seed := cli.config["seed_everything"]) is not False:
+                L.seed_everything(seed, workers=True, verbose=False)
+            status = _fit(cli, folder) or status
+        return _after_fit(settings, sampling, path, folder) or status if status in (0, 3) else status
+
+
+def _run_without_fit(
+    settings: dict[str, Any], sampling: SampleSettings | None, path: Path, folder: Path, check: bool
+) -> int:
+    """A recipe that only samples, or only measures."""
+    tasks = plan_tasks(settings, str(path), sampling.generator if sampling else None)
+    if check:
+        if sampling is not None:
+            check_sampling(sampling)
+        for task in tasks:
+            print(f"evaluate: {task.task} of {task.generator or 'the embedded pair'}")
+        return 0
+    status = run_sampling(sampling, wait=True) if sampling is not None else 0
+    return run_tasks(tasks, folder, _typed()) or status if tasks else status
+
+
+def _after_fit(settings: dict[str, Any], sampling: SampleSettings | None, path: Path, folder: RunFolder) -> int:
+    """Variants and evaluations of a run that has been trained."""
+    if not is_first_process():
+        return 0
+    free_memory()
+    if "variants" in settings and (status := run_variants(settings, folder.path)):
+        return status
+    results = json.loads(folder.results.read_text(encoding="utf-8"))
+    if "gamma" in results:
+        tasks = plan_tasks(settings, str(path), sampling.generator if sampling else None, str(folder.model))
+    else:  # it trained a generator
+        tasks = plan_tasks(settings, str(path), str(folder.model))
+    named = [task for task in tasks if task.generator is not None or task.task in WITHOUT_GENERATOR]
+    if len(named) < len(tasks):
+        print("evaluate: left out, nobody says which generator wrote these rollouts (--evaluate.generator NAME)")
+    return run_tasks(named, folder.path, _typed()) if named else 0
+
+
+def _typed() -> str:
+    """The command line, for reports."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _plan_sampling(

@@ -25,7 +25,7 @@ class SampleSettings:
     """What to sample. All but ``options`` and ``out`` decides what the completions are."""
 
     generator: str = setting(TEXT, "an embedded model, a model directory, a hub id, or a server's http:// address")
-    prompts: str | list[Any] = setting(SOURCES, "an embedded set, a JSONL file or a data set; several may be given")  # noqa: RUF009
+    prompts: str | list[Any] = setting(SOURCES, "an embedded set, a JSONL file or a data set; several may be given")
     n: int = setting(COUNT, "completions of each prompt", 8)
     split: str | None = setting(TEXT, "only prompts of this split", None)
     limit: int | None = setting(COUNT, "only so many prompts", None)
@@ -36,7 +36,7 @@ class SampleSettings:
     max_tokens: int = setting(INTEGER, "tokens after which a completion is cut, its end included", _DEFAULT.max_tokens)
     seed: int = setting(INTEGER, "of the run; each completion has its own, made from it", _DEFAULT.seed)
     model: str | None = setting(TEXT, "which model, where a server has several", None)
-    options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)  # noqa: RUF009
+    options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)
     out: str | None = setting(TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
 
     @property
@@ -106,7 +106,7 @@ def run_sampling(settings: SampleSettings, *, wait: bool = False) -> int:
     from ..rollouts.sample import already_sampled, open_generator, report, sample_rollouts
 
     source, options = settings.generator, {"model": settings.model, **(settings.options or {})}
-    with _sigterm_exits():
+    with sigterm_exits():
         prompts = load_prompts(settings.prompts, split=settings.split, limit=settings.limit)
         wanted = prompts, settings.n, rollouts_file(settings).parent, settings.sampling
         outcome = already_sampled(source, *wanted, **options)
@@ -145,7 +145,7 @@ def free_memory() -> None:
 
 
 @contextlib.contextmanager
-def _sigterm_exits() -> Iterator[None]:
+def sigterm_exits() -> Iterator[None]:
     """Let SIGTERM end the process the ordinary way, so that everything is closed in order."""
 
     def stop(number: int, frame: Any) -> None:

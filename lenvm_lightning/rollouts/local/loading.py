@@ -18,7 +18,7 @@ DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 _WHOLE = 2**30  # bytes of weights up to which all of them are digested
 _FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+    "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "value_head.safetensors", "lenvm_config.json",
 )  # fmt: skip
 
 

@@ -1,0 +1,148 @@
+"""The stages of a recipe after training: variants of it, and evaluations."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import RecipeError
+from ..evaluation.settings import EvaluationSettings, read_settings
+from ..folders import write_whole
+
+
+def plan_tasks(
+    recipe: Mapping[str, Any], where: str, generator: str | None = None, lenvm: str | None = None
+) -> list[EvaluationSettings]:
+    """The evaluate stage of a recipe.
+
+    Args:
+        recipe: as :func:`~.recipe.read_recipe` returns it.
+        where: its file, for messages.
+        generator: whom tasks measure that name none.
+        lenvm: what tasks have beside a generator that is not the embedded one, and name none.
+
+    Raises:
+        EvaluationError: settings that cannot be.
+    """
+    tasks = []
+    for number, section in enumerate(recipe.get("evaluate", ())):
+        task = read_settings(section, f"{where}: task {number + 1}")
+        if task.generator is None:
+            task = replace(task, generator=generator, lenvm=task.lenvm or lenvm)
+        tasks.append(task)
+    return tasks
+
+
+def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> int:
+    """Run the tasks, and write ``report.md`` with all of their reports.
+
+    Args:
+        tasks: settled.
+        folder: of the run; each task gets one of its own below ``evaluate``.
+        command: what was typed, for the reports.
+
+    Returns:
+        Exit status: 0, or 3 where completions failed.
+    """
+    from ..evaluation.evaluate import evaluate
+    from ..evaluation.run_tasks import read_results
+    from .sample import sigterm_exits
+
+    status, reports, done = 0, [], []
+    for task in tasks:
+        if task.task == "paper":
+            continue
+        with sigterm_exits():
+            found = evaluate(_with_runs(task, folder), folder / "evaluate", command)
+        done.append(found.results)
+        print(f"{found.text}\n{found.folder}\n", flush=True)
+        status = max(status, found.status)
+        place = os.path.relpath(found.folder, folder)
+        reports.append(found.text.replace("](", f"]({place}/"))
+    if any(task.task == "paper" for task in tasks):
+        from ..evaluation.claims import as_markdown
+
+        variants = [str(file.parent) for file in sorted((folder / "variants").glob("*/results.json"))]
+        reports.insert(0, as_markdown(done, read_results([str(folder), *variants]), folder.name))
+        print(reports[0])
+    if len(reports) > 1:
+        write_whole(folder / "report.md", "\n\n".join(reports))
+        print(f"report: {folder / 'report.md'}")
+    return status
+
+
+def _with_runs(task: EvaluationSettings, folder: Path) -> EvaluationSettings:
+    """With the folders of its runs: in a recipe ``base`` is the run itself, other names or patterns its variants."""
+    if task.runs is None:
+        return task
+    found: list[str] = []
+    for name in task.runs:
+        variants = [place for place in (folder / "variants").glob(name) if place.is_dir()]
+        places = [folder] if name == "base" else sorted(variants) or sorted(Path().glob(name))
+        if not places:
+            raise RecipeError(f"{task.task}: no run {name!r} in {folder / 'variants'}")
+        found += [str(place) for place in places]
+    return replace(task, runs=list(dict.fromkeys(found)))
+
+
+def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
+    """Train every variant, each as a run of its own in ``FOLDER/variants``; those that are complete are left alone.
+
+    Args:
+        recipe: with ``fit`` and ``variants``; the data of ``fit`` are settled.
+        folder: of the run.
+
+    Returns:
+        Exit status: 0, or that of the first variant that failed.
+    """
+    from .recipe import vary
+
+    plans = folder / "variants" / "recipes"
+    plans.mkdir(parents=True, exist_ok=True)
+    waiting: list[tuple[str, Path]] = []
+    for name in recipe["variants"]["runs"]:
+        plan = plans / f"{name}.yaml"
+        write_whole(plan, yaml.safe_dump(vary(dict(recipe), name), sort_keys=False))
+        if not (folder / "variants" / name / "results.json").exists():
+            waiting.append((name, plan))
+    jobs = recipe["variants"].get("jobs", 1)
+    print(f"variants: {len(waiting)} of {len(recipe['variants']['runs'])} to train, {jobs} at a time", flush=True)
+    return _run_side_by_side(waiting, jobs, folder)
+
+
+def _run_side_by_side(waiting: list[tuple[str, Path]], jobs: int, folder: Path) -> int:
+    """Run ``lightning run`` for each, some at a time, with their output in ``FOLDER/variants/NAME.log``."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    status = 0
+    waiting = waiting[::-1]
+    try:
+        while running or (waiting and not status):
+            while waiting and len(running) < jobs and not status:
+                name, plan = waiting.pop()
+                command = [sys.executable, "-m", "lenvm_lightning.cli", "run", str(plan), "--name", name]
+                with (folder / "variants" / f"{name}.log").open("ab") as log:
+                    running[name] = subprocess.Popen(
+                        [*command, "--runs", str(folder / "variants")], stdout=log, stderr=log, env=environment
+                    )
+            time.sleep(0.2)
+            for name, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    print(f"variant {name}: {'done' if process.returncode == 0 else 'FAILED'}", flush=True)
+                    status = status or process.returncode
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    if status:
+        print(f"a variant failed, see {folder / 'variants'}/*.log; the same command tries it again", file=sys.stderr)
+    return status

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from lenvm_lightning import tinyworld
+from lenvm_lightning.cli.evaluate import main as lenvm_eval
 from lenvm_lightning.drawing import completion_seed
 from lenvm_lightning.errors import GeneratorError
+from lenvm_lightning.evaluation.results import Results
 from lenvm_lightning.rollouts.generation import Prompt, Request, Sampling
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.sample import sample_rollouts
@@ -165,3 +167,43 @@ def test_the_server_sees_the_pictures(tmp_path):
         server.kill()
     assert answers["p0"].token_ids == answers["p6"].token_ids
     assert len({answer.text for answer in answers.values()}) > 1
+
+
+def evaluate(served, model, folder, *words):
+    """``lenvm-eval`` on the server, two completions of each of two questions."""
+    command = ["--task", "gsm8k", "--generator", served.url, "--model", model, "--data", "tiny", "--limit", "2"]
+    command += ["--n", "2", "--max-tokens", "12", "--options", "{processor: tiny-text}", "--out", str(folder)]
+    return lenvm_eval([*command, *words])
+
+
+def test_an_evaluation_of_it(served, model, tmp_path, capsys):
+    served.kill()  # whatever state other tests have left it in
+    served.start()
+    assert evaluate(served, model, tmp_path) == 0
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(samples) == 4
+    assert all(one["system"] == "base" and one["reencoded"] and one["logprob"] is None for one in samples)
+    assert len({one["text"] for one in samples}) > 2
+    results = Results.from_dict(json.loads((tmp_path / "results.json").read_text(encoding="utf-8")))
+    [row] = results.tables[0].rows
+    assert row.measures["tokens"].value == sum(one["tokens"] for one in samples) / 4
+    assert row.measures["logprob_per_token"].value is None
+    assert "log p a token" not in (tmp_path / "report.md").read_text(encoding="utf-8").partition("Pass@1:")[0]
+    assert results.provenance["generator"]["kind"] == "server"
+    assert evaluate(served, model, tmp_path) == 0
+    assert "is complete for these settings" in capsys.readouterr().err
+
+
+def test_predicted_lengths_of_what_it_writes(served, model, tmp_path):
+    command = ["--task", "length", "--lenvm", "tiny-text-lenvm", "--max-tokens", "200"]
+    assert evaluate(served, model, tmp_path, *command) == 0
+    results = Results.from_dict(json.loads((tmp_path / "results.json").read_text(encoding="utf-8")))
+    assert results.provenance["gamma"] == 0.99
+    assert results.tables[1].rows[0].measures["mae_tokens"].value > 0
+
+
+@pytest.mark.parametrize("words", [["--systems", "base", "tilt:-5"], ["--lenvm", "tiny-text-lenvm"]])
+def test_a_guided_evaluation_of_it_is_refused_before_sampling(served, model, tmp_path, capsys, words):
+    assert evaluate(served, model, tmp_path / "out", *words) == 2
+    assert "tilt:-5: a server decodes by itself, without --lenvm" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -183,7 +183,7 @@ def test_an_evaluation_of_it(served, model, tmp_path, capsys):
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(samples) == 4
     assert all(one["system"] == "base" and one["reencoded"] and one["logprob"] is None for one in samples)
-    assert len({one["text"] for one in samples}) > 2
+    assert len({one["prompt_id"] for one in samples}) == 2
     results = Results.from_dict(json.loads((tmp_path / "results.json").read_text(encoding="utf-8")))
     [row] = results.tables[0].rows
     assert row.measures["tokens"].value == sum(one["tokens"] for one in samples) / 4

@@ -78,9 +78,19 @@ def test_a_task_leaves_everything_and_is_not_repeated(words, here, monkeypatch, 
     found = run(here, f"--task {words}")
     out = capsys.readouterr().out
     for text in (found.report, out):
-        for part in (provenance, sizes, f"> {tinyworld.NOTICE}", table, arrow, " ± ", f"lenvm-eval --task {words}"):
+        asked, completions = sizes.split(" questions, ")
+        for part in (
+            provenance,
+            f"\n{asked} of ",
+            f", {completions}",
+            f"> {tinyworld.NOTICE}",
+            table,
+            arrow,
+            " ± ",
+            f"lenvm-eval --task {words}",
+        ):
             assert part in text, part
-    assert "smoke tests" not in found.report
+    assert "questions (--limit is for smoke tests, not results)" in found.report
     assert len(found.samples) == found.results.completions == count
     assert len({(one["system"], one["prompt_id"], one["number"]) for one in found.samples}) == count
     assert found.results.as_dict() == found.content
@@ -212,7 +222,7 @@ MISTAKES = {
     "--task gsm8k --generator MODEL --data tiny --systems base tilt:-5": r"tilt:-5: --lenvm is missing",
     "--task length --generator MODEL --data tiny": r"length measures a length value model: --lenvm is missing",
     "--task length --generator MODEL --lenvm tiny-text-lenvm": r"--data is missing: prompts that the length value",
-    "--task lifebench --generator MODEL": r"--data is missing: the file of LIFEBench's items",
+    "--task lifebench --generator MODEL": r"'LIFEBench/LIFEBench' is not on this machine, and the hub cannot be reached",
     "--task length --systems base tilt:-5": r"length measures completions of `base` alone",
     "--task gsm8k --generator http://127.0.0.1:9 --lenvm tiny-text-lenvm --data tiny": r"a server decodes by itself",
     "--task gsm8k --generator http://127.0.0.1:9 --systems tilt:-5 --data tiny": r"tilt:-5: a server decodes by itself",

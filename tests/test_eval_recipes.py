@@ -190,14 +190,18 @@ def test_a_variant_that_cannot_be_is_told_before_any_is_trained(trains, here, ca
     assert not (trains / "variants" / "shallow").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="a task that names its generator is measured with the embedded model instead")
 def test_a_task_that_names_its_generator_measures_what_was_trained():
     [task] = plan_tasks({"evaluate": [{"task": "length", "generator": "tiny-text"}]}, "r.yaml", None, "runs/r/model")
     assert task.lenvm == "runs/r/model"
 
 
-@pytest.mark.xfail(strict=True, reason="variants are read after the training of the recipe itself")
 def test_a_variant_that_cannot_be_is_told_before_hours_of_training(trains, here):
     (here / "r.yaml").write_text((here / "r.yaml").read_text().replace("keep_layers: 1", "keep_layer: 1"))
     assert main(["run", "r.yaml"]) == 2
     assert not (trains / "results.json").exists()
+
+
+def test_a_server_decodes_by_itself_but_its_completions_can_be_predicted():
+    recipe = {"evaluate": [{"task": "gsm8k"}, {"task": "length"}]}
+    answers, lengths = plan_tasks(recipe, "r.yaml", "http://localhost:1", "runs/r/model")
+    assert (answers.lenvm, lengths.lenvm) == (None, "runs/r/model")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import RecipeError
-from ..evaluation.settings import EvaluationSettings, read_settings
+from ..evaluation.settings import OF_VALUES, EvaluationSettings, read_settings
 from ..folders import write_whole
 
 
@@ -25,7 +25,7 @@ def plan_tasks(
         recipe: as :func:`~.recipe.read_recipe` returns it.
         where: its file, for messages.
         generator: whom tasks measure that name none.
-        lenvm: what tasks have beside a generator that is not the embedded one, and name none.
+        lenvm: the length value model of tasks that name none; that of the run.
 
     Raises:
         EvaluationError: settings that cannot be.
@@ -33,9 +33,10 @@ def plan_tasks(
     tasks = []
     for number, section in enumerate(recipe.get("evaluate", ())):
         task = read_settings(section, f"{where}: task {number + 1}")
-        if task.generator is None:
-            task = replace(task, generator=generator, lenvm=task.lenvm or lenvm)
-        tasks.append(task)
+        asked = task.generator or generator
+        behind_server = asked is not None and asked.startswith(("http://", "https://"))
+        own = None if behind_server and task.task not in OF_VALUES else lenvm  # a server decodes by itself
+        tasks.append(replace(task, generator=asked, lenvm=task.lenvm or own))
     return tasks
 
 

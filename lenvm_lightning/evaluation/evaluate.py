@@ -108,6 +108,8 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
 
 def _evaluate_runs(settings: EvaluationSettings, root: Path, command: str) -> Evaluated:
     """Compare finished runs; that takes no time, so it is done anew every time."""
+    if settings.task == "paper":
+        raise EvaluationError("the task `paper` belongs into a recipe with other tasks, see recipes/paper_tiny.yaml")
     if not settings.runs:
         raise EvaluationError(f"{settings.task}: --runs is missing, folders of finished runs such as runs/text_lenvm")
     findings, tiny = {"scaling": scaling, "ablation": ablation}[settings.task](settings.runs)
@@ -154,22 +156,25 @@ class _Plan:
         self.server = is_server(generator)
         self.guided = settings.lenvm is not None or (settings.options or {}).get("server") == "research"
         self.systems = self.task.systems(settings, self.guided, self.tiny)
-        wanting = [system.name for system in self.systems if system.guided]
-        if wanting and not self.guided and not self.server:
-            raise EvaluationError(
-                f"{', '.join(wanting)}: --lenvm is missing, a length value model of the same vocabulary"
-            )
-        if self.task.needs_lenvm and settings.lenvm is None:
-            raise EvaluationError(f"{settings.task} measures a length value model: --lenvm is missing")
-        if wanting and self.server and (settings.lenvm is not None or not self.guided):
-            raise EvaluationError(
-                f"{', '.join(wanting)}: a server decodes by itself, without --lenvm; one that knows length "
-                "value models takes --options '{server: research}' instead"
-            )
+        self._check()
         self.questions: Questions = self.task.questions(settings, self.tiny)
         self.sampling = _sampling(settings, self.systems)
         self.generator: Generator | None = open_generator(generator, **self.options) if self.server else None
         self.identity = self._identity()
+
+    def _check(self) -> None:
+        """Refuse systems that nobody could guide, before anything is loaded."""
+        lenvm = self.settings.lenvm
+        wanting = ", ".join(system.name for system in self.systems if system.guided)
+        if wanting and not self.guided and not self.server:
+            raise EvaluationError(f"{wanting}: --lenvm is missing, a length value model of the same vocabulary")
+        if self.task.needs_lenvm and lenvm is None:
+            raise EvaluationError(f"{self.settings.task} measures a length value model: --lenvm is missing")
+        if wanting and self.server and (lenvm is not None or not self.guided):
+            raise EvaluationError(
+                f"{wanting}: a server decodes by itself, without --lenvm; one that knows length value models takes "
+                "--options '{server: research}' instead"
+            )
 
     @property
     def options(self) -> dict[str, Any]:

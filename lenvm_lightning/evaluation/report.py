@@ -79,11 +79,10 @@ def sizes_line(results: Results) -> str:
     """Return n of N, and what was left out."""
     if not results.questions:
         return f"{len(results.provenance.get('runs', []))} runs"
-    told = f"{results.questions:,} questions"
-    if results.questions_of is not None and results.questions < results.questions_of:
-        told = f"{results.questions:,} of {results.questions_of:,} questions (--limit is for smoke tests, not results)"
-    elif results.questions_of is not None and not results.tiny_world:
-        told += f" of {results.questions_of:,}"
+    of = results.questions_of or 0
+    told = f"{results.questions:,}{f' of {of:,}' if of >= results.questions else ''} questions"
+    if of > results.questions:
+        told += " (--limit is for smoke tests, not results)"
     told += f", {results.completions:,} completions"
     return told + (f", {results.failed:,} FAILED" if results.failed else "")
 

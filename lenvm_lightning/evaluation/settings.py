@@ -11,6 +11,7 @@ from ..options import COUNT, INTEGER, NUMBER, OPTIONS, TEXT, Kind, misfits, sett
 from .lifebench import CONTROLS
 
 TASKS = ("lifebench", "gsm8k", "math500", "vqa", "length", "tokens", "scaling", "ablation", "paper")
+OF_VALUES = ("length", "tokens")  # they measure the length value model itself
 WITHOUT_GENERATOR = ("scaling", "ablation", "paper")  # they look at what others have done
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from torch.utils.data import Subset
+
 from ..rollouts.generation import Completion, Prompt
 from .results import Table
 from .samples import Sample, System
@@ -69,6 +71,14 @@ class Findings:
 def digest(content: Any) -> str:
     """Return what tells JSON values from others."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def ids_of(prompts: Any) -> list[str]:
+    """The ids of prompts, without opening their pictures where that can be helped."""
+    if isinstance(prompts, Subset):
+        every = ids_of(prompts.dataset)
+        return [every[index] for index in prompts.indices]
+    return list(getattr(prompts, "ids", None) or [prompt.prompt_id for prompt in prompts])
 
 
 class Task(Protocol):

@@ -15,7 +15,7 @@ from .results import Column, Measure, Row, Table
 from .rollout_values import values_of
 from .samples import Sample, System
 from .settings import EvaluationSettings
-from .task import Findings, Measured, Questions
+from .task import Findings, Measured, Questions, ids_of
 from .tokens import DIRECTIONS, LengthTokens, Ranking, TokenReport, plot_words
 
 _TINY = {"tiny-vl": ["tiny-vqa"]}
@@ -41,8 +41,13 @@ class _ValueTask:
         if tiny:
             own = _TINY.get(settings.generator or "", ["tiny-math", "tiny-write"])
             names = own if settings.data in (None, "tiny") else [settings.data]
-            share = -(-(settings.limit or _TINY_PROMPTS) // len(names))
-            prompts = load_prompts([{"source": n, "seed": 1} for n in names], split="test", limit=share)
+            limit = settings.limit or _TINY_PROMPTS
+            sources: list[str | dict[str, Any]] = [
+                {"source": name, "seed": 1, "limit": share}
+                for place, name in enumerate(names)
+                if (share := (limit + place) // len(names))
+            ]
+            prompts = load_prompts(sources, split="test")
             return Questions(prompts, _TINY_PROMPTS, prompts.description)
         if settings.data is None:
             raise EvaluationError("--data is missing: prompts that the length value model was not trained on")
@@ -68,7 +73,7 @@ def _read(measured: Measured) -> Iterator[tuple[Sample, Tensor]]:
         EvaluationError: a prompt that the length value model cannot read.
     """
     samples = [sample for sample in measured.samples["base"] if sample.token_ids]
-    places = {prompt_id: place for place, prompt_id in enumerate(p.prompt_id for p in measured.prompts)}
+    places = {prompt_id: place for place, prompt_id in enumerate(ids_of(measured.prompts))}
     cache: dict[str, Any] = {}
 
     def prompt_of(sample: Sample) -> Any:

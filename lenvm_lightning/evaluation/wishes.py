@@ -92,6 +92,7 @@ class WishTask:
             "wish": wish,
             "target": target,
             "item": meta["item"],
+            "lang": meta["lang"],
             "score": length_score(tokens, target, wish),
             "deviation": length_deviation(tokens, target),
         }

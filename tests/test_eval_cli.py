@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -222,7 +223,7 @@ MISTAKES = {
     "--task gsm8k --generator MODEL --data tiny --systems base tilt:-5": r"tilt:-5: --lenvm is missing",
     "--task length --generator MODEL --data tiny": r"length measures a length value model: --lenvm is missing",
     "--task length --generator MODEL --lenvm tiny-text-lenvm": r"--data is missing: prompts that the length value",
-    "--task lifebench --generator MODEL": r"'LIFEBench/LIFEBench' is not on this machine, and the hub cannot be reached",
+    "--task lifebench --generator MODEL": r"'LIFEBench/LIFEBench' is not on this machine, and the hub",
     "--task length --systems base tilt:-5": r"length measures completions of `base` alone",
     "--task gsm8k --generator http://127.0.0.1:9 --lenvm tiny-text-lenvm --data tiny": r"a server decodes by itself",
     "--task gsm8k --generator http://127.0.0.1:9 --systems tilt:-5 --data tiny": r"tilt:-5: a server decodes by itself",
@@ -275,3 +276,17 @@ def test_completions_that_fail_are_told_and_tried_again(here, capsys):
     assert main([*words.split(), "--out", "none"]) == 2
     assert "not one completion could be had" in capsys.readouterr().err
     assert not (here / "none" / "results.json").exists()
+
+
+def test_a_value_model_of_another_tokenizer_is_refused(here, capsys, tmp_path):
+    """Ids that mean other words would steer by noise."""
+    model = tmp_path / "other"
+    shutil.copytree(tinyworld.path("tiny-text-lenvm"), model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tinyworld.path("tiny-text") / name, model / name)
+    words = json.loads((model / "tokenizer.json").read_text())
+    ids = words["model"]["vocab"]
+    words["model"]["vocab"] = dict(zip(ids, reversed(list(ids.values())), strict=True))
+    (model / "tokenizer.json").write_text(json.dumps(words))
+    assert main(["--task", "gsm8k", "--limit", "1", "--n", "1", "--lenvm", str(model)]) == 2
+    assert "has another tokenizer than the generator" in capsys.readouterr().err

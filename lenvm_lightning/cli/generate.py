@@ -88,13 +88,15 @@ def run_generate(arguments: argparse.Namespace) -> int:
     # What needs torch and transformers comes after what can be wrong without them.
     from ..generation import generate, stream
     from ..rollouts.local import LocalGenerator
+    from ..rollouts.local.loading import require_same_tokens
     from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
 
     pictures = [_opened(open_image, image) for image in arguments.image]
     lenvm = _open_lenvm(arguments, name) if control or arguments.lenvm or name in tinyworld.NAMES else None
     generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device)
     tokenizer = tokenizer_of(generator.processor)
-    _require_same_tokens(tokenizer, arguments.lenvm)
+    if arguments.lenvm is not None:
+        require_same_tokens(tokenizer, arguments.lenvm)
     if pictures and not hasattr(generator.processor, "image_processor"):
         raise GenerationError(f"--image: {name} reads text only")
     content = "<image>" * (len(pictures) - prompt.count("<image>")) + prompt
@@ -190,30 +192,6 @@ def _open_lenvm(arguments: argparse.Namespace, generator: str) -> "LengthValueMo
     device = place_for(arguments.device, arguments.dtype)
     dtype = arguments.dtype or ("auto" if device.type == "cuda" else "float32")
     return LengthValueModel.from_pretrained(source, gamma=arguments.gamma, dtype=dtype).to(device)
-
-
-def _require_same_tokens(tokenizer: Any, lenvm: str | None) -> None:
-    """Refuse a length value model of another tokenizer, where its folder has one.
-
-    Raises:
-        GenerationError: more than a few tokens have other ids.
-    """
-    from .. import checkpoint
-    from ..rollouts.prompting import tokenizer_of
-
-    if lenvm is None:
-        return
-    try:
-        known = tokenizer_of(checkpoint.load_processor(lenvm)).get_vocab()
-    except checkpoint.CheckpointError:  # it need not have one
-        return
-    ids = tokenizer.get_vocab()
-    others = sum(known.get(token) != number for token, number in ids.items())
-    if others > 0.01 * len(ids):
-        raise GenerationError(
-            f"--lenvm: {lenvm} has another tokenizer than the generator, {others:,} of {len(ids):,} tokens have other "
-            "ids there: a length value model serves generators that share its tokenizer"
-        )
 
 
 def _make_writable(trace: Path) -> None:

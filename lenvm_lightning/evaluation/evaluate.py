@@ -14,10 +14,12 @@ from .. import __version__, tinyworld
 from ..errors import EvaluationError
 from ..folders import FolderLock, differences
 from ..rollouts.generation import Generator, Sampling
+from ..rollouts.local.loading import require_same_tokens
+from ..rollouts.prompting import tokenizer_of
 from ..rollouts.prompts.parts import EMBEDDED
 from ..rollouts.sample import is_server, open_generator
 from .budget import BudgetTask
-from .report import as_markdown, write_report
+from .report import write_report
 from .results import Results
 from .run_tasks import ablation, scaling
 from .samples import Sample, SampleFolder, System, collect
@@ -245,6 +247,9 @@ class _Models:
         if self._generator is None:
             assert self._plan.settings.generator is not None
             self._generator = open_generator(self._plan.settings.generator, **self._plan.options)
+            if self._plan.settings.lenvm is not None:
+                tokenizer = tokenizer_of(self._generator.processor)  # type: ignore[attr-defined]
+                require_same_tokens(tokenizer, self._plan.settings.lenvm)
         if not self._plan.server:
             self._generator.lenvm = self.lenvm() if system.guided else None  # type: ignore[attr-defined]
         return self._generator
@@ -353,6 +358,3 @@ def _results(
 def _versions() -> dict[str, str]:
     names = ("torch", "transformers", "lightning", "math-verify")
     return {"lenvm-lightning": __version__, **{name: importlib.metadata.version(name) for name in names}}
-
-
-__all__ = ["Evaluated", "as_markdown", "evaluate"]

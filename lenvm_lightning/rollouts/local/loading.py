@@ -12,7 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import cached_file
 
 from ... import checkpoint, tinyworld
-from ...errors import CheckpointError, GeneratorError, nearest
+from ...errors import CheckpointError, GenerationError, GeneratorError, nearest
+from ..prompting import tokenizer_of
 
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 _WHOLE = 2**30  # bytes of weights up to which all of them are digested
@@ -154,3 +155,26 @@ def _file(source: str, name: str) -> Path | None:
         return folder / name if (folder / name).is_file() else None
     found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
+
+
+def require_same_tokens(tokenizer: Any, lenvm: str) -> None:
+    """Refuse a length value model of another tokenizer, where its folder has one.
+
+    Args:
+        tokenizer: of the generator.
+        lenvm: where the length value model is.
+
+    Raises:
+        GenerationError: more than a few tokens have other ids.
+    """
+    try:
+        known = tokenizer_of(checkpoint.load_processor(lenvm)).get_vocab()
+    except CheckpointError:  # it need not have one
+        return
+    ids = tokenizer.get_vocab()
+    others = sum(known.get(token) != number for token, number in ids.items())
+    if others > 0.01 * len(ids):
+        raise GenerationError(
+            f"--lenvm: {lenvm} has another tokenizer than the generator, {others:,} of {len(ids):,} tokens have other "
+            "ids there: a length value model serves generators that share its tokenizer"
+        )

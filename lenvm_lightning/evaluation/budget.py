@@ -136,7 +136,7 @@ class BudgetTask:
             notes[1] = "No hard budget: it is computed from samples of the system `base`, which was not measured."
         differ = sum(s.found["right"] != s.found["strict"] for samples in measured.samples.values() for s in samples)
         notes.append(f"In {differ:,} samples the two verdicts differ; both are in samples.jsonl.")
-        figure = plot_frontier(curves, measured.notice or self._name)
+        figure = plot_frontier(curves, f"{self._name} ({measured.notice})" if measured.notice else self._name)
         return Findings([Table("Pass@1 against tokens", _COLUMNS, rows, notes)], curves, {"frontier": figure})
 
 

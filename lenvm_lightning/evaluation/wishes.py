@@ -169,6 +169,9 @@ def plot_wishes(curves: Mapping[str, Any], wishes: list[str], notice: str) -> "F
             if key.startswith(f"{wish}/"):
                 axis.plot(curve["N"], curve["length_score"], marker="o", label=key.partition("/")[2])
         axis.set_xscale("log", base=2)
+        lengths = sorted({n for key, curve in curves.items() if key.startswith(f"{wish}/") for n in curve["N"]})
+        axis.set_xticks(lengths, [str(n) for n in lengths])
+        axis.minorticks_off()
         axis.set(title=f"{wish} N{f' ({notice})' if notice else ''}", xlabel="N, tokens", ylim=(0, 103))
     np.ravel(axes)[0].set_ylabel("Length Score")
     np.ravel(axes)[0].legend(fontsize=7)

@@ -128,7 +128,7 @@ def _run_side_by_side(waiting: list[tuple[str, Path]], jobs: int, folder: Path) 
         while running or (waiting and not status):
             while waiting and len(running) < jobs and not status:
                 name, plan = waiting.pop()
-                command = [sys.executable, "-m", "lenvm_lightning.cli", "run", str(plan), "--name", name]
+                command = [sys.executable, "-m", "lenvm_lightning", "run", str(plan), "--name", name]
                 with (folder / "variants" / f"{name}.log").open("ab") as log:
                     running[name] = subprocess.Popen(
                         [*command, "--runs", str(folder / "variants")], stdout=log, stderr=log, env=environment

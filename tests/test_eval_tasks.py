@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from lenvm_lightning.errors import EvaluationError
 from lenvm_lightning.evaluation.budget import BudgetTask
 from lenvm_lightning.evaluation.report import as_rows
 from lenvm_lightning.evaluation.results import Column, Measure, Row, Table
@@ -205,6 +206,13 @@ CHOICES = ["5 cm", "7 cm", "9 cm"]
 ])  # fmt: skip
 def test_judging(text, meta, right):
     assert judged(text, **meta)[0] is right
+
+
+@pytest.mark.parametrize("meta", [{}, {"answer": ""}, {"answer": " ", "choices": ["1", "2"]}])
+def test_a_question_without_an_answer_cannot_be_judged(meta):
+    with pytest.raises(EvaluationError, match="no answer to judge by"):
+        judged(r"\boxed{2}", **meta)
+    assert judged(r"\boxed{0}", answer=0)[0]
 
 
 def test_both_verdicts_are_kept():

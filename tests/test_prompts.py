@@ -260,6 +260,21 @@ def test_pictures_are_opened_when_a_prompt_is_taken(tmp_path):
         prompts[4]
 
 
+def test_the_test_questions_of_mathvista_are_those_with_answers(tmp_path):
+    """Its split called `test` keeps its answers secret."""
+    row = {name: "" for name in ("unit", "precision", "question_type", "answer_type")}
+    row |= {"question": "How many?", "choices": ["1", "2"], "decoded_image": "a.png"}
+    splits = {"test": {**row, "pid": "9", "answer": ""}, "testmini": {**row, "pid": "1", "answer": "2"}}
+    (tmp_path / "copy").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "copy" / "a.png")
+    datasets.DatasetDict({name: datasets.Dataset.from_list([one]) for name, one in splits.items()}).save_to_disk(
+        tmp_path / "copy"
+    )
+    source = {"source": "mathvista", "path": str(tmp_path / "copy")}
+    assert load_prompts(source, split="test").ids == ["mathvista/1"]
+    assert load_prompts({**source, "split": "test"}).ids == ["mathvista/9"]
+
+
 def test_class_labels_and_times_are_remembered_as_words(tmp_path):
     sort, at = datasets.ClassLabel(names=["easy", "hard"]), datasets.Value("timestamp[s]")
     features = datasets.Features({"prompt": datasets.Value("string"), "sort": sort, "at": at})

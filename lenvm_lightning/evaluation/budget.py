@@ -105,10 +105,20 @@ class BudgetTask:
         return budget_systems(settings.systems or (chosen if guided else ["base"]))
 
     def judge(self, meta: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
-        """Return both verdicts, and the answer that was found."""
+        """Return both verdicts, and the answer that was found.
+
+        Raises:
+            EvaluationError: a question without an answer, which nobody could get right.
+        """
+        gold = str(meta.get("answer", "")).strip()
+        if not gold:
+            raise EvaluationError(
+                "a question has no answer to judge by, as in splits whose answers are kept secret: take another split, "
+                "such as --data '{source: mathvista, split: testmini}'"
+            )
         choices = meta.get("choices") or meta.get("options") or ()
         kind: Any = "letter" if meta.get("options") else "list" if meta.get("answer_type") == "list" else None
-        found = verdict(completion.text, str(meta["answer"]), choices, _precision(meta), kind)
+        found = verdict(completion.text, gold, choices, _precision(meta), kind)
         return {"right": found.right, "strict": found.strict, "answer": found.answer}
 
     def summarise(self, measured: Measured) -> Findings:

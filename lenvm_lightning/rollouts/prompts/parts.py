@@ -151,7 +151,9 @@ def _splits(source: Source) -> Iterator[tuple[Rows, str, str | None]]:
     found = load_splits(source.path, name or (ready.name if ready and not os.path.exists(source.path) else None), hint)
     roles = {split: (ready.splits.get(split) if ready else None) or role_of(split) for split in found}
     explicit = source.options.get("split")
-    if explicit is None and source.wanted in found:
+    # A known data set says which split is for what: the `test` of MathVista has no answers, its `testmini` has.
+    known = source.wanted in ready.splits.values() if ready else False
+    if explicit is None and source.wanted in found and not known:
         explicit = source.wanted
     if explicit is not None:
         if explicit not in found:

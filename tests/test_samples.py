@@ -230,6 +230,16 @@ def test_a_generator_that_dies_says_how_to_go_on(tmp_path):
     assert len(generator.asked) == 15 - there
 
 
+def test_a_generator_that_stops_short_is_not_taken_for_done(tmp_path):
+    class Short(ScriptedGenerator):
+        def sample(self, requests, sampling):
+            yield from list(super().sample(requests, sampling))[:-2]
+
+    with pytest.raises(GeneratorError, match=r"stopped 2 answers short.*\n13 samples are in .* and stay"):
+        measure(tmp_path, Short())
+    assert len(measure(tmp_path).samples) == 15
+
+
 def test_logprobs_are_rounded(tmp_path):
     class Exact(ScriptedGenerator):
         def _answer(self, key, sampling):

@@ -5,7 +5,6 @@ The hard budget is what truncation at B tokens would make of the very samples of
 min(L, B), for every B. Tokens are generated ids, the end counted, on both sides.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,10 +89,10 @@ class BudgetTask:
         if data is None or data in self._sources:
             return {"source": data or self._sources[0]}
         name = self._sources[0]
-        if len(self._sources) > 1 and Path(data).is_file():
-            with open(data, encoding="utf-8") as file:
-                columns = json.loads(file.readline())
-            name = "mathvista" if "answer_type" in columns or "choices" in columns else "mathvision"
+        if len(self._sources) > 1 and data.endswith(".jsonl") and Path(data).is_file():
+            with open(data, "rb") as file:  # what is broken in it is told by those who read all of it
+                columns = file.readline()
+            name = "mathvista" if b'"answer_type"' in columns or b'"choices"' in columns else "mathvision"
         elif len(self._sources) > 1:
             name = next((known for known in self._sources if known in data.lower().replace("-", "")), name)
         return {"source": name, "path": data}
@@ -179,8 +178,12 @@ def _row(system: System, samples: list[Sample], base: list[Sample] | None, front
         measures["tokens_share"] = Measure(tokens / float(frontier.lengths[-1]))
         measures["budget_pass_at_1"] = Measure(at_length(frontier, tokens))
         if system.guided:
-            gap = gap_at_equal_length(_completions(base), _completions(samples))
-            measures["gain"] = Measure(gap.gap, low=gap.low, high=gap.high)
+            # Where completions could not be had, of the questions that both have answered.
+            both = {sample.prompt_id for sample in base} & {sample.prompt_id for sample in samples}
+            if both:
+                pair = [_completions([s for s in some if s.prompt_id in both]) for some in (base, samples)]
+                gap = gap_at_equal_length(*pair)
+                measures["gain"] = Measure(gap.gap, low=gap.low, high=gap.high)
     return Row({"system": system.name}, measures, len(samples), len({sample.prompt_id for sample in samples}))
 
 

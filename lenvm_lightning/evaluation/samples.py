@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator as PythonGenerator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -222,11 +223,13 @@ def collect(
     if not missing:
         return None
     requests = _missing(folder, system, prompts, n, metas)
-    tokens, began = 0, time.monotonic()
+    answered = tokens = 0
+    began = time.monotonic()
     answers = generator.sample(requests, drawing)
     with _Progress(system.name, n * len(prompts), missing) as progress:
         try:
             for answer in answers:
+                answered += 1
                 key = (system.name, answer.prompt_id, answer.number)
                 if isinstance(answer.result, Failure):
                     folder.failed[key] = answer.result.reason
@@ -234,11 +237,16 @@ def collect(
                     folder.add(_sample(key, answer.result, judge(metas[answer.prompt_id], answer.result)))
                     tokens += len(answer.result.token_ids)
                 progress.add(tokens / (time.monotonic() - began))
+            if answered < missing:
+                raise GeneratorError(f"{generator.name} stopped {missing - answered:,} answers short, without a word.")
         except GeneratorError as error:
             raise GeneratorError(
                 f"{error}\n{len(folder.samples):,} samples are in {folder.path} and stay; the same command goes on "
                 "from there."
             ) from error
+        finally:
+            if isinstance(answers, PythonGenerator):
+                answers.close()  # requests under way are abandoned
     return tokens / max(1e-9, time.monotonic() - began)
 
 

@@ -5,8 +5,8 @@ top-p .999; mean Length Score and mean deviation for each N, then their mean ove
 model thinks of the texts and their length, for a score of 100 by three tokens, or by gibberish, is no success.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EvaluationError
@@ -128,31 +128,44 @@ def _prompt(question: Question) -> Prompt:
     return Prompt(question.prompt.prompt_id, question.prompt.messages, meta=meta)
 
 
+_OF_SAMPLES: dict[str, Callable[[Sample], float]] = {
+    "length_score": lambda s: s.found["score"],
+    "deviation": lambda s: abs(s.found["deviation"]),
+    "length_share": lambda s: s.tokens / s.found["target"],
+    "tokens": lambda s: float(s.tokens),
+}
+
+
 def _row(system: str, length: str, samples: list[Sample]) -> Row:
-    n = samples[0].found["target"]
-
-    def mean(value: Any) -> tuple[float, float]:
-        return mean_and_error(by_question(samples, value))
-
     measures = {
-        "length_score": Measure(*mean(lambda s: s.found["score"])),
-        "deviation": Measure(*mean(lambda s: abs(s.found["deviation"]))),
-        "length_share": Measure(*mean(lambda s: s.tokens / n)),
-        "tokens": Measure(*mean(lambda s: float(s.tokens))),
+        **{name: Measure(*mean_and_error(by_question(samples, value))) for name, value in _OF_SAMPLES.items()},
         "logprob_per_token": Measure(logprob_per_token(samples)),
-        "cut_share": Measure(mean(lambda s: float(s.cut))[0]),
+        "cut_share": Measure(mean_and_error(by_question(samples, lambda s: float(s.cut)))[0]),
     }
     return Row({"system": system, "N": length}, measures, len(samples), len({s.prompt_id for s in samples}))
 
 
+def _mean_over_lengths(samples: list[Sample], value: Callable[[Sample], float]) -> float:
+    """Of the samples of an item: lengths weigh equally, however many samples they have."""
+    by_length: dict[int, list[float]] = {}
+    for sample in samples:
+        by_length.setdefault(sample.found["target"], []).append(value(sample))
+    return fmean(map(fmean, by_length.values()))
+
+
 def _mean(system: str, rows: list[Row], samples: list[Sample]) -> Row:
-    """The mean over N; its standard error from those of its rows, which have samples of their own."""
+    """The mean over N; its standard error with items as the unit: those of the rows are of the same items."""
+    of_items: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        of_items.setdefault((sample.found["lang"], str(sample.found["item"])), []).append(sample)
     measures = {}
     for name in rows[0].measures:
         values = [row.measures[name].value for row in rows]
-        errors = [row.measures[name].error for row in rows]
         known = None not in values
-        error = math.sqrt(sum(e**2 for e in errors if e is not None)) / len(rows) if None not in errors else None
+        error = None
+        if name in _OF_SAMPLES:
+            means = {"/".join(item): [_mean_over_lengths(some, _OF_SAMPLES[name])] for item, some in of_items.items()}
+            error = mean_and_error(means)[1]
         measures[name] = Measure(sum(v for v in values if v is not None) / len(rows) if known else None, error)
     return Row({"system": system, "N": "mean"}, measures, len(samples), len({s.prompt_id for s in samples}))
 

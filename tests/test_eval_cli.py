@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import datasets
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -11,7 +12,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lenvm_lightning import tinyworld
 from lenvm_lightning.cli.evaluate import main
 from lenvm_lightning.evaluation import evaluate as evaluation
+from lenvm_lightning.evaluation.plots import as_png, new_figure
 from lenvm_lightning.evaluation.results import Results
+from lenvm_lightning.evaluation.settings import read_settings
 
 
 @pytest.fixture
@@ -177,6 +180,23 @@ def test_mathvista_in_its_own_layout(here):
     found = run(here, "--task vqa --data testmini.jsonl --n 1 --max-tokens 20 --systems base")
     assert "2 of 2 questions" in found.report
     assert found.content["provenance"]["questions"]["sources"][0]["source"] == "mathvista"
+
+
+def test_a_file_of_pictures_that_is_no_jsonl(here):
+    row = {
+        "id": "4",
+        "question": "Which?\n<image1>",
+        "options": ["4"],
+        "answer": "A",
+        "level": 3,
+        "subject": "counting",
+    }
+    content = {"bytes": as_png(new_figure()[0]), "path": None}
+    file = here / "mathvision.parquet"
+    datasets.Dataset.from_list([{**row, "decoded_image": content}]).to_parquet(file)
+    plan = evaluation._Plan(read_settings({"task": "vqa", "data": {"source": "mathvision", "path": str(file)}}, "test"))
+    named = evaluation._Plan(read_settings({"task": "vqa", "data": str(file)}, "test"))
+    assert len(plan.questions.prompts) == len(named.questions.prompts) == 1
 
 
 ITEMS = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -82,9 +83,9 @@ class EvaluationSettings:
 
     @property
     def data_is_file(self) -> bool:
-        """Whether the data are JSONL files, which have no splits by name."""
-        place = self.data.get("path", "") if isinstance(self.data, dict) else self.data
-        return str(place).endswith(".jsonl")
+        """Whether the data are files, which have no splits by name."""
+        place = str((self.data.get("path") if isinstance(self.data, dict) else self.data) or "")
+        return place.endswith(".jsonl") or Path(place).is_file()
 
 
 FIELDS = {f.name: f for f in fields(EvaluationSettings)}

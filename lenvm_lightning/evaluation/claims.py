@@ -5,6 +5,7 @@ where the difference is larger than what other seeds of the base run differ by. 
 does what points the right way within chance.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,10 +121,12 @@ def _told(measure: Measure, form: str = ".1f") -> str:
 
 def _above(a: Measure, b: Measure) -> bool:
     """Whether a is larger than b, beyond chance."""
-    assert a.value is not None
-    assert b.value is not None
-    spread = ((a.error or 0.0) ** 2 + (b.error or 0.0) ** 2) ** 0.5
-    return a.value - b.value > _Z * spread
+    if a.value is None or b.value is None:
+        raise ValueError("a number is missing")
+    errors = [one.error for one in (a, b) if one.error is not None and math.isfinite(one.error)]
+    if not errors:
+        raise ValueError("too few questions for an error")
+    return a.value - b.value > _Z * math.hypot(*errors)
 
 
 # -- evaluations ------------------------------------------------------------------------------------------------------
@@ -166,6 +169,8 @@ def _wish(control: str, system: str) -> Callable[[_Evidence], tuple[str, bool]]:
 def _frontier(task: str, generator: str) -> Callable[[_Evidence], tuple[str, bool]]:
     def look(evidence: _Evidence) -> tuple[str, bool]:
         rows = [row for row in evidence.rows(task, generator) if row.label["system"].startswith("tilt:")]
+        if not rows:
+            raise KeyError("tilt:*")
         parts = []
         for row in rows:
             found, beta = row.measures, row.label["system"].removeprefix("tilt:")
@@ -224,6 +229,8 @@ def _gamma(evidence: _Evidence) -> tuple[str, bool]:
     names = sorted(
         (n for n in evidence.runs if n.startswith("gamma-") or n == "base"), key=lambda n: evidence.runs[n]["gamma"]
     )
+    if len(names) < 2:
+        raise KeyError("gamma-*")
     told = "; ".join(
         f"γ {evidence.runs[name]['gamma']:g}: {evidence.metric(name, 'mae_tokens/start'):.1f} at the start, "
         f"{evidence.metric(name, 'mae_tokens/75'):.1f} at 75%"

@@ -4,10 +4,13 @@ import json
 
 import pytest
 
+from lenvm_lightning.cli import stages
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.cli.recipe import read_recipe
-from lenvm_lightning.cli.stages import plan_tasks
+from lenvm_lightning.cli.stages import plan_tasks, run_variants
+from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.evaluation.results import Results
+from lenvm_lightning.evaluation.settings import read_settings
 
 
 @pytest.fixture
@@ -205,3 +208,57 @@ def test_a_server_decodes_by_itself_but_its_completions_can_be_predicted():
     recipe = {"evaluate": [{"task": "gsm8k"}, {"task": "length"}]}
     answers, lengths = plan_tasks(recipe, "r.yaml", "http://localhost:1", "runs/r/model")
     assert (answers.lenvm, lengths.lenvm) == (None, "runs/r/model")
+
+
+def test_a_variant_of_other_settings_is_not_taken_for_done(here):
+    """Its results were there, and it was left alone."""
+    variant = here / "run" / "variants" / "low"
+    variant.mkdir(parents=True)
+    for name in ("recipe.yaml", "results.json"):
+        (variant / name).write_text("{}")
+    recipe = {"fit": {"model": {"init_args": {}}}, "variants": {"runs": {"low": {"fit.model.gamma": 0.9}}}}
+    assert run_variants(recipe, here / "run") == 0
+    recipe["variants"]["runs"]["low"] = {"fit.model.gamma": 0.8}
+    for _ in range(2):
+        with pytest.raises(RecipeError, match=r"low: .*gamma: 0.9 -> 0.8"):
+            run_variants(recipe, here / "run")
+
+
+def test_a_variant_is_no_process_of_a_distributed_run(here, monkeypatch):
+    seen = []
+
+    class Done:
+        returncode = 0
+
+        def __init__(self, command, env, **rest):
+            seen.append(env)
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr(stages.subprocess, "Popen", Done)
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.setenv(name, "1")
+    recipe = {"fit": {"model": {"init_args": {}}}, "variants": {"runs": {"low": {"fit.model.gamma": 0.9}}}}
+    assert run_variants(recipe, here / "run") == 0
+    [environment] = seen
+    assert not [name for name in environment if "RANK" in name or "WORLD" in name or "MASTER" in name]
+    assert "PATH" in environment
+
+
+def test_runs_of_a_task_are_variants_or_folders_wherever_they_are(here):
+    for place in (here / "run" / "variants" / "low", here / "elsewhere" / "low-2"):
+        place.mkdir(parents=True)
+        (place / "results.json").write_text("{}")
+    (here / "run" / "variants" / "recipes").mkdir()
+
+    def places(*names):
+        task = read_settings({"task": "ablation", "runs": list(names)}, "test")
+        return stages._with_runs(task, here / "run").runs
+
+    run, low, other = (str(here / place) for place in ("run", "run/variants/low", "elsewhere/low-2"))
+    assert places("base", "*") == [run, low]
+    assert places("l*", other) == [low, other]
+    assert places("elsewhere/*") == ["elsewhere/low-2"]
+    with pytest.raises(RecipeError, match="no run 'high'"):
+        places("high")

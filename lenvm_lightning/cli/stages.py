@@ -1,5 +1,7 @@
 """The stages of a recipe after training: variants of it, and evaluations."""
 
+import fnmatch
+import glob
 import os
 import subprocess
 import sys
@@ -13,7 +15,12 @@ import yaml
 
 from ..errors import RecipeError
 from ..evaluation.settings import OF_VALUES, EvaluationSettings, read_settings
-from ..folders import write_whole
+from ..folders import differences, write_whole
+
+_OF_RANKS = (
+    "LOCAL_RANK", "RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
+    "MASTER_PORT", "TORCHELASTIC_",
+)  # fmt: skip
 
 
 def plan_tasks(
@@ -69,8 +76,9 @@ def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> in
     if any(task.task == "paper" for task in tasks):
         from ..evaluation.claims import as_markdown
 
-        variants = [str(file.parent) for file in sorted((folder / "variants").glob("*/results.json"))]
-        reports.insert(0, as_markdown(done, read_results([str(folder), *variants]), folder.name))
+        finished = [*folder.glob("results.json"), *sorted((folder / "variants").glob("*/results.json"))]
+        runs = read_results([str(file.parent) for file in finished])
+        reports.insert(0, as_markdown(done, runs, folder.name))
         print(reports[0])
     if len(reports) > 1:
         write_whole(folder / "report.md", "\n\n".join(reports))
@@ -84,8 +92,9 @@ def _with_runs(task: EvaluationSettings, folder: Path) -> EvaluationSettings:
         return task
     found: list[str] = []
     for name in task.runs:
-        variants = [place for place in (folder / "variants").glob(name) if place.is_dir()]
-        places = [folder] if name == "base" else sorted(variants) or sorted(Path().glob(name))
+        variants = [file.parent for file in (folder / "variants").glob("*/results.json")]
+        variants = [place for place in variants if fnmatch.fnmatchcase(place.name, name)]
+        places = [folder] if name == "base" else sorted(variants) or sorted(map(Path, glob.glob(name)))
         if not places:
             raise RecipeError(f"{task.task}: no run {name!r} in {folder / 'variants'}")
         found += [str(place) for place in places]
@@ -101,17 +110,31 @@ def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
 
     Returns:
         Exit status: 0, or that of the first variant that failed.
+
+    Raises:
+        RecipeError: a variant was trained with other settings.
     """
     from .recipe import vary
 
     plans = folder / "variants" / "recipes"
     plans.mkdir(parents=True, exist_ok=True)
     waiting: list[tuple[str, Path]] = []
+    others: list[str] = []
     for name in recipe["variants"]["runs"]:
-        plan = plans / f"{name}.yaml"
-        write_whole(plan, yaml.safe_dump(vary(dict(recipe), name), sort_keys=False))
+        plan, text = plans / f"{name}.yaml", yaml.safe_dump(vary(dict(recipe), name), sort_keys=False)
+        begun = (folder / "variants" / name / "recipe.yaml").exists()
+        if begun and plan.exists() and (old := plan.read_text(encoding="utf-8")) != text:
+            changed = differences(yaml.safe_load(old), yaml.safe_load(text))
+            others.append(f"{folder / 'variants' / name}: {'; '.join(changed)}")
+            continue
+        write_whole(plan, text)
         if not (folder / "variants" / name / "results.json").exists():
             waiting.append((name, plan))
+    if others:
+        raise RecipeError(
+            "variants have other settings than when they were trained:\n  " + "\n  ".join(others) + "\n"
+            "Delete those folders, or give the variants other names."
+        )
     jobs = recipe["variants"].get("jobs", 1)
     print(f"variants: {len(waiting)} of {len(recipe['variants']['runs'])} to train, {jobs} at a time", flush=True)
     return _run_side_by_side(waiting, jobs, folder)
@@ -120,7 +143,9 @@ def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
 def _run_side_by_side(waiting: list[tuple[str, Path]], jobs: int, folder: Path) -> int:
     """Run ``lightning run`` for each, some at a time, with their output in ``FOLDER/variants/NAME.log``."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    # Where this run was a distributed one, a variant would take itself for one process of it and wait for the others.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}
+    environment = {**inherited, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     running: dict[str, subprocess.Popen[bytes]] = {}
     status = 0
     waiting = waiting[::-1]

@@ -181,8 +181,8 @@ def _row(system: System, samples: list[Sample], base: list[Sample] | None, front
             # Where completions could not be had, of the questions that both have answered.
             both = {sample.prompt_id for sample in base} & {sample.prompt_id for sample in samples}
             if both:
-                pair = [_completions([s for s in some if s.prompt_id in both]) for some in (base, samples)]
-                gap = gap_at_equal_length(*pair)
+                ours, others = [[s for s in some if s.prompt_id in both] for some in (samples, base)]
+                gap = gap_at_equal_length(_completions(others), _completions(ours))
                 measures["gain"] = Measure(gap.gap, low=gap.low, high=gap.high)
     return Row({"system": system.name}, measures, len(samples), len({sample.prompt_id for sample in samples}))
 

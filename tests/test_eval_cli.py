@@ -125,6 +125,8 @@ def test_other_settings_have_another_folder(here):
     for more in (["--systems", "base"], ["--systems", "base", "--seed", "1"], ["--systems", "base", "--device", "cpu"]):
         assert main([*words, *more]) == 0
     assert len(list((here / "results").iterdir())) == 2  # where it runs is no setting of what is measured
+    assert main([*words, "--systems", "base", "--dtype", "bfloat16"]) == 0
+    assert len(list((here / "results").iterdir())) == 3
     taken = next((here / "results").iterdir())
     assert main([*words, "--systems", "base", "--seed", "2", "--out", str(taken)]) == 2
 
@@ -247,6 +249,9 @@ MISTAKES = {
     "--task length --systems base tilt:-5": r"length measures completions of `base` alone",
     "--task gsm8k --generator http://127.0.0.1:9 --lenvm tiny-text-lenvm --data tiny": r"a server decodes by itself",
     "--task gsm8k --generator http://127.0.0.1:9 --systems tilt:-5 --data tiny": r"tilt:-5: a server decodes by itself",
+    "--task gsm8k --data tiny-vqa": r"gsm8k asks no tiny-vqa; in the tiny world it takes tiny, tiny-math",
+    "--task lifebench --data tiny-math": r"lifebench asks no tiny-math",
+    "--task lifebench --languages cn": r"the tiny world writes English only",
     "--task gsm8k --temperature -1": r"temperature must be",
     "--task gsm8k --top-p 0 --limit 0": r"(?s)limit must be a whole number of at least 1, found 0.*top_p must lie",
     "--task lifebench --languages fr": r"languages must be a list of en, cn",

@@ -159,6 +159,7 @@ class _Plan:
         self.guided = settings.lenvm is not None or (settings.options or {}).get("server") == "research"
         self.systems = self.task.systems(settings, self.guided, self.tiny)
         self._check()
+        self._check_data()
         self.questions: Questions = self.task.questions(settings, self.tiny)
         self.sampling = _sampling(settings, self.systems)
         self.generator: Generator | None = open_generator(generator, **self.options) if self.server else None
@@ -178,12 +179,23 @@ class _Plan:
                 "--options '{server: research}' instead"
             )
 
+    def _check_data(self) -> None:
+        """Refuse data and languages that this task would not look at in the tiny world."""
+        data, name = self.settings.data, self.settings.task
+        own = {"lifebench": (), "vqa": ("tiny-vqa",), "length": EMBEDDED, "tokens": EMBEDDED}.get(name, ("tiny-math",))
+        if self.tiny and data not in (None, "tiny", *own):
+            raise EvaluationError(
+                f"--data: {name} asks no {data}; in the tiny world it takes {', '.join(('tiny', *own))}"
+            )
+        if self.tiny and self.settings.languages not in (None, ["en"]):
+            raise EvaluationError("--languages: the tiny world writes English only; give --data for other items")
+
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of the generator."""
         given = self.settings
         own: dict[str, Any] = {"model": given.model} if self.server else {"dtype": given.dtype, "device": given.device}
-        if self.server and self.guided:
+        if self.server and (given.options or {}).get("server") == "research":
             own["gamma"] = given.gamma
         return {**{key: value for key, value in own.items() if value is not None}, **(given.options or {})}
 
@@ -203,7 +215,7 @@ class _Plan:
 
     def _identity(self) -> dict[str, Any]:
         from ..rollouts.local.loading import digest as digest_of_model
-        from ..rollouts.local.loading import name_of
+        from ..rollouts.local.loading import name_of, place_for
 
         def model(source: str) -> dict[str, Any]:
             return {"name": name_of(source), "digest": digest_of_model(source)[:16]}
@@ -211,6 +223,11 @@ class _Plan:
         given = self.settings
         assert given.generator is not None
         settings = {key: value for key, value in asdict(given).items() if key not in (*WHERE, "compare", "model")}
+        # They do not decide what is asked, but every token and number; what is usual goes without saying.
+        dtype = given.dtype or ("auto" if not self.server and place_for(given.device).type != "cpu" else "float32")
+        settings |= {"dtype": dtype} if dtype != "float32" else {}
+        processor = (given.options or {}).get("processor")
+        settings |= {"processor": processor} if processor else {}
         return {
             "task_version": self.task.version,
             **settings,
@@ -346,6 +363,7 @@ def _results(
             "seed": seed,
             "completions_per_question": plan.settings.n,
             "sampling": sampling,
+            "dtype": None if plan.server else plan.identity.get("dtype", "float32"),
             "systems": {system.name: dict(system.drawing) for system in plan.systems},
             "questions": plan.questions.description,
             "versions": _versions(),

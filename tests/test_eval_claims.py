@@ -1,5 +1,7 @@
 """Verdicts on the paper's claims: what was not measured, or within chance, never holds."""
 
+from dataclasses import replace
+
 import pytest
 
 from lenvm_lightning.evaluation.claims import judge
@@ -46,3 +48,29 @@ def test_a_difference_has_to_be_larger_than_its_error(error, verdict):
     ]  # fmt: skip
     found = results("lifebench", rows, "at least N tokens")
     assert verdicts("LIFEBench, at least", found) == [verdict]
+
+
+def run(loss):
+    return {"metrics": {"loss": loss}, "parameters": 1, "train_prompts": 1, "train_completions": 1}
+
+
+@pytest.mark.parametrize(("grouped", "verdict"), [(1.5, "does not hold"), (2.0, "holds")])
+def test_single_runs_differ_by_more_than_seeds(grouped, verdict):
+    """Three seeds with a deviation of 0.1: Student's t of two degrees of freedom, 4.30 * sqrt(2) * 0.1 = 0.608."""
+    runs = {"r": run(1.0), "seed-1": run(0.9), "seed-2": run(1.1)}
+    runs |= {"batches-shuffled": run(1.0), "batches-grouped": run(grouped)}
+    [claim] = [claim for claim in judge([], runs, "r") if claim.about == "ablation, batches"]
+    assert claim.verdict == verdict
+    assert "seeds differ by 0.608" in claim.found
+
+
+@pytest.mark.parametrize(("z", "verdict"), [
+    ({"wait": -5.0, "therefore": 4.0}, "holds"),
+    ({"wait": -1.0, "therefore": 4.0}, "does not hold"),  # within chance
+    ({"wait": -5.0, "therefore": 4.0, "but": 3.0}, "does not hold"),  # one on the wrong side
+    ({"wait": -5.0}, "does not hold"),
+])  # fmt: skip
+def test_words_lie_on_their_sides(z, verdict):
+    words = [{"word": word, "z": value, "mean_residual": value / 100} for word, value in z.items()]
+    found = replace(results("tokens", []), curves={"words": words})
+    assert verdicts("length tokens", found) == [verdict]

@@ -40,7 +40,7 @@ r.yaml:2: jobs must be a whole number of at least 1, found 0
 r.yaml:4: 'a/b' cannot be the name of a folder
 r.yaml:5: 'sample.n': a variant changes settings of fit only
 r.yaml:6: 'job' is no setting of variants; did you mean 'jobs'?
-r.yaml:8: lengths must be a list of lengths, found 16
+r.yaml:8: lengths must be a list of lengths, each once, found 16
 r.yaml:10: 'limmit' is no setting of a task; did you mean 'limit'?
 r.yaml:11: temperature must be a number, found 'hot'
 r.yaml:14: task must be one of lifebench,
@@ -262,3 +262,23 @@ def test_runs_of_a_task_are_variants_or_folders_wherever_they_are(here):
     assert places("elsewhere/*") == ["elsewhere/low-2"]
     with pytest.raises(RecipeError, match="no run 'high'"):
         places("high")
+
+
+@pytest.mark.parametrize(("task", "told"), [
+    ("task: length, data: nowhere", "no such source"),
+    ("task: gsm8k, systems: [bas]", "did you mean 'base'"),
+    ("task: ablation, runs: [shalow]", "no variant is called shalow"),
+    ("task: gsm8k, lengths: [16]", "lengths is a setting of lifebench, not of gsm8k"),
+])  # fmt: skip
+def test_tasks_that_cannot_be_are_told_before_hours_of_training(task, told, trains, here, capsys):
+    recipe = (here / "r.yaml").read_text().partition("evaluate:")[0]
+    (here / "r.yaml").write_text(recipe + f"evaluate:\n  - {{{task}, generator: tiny-text}}\n")
+    assert main(["run", "r.yaml"]) == 2
+    assert told in capsys.readouterr().err
+    assert not trains.exists()
+
+
+def test_a_setting_for_all_tasks_reaches_those_that_have_it(here):
+    (here / "r.yaml").write_text("evaluate:\n  - task: lifebench\n  - task: gsm8k\n")
+    recipe = read_recipe(here / "r.yaml", [("evaluate.lengths", "[16, 32]"), ("evaluate.n", "2")])
+    assert recipe["evaluate"] == [{"task": "lifebench", "lengths": [16, 32], "n": 2}, {"task": "gsm8k", "n": 2}]

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from ..callbacks import ResumableCheckpoint
 from ..errors import RecipeError, nearest
 from ..evaluation.settings import FIELDS as EVALUATE_FIELDS
+from ..evaluation.settings import has
 from ..options import misfits
 from .sample import FIELDS, wrong_values
 
@@ -138,7 +139,8 @@ def _override(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
             if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
                 return ["the recipe has no list of tasks under evaluate"]
             for task in tasks:
-                _set(task, path[1:], value)
+                if has(task.get("task"), path[-1]):
+                    _set(task, path[1:], value)
     except TypeError as error:
         return [str(error)]
     return [text for where, text in _mistakes(recipe) if (where, text) not in before]

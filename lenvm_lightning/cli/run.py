@@ -32,7 +32,7 @@ from ..callbacks import (
     latest_checkpoint,
 )
 from ..errors import LenVMError, RecipeError, StoreError
-from ..evaluation.settings import WITHOUT_GENERATOR
+from ..evaluation.settings import WITHOUT_GENERATOR, EvaluationSettings
 from ..module import LenVMModule
 from ..tinyworld.language_model import TinyLanguageModel
 from .recipe import find_recipe, read_recipe
@@ -49,7 +49,7 @@ from .sample import (
     settled,
     wait_for_first,
 )
-from .stages import plan_tasks, run_tasks, run_variants
+from .stages import check_tasks, plan_tasks, run_tasks, run_variants
 
 _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -211,6 +211,8 @@ def run_recipe(
     cli = parse_fit(settings["fit"], str(path))
     if sampling is not None:
         cli.settings = {"sample": asdict(sampling), **cli.settings}
+    tasks = _plan_tasks(cli, settings, sampling, path, runs / (name or path.stem) / "model")
+    check_tasks(tasks, settings.get("variants", {}).get("runs", ()))
     if check:
         return _check(cli, sampling, path)
     with claimed_folder(runs, path.stem, name, cli.settings, fresh, f"# resolved from {path}\n") as folder:
@@ -226,7 +228,10 @@ def run_recipe(
             if (seed := cli.config["seed_everything"]) is not False:
                 L.seed_everything(seed, workers=True, verbose=False)
             status = _fit(cli, folder) or status
-        return _after_fit(settings, sampling, path, folder) or status if status in (0, 3) else status
+        if status in (0, 3):
+            tasks = _plan_tasks(cli, settings, sampling, path, folder.model)
+            status = _after_fit(settings, tasks, folder) or status
+        return status
 
 
 def _run_without_fit(
@@ -234,6 +239,7 @@ def _run_without_fit(
 ) -> int:
     """A recipe that only samples, or only measures."""
     tasks = plan_tasks(settings, str(path), sampling.generator if sampling else None)
+    check_tasks(tasks, ())
     if check:
         if sampling is not None:
             check_sampling(sampling)
@@ -244,22 +250,27 @@ def _run_without_fit(
     return run_tasks(tasks, folder, _typed()) or status if tasks else status
 
 
-def _after_fit(settings: dict[str, Any], sampling: SampleSettings | None, path: Path, folder: RunFolder) -> int:
+def _plan_tasks(
+    cli: FitCLI, settings: dict[str, Any], sampling: SampleSettings | None, path: Path, model: Path
+) -> list[EvaluationSettings]:
+    """What is measured in the end, of the model that will be in this folder; tasks without a generator are left out."""
+    if isinstance(cli.model, LenVMModule):
+        tasks = plan_tasks(settings, str(path), sampling.generator if sampling else None, str(model))
+    else:  # it trains a generator
+        tasks = plan_tasks(settings, str(path), str(model))
+    return [task for task in tasks if task.generator is not None or task.task in WITHOUT_GENERATOR]
+
+
+def _after_fit(settings: dict[str, Any], tasks: list[EvaluationSettings], folder: RunFolder) -> int:
     """Variants and evaluations of a run that has been trained."""
     if not is_first_process():
         return 0
     free_memory()
     if "variants" in settings and (status := run_variants(settings, folder.path)):
         return status
-    results = json.loads(folder.results.read_text(encoding="utf-8"))
-    if "gamma" in results:
-        tasks = plan_tasks(settings, str(path), sampling.generator if sampling else None, str(folder.model))
-    else:  # it trained a generator
-        tasks = plan_tasks(settings, str(path), str(folder.model))
-    named = [task for task in tasks if task.generator is not None or task.task in WITHOUT_GENERATOR]
-    if len(named) < len(tasks):
+    if len(tasks) < len(settings.get("evaluate", ())):
         print("evaluate: left out, nobody says which generator wrote these rollouts (--evaluate.generator NAME)")
-    return run_tasks(named, folder.path, _typed()) if named else 0
+    return run_tasks(tasks, folder.path, _typed()) if tasks else 0
 
 
 def _typed() -> str:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,31 @@ def plan_tasks(
         own = None if behind_server and task.task not in OF_VALUES else lenvm  # a server decodes by itself
         tasks.append(replace(task, generator=asked, lenvm=task.lenvm or own))
     return tasks
+
+
+def check_tasks(tasks: list[EvaluationSettings], variants: Collection[str]) -> None:
+    """Look at what tasks would do, before hours are spent on what comes before them.
+
+    Args:
+        tasks: settled.
+        variants: names of the recipe's variants.
+
+    Raises:
+        LenVMError: systems that are none, data that are not there, runs that nobody trains.
+    """
+    from ..evaluation.evaluate import check
+
+    for task in tasks:
+        check(task)
+        missing = [
+            name
+            for name in task.runs or ()
+            if name != "base" and not fnmatch.filter(variants, name) and not glob.glob(name)
+        ]
+        if missing:
+            raise RecipeError(
+                f"{task.task}: no variant is called {', '.join(missing)} (there are {', '.join(variants)})"
+            )
 
 
 def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> int:

@@ -108,6 +108,16 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
     return Evaluated(folder, results, text)
 
 
+def check(settings: EvaluationSettings) -> None:
+    """Look at what an evaluation would do, without models: its systems, and that its data are there.
+
+    Raises:
+        LenVMError: settings that contradict each other, data that cannot be read.
+    """
+    if settings.task not in WITHOUT_GENERATOR:
+        _Plan(settings, only_look=True)
+
+
 def _evaluate_runs(settings: EvaluationSettings, root: Path, command: str) -> Evaluated:
     """Compare finished runs; that takes no time, so it is done anew every time."""
     if settings.task == "paper":
@@ -145,7 +155,7 @@ class _Plan:
         identity: all that decides what is measured, JSON values.
     """
 
-    def __init__(self, settings: EvaluationSettings) -> None:
+    def __init__(self, settings: EvaluationSettings, only_look: bool = False) -> None:
         self.task = _TASKS[settings.task]
         embedded = settings.generator is None or settings.generator in tinyworld.NAMES
         self.tiny = settings.data in ("tiny", *EMBEDDED) or (settings.data is None and embedded)
@@ -162,8 +172,21 @@ class _Plan:
         self._check_data()
         self.questions: Questions = self.task.questions(settings, self.tiny)
         self.sampling = _sampling(settings, self.systems)
-        self.generator: Generator | None = open_generator(generator, **self.options) if self.server else None
+        self.generator: Generator | None = None
+        if only_look:
+            return
+        if self.server:
+            self.generator = open_generator(generator, **self.options)
+            self._check_controls()
         self.identity = self._identity()
+
+    def _check_controls(self) -> None:
+        """Refuse controls that the server does not take, before anything is asked of it."""
+        meta = next(iter(self.questions.prompts)).meta
+        for system in self.systems:
+            if system.control is not None:
+                control = system.control(meta)
+                self.generator.check(control, replace(self.sampling, **system.drawing))  # type: ignore[union-attr]
 
     def _check(self) -> None:
         """Refuse systems that nobody could guide, before anything is loaded."""

@@ -13,13 +13,23 @@ from .lifebench import CONTROLS
 
 TASKS = ("lifebench", "gsm8k", "math500", "vqa", "length", "tokens", "scaling", "ablation", "paper")
 OF_VALUES = ("length", "tokens")  # they measure the length value model itself
+_OF = {
+    "lengths": ("lifebench",),
+    "wishes": ("lifebench",),
+    "languages": ("lifebench",),
+    "soften": ("lifebench",),
+    "threshold": ("tokens",),
+    "runs": ("scaling", "ablation"),
+}
+"""Settings that mean something to some tasks only."""
 WITHOUT_GENERATOR = ("scaling", "ablation", "paper")  # they look at what others have done
 
 
 def _list_of(item: Kind, called: str) -> Kind:
-    return Kind(
-        item.parse, lambda value: isinstance(value, list) and bool(value) and all(map(item.fits, value)), called
-    )
+    def fits(value: Any) -> bool:
+        return isinstance(value, list) and 0 < len(value) == len(set(map(repr, value))) and all(map(item.fits, value))
+
+    return Kind(item.parse, fits, f"{called}, each once")
 
 
 def _one_of(*known: str) -> Kind:
@@ -54,7 +64,7 @@ class EvaluationSettings:
     systems: list[str] | None = setting(
         _list_of(TEXT, "a list of systems, such as [base, ours, tilt:-5]"), "systems to measure side by side", None
     )
-    compare: bool = setting(_TRUTH, "measure every system that the task knows", False)
+    compare: bool = setting(_TRUTH, "measure the systems that one compares in this task, see its protocol", False)
     limit: int | None = setting(COUNT, "only so many questions: for smoke tests, not for results", None)
     n: int | None = setting(COUNT, "completions of each question", None)
     lengths: list[int] | None = setting(
@@ -106,9 +116,19 @@ def read_settings(section: Mapping[str, Any], where: str) -> EvaluationSettings:
     problems = [f"{key!r} is no setting of a task{nearest(key, FIELDS)}" for key in given if key not in FIELDS]
     problems += [f"{name} is missing" for name, f in FIELDS.items() if f.default is MISSING and name not in given]
     problems += [problem for _, problem in misfits(given, FIELDS)]
+    problems += [
+        f"{key} is a setting of {' and '.join(_OF[key])}, not of {given['task']}"
+        for key in given
+        if not has(given.get("task"), key) and given[key] != FIELDS[key].default
+    ]
     if problems:
         raise EvaluationError(f"{where} cannot be evaluated:\n  " + "\n  ".join(problems))
     return EvaluationSettings(**given)
+
+
+def has(task: Any, key: str) -> bool:
+    """Whether a setting means something to a task."""
+    return key not in _OF or task in _OF[key]
 
 
 def parser_of(name: str) -> Callable[[str], Any]:

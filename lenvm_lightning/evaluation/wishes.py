@@ -83,6 +83,8 @@ class WishTask:
     def systems(self, settings: EvaluationSettings, guided: bool, tiny: bool) -> list[System]:
         """Return the unguided generator, our controls and the paper's."""
         chosen = ["base", "ours", "paper"] if settings.compare else ["base", "ours"]
+        if (settings.options or {}).get("server") == "research":  # it knows the paper's controls alone
+            chosen = ["base", "paper"]
         return wish_systems(settings.systems or (chosen if guided else ["base"]))
 
     def judge(self, meta: Mapping[str, Any], completion: Completion) -> dict[str, Any]:

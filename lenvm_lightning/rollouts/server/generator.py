@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import openai
@@ -22,6 +22,9 @@ from .chat import chat_messages
 from .controls import ControlFields
 from .dialects import Dialect, find_dialect
 from .replies import Reader
+
+if TYPE_CHECKING:
+    from ...guidance import Control
 
 
 class ServerGenerator:
@@ -90,6 +93,15 @@ class ServerGenerator:
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the model: not its address, which changes when the server is started again."""
         return {"kind": "server", "name": self.name}
+
+    def check(self, control: "Control", sampling: Sampling) -> None:
+        """Ask for nothing, but refuse a control as :meth:`sample` would.
+
+        Raises:
+            GeneratorError: the server takes no controls, or not with these settings.
+            GenerationError: it has no name for this one.
+        """
+        ControlFields(self._dialect, sampling, self._gamma).of(control)
 
     def sample(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Answer]:
         """Yield answers as they come; see :class:`.generation.Generator`.

@@ -51,7 +51,10 @@ def rows(file, *content):
 
 PAIR = "tiny-text + tiny-text-lenvm · γ 0.99 · seed 0"
 TASKS = {
-    "lifebench --limit 2 --n 1 --lengths 16 32 --wishes equal-to": None,  # filled in below: wishes have blanks
+    "lifebench --limit 2 --n 1 --lengths 16 32": (
+        f"lifebench v1 · {PAIR}", "12 questions, 24 completions", 24, "| system | N    |", "LS ↑", {"wishes"},
+        "lifebench/at_most_N_tokens/ours/mean/length_score",
+    ),
     "gsm8k --limit 2 --n 2 --compare --max-tokens 150": (
         f"gsm8k v1 · {PAIR}", "2 questions, 24 completions", 24, "| system     |  n |", "Pass@1 ↑", {"frontier"},
         "gsm8k/tilt:-2/gain",
@@ -69,11 +72,6 @@ TASKS = {
         {"words_by_mean", "words_by_share"}, None,
     ),
 }  # fmt: skip
-del TASKS["lifebench --limit 2 --n 1 --lengths 16 32 --wishes equal-to"]
-TASKS["lifebench --limit 2 --n 1 --lengths 16 32"] = (
-    f"lifebench v1 · {PAIR}", "12 questions, 24 completions", 24, "| system | N    |", "LS ↑", {"wishes"},
-    "lifebench/at_most_N_tokens/ours/mean/length_score",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("words", TASKS)

@@ -16,6 +16,7 @@ import yaml
 from ..errors import RecipeError
 from ..evaluation.settings import OF_VALUES, EvaluationSettings, read_settings
 from ..folders import differences, write_whole
+from ..rollouts.sample import is_server
 
 _OF_RANKS = (
     "LOCAL_RANK", "RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
@@ -41,8 +42,8 @@ def plan_tasks(
     for number, section in enumerate(recipe.get("evaluate", ())):
         task = read_settings(section, f"{where}: task {number + 1}")
         asked = task.generator or generator
-        behind_server = asked is not None and asked.startswith(("http://", "https://"))
-        own = None if behind_server and task.task not in OF_VALUES else lenvm  # a server decodes by itself
+        decodes_itself = asked is not None and is_server(asked) and task.task not in OF_VALUES
+        own = None if decodes_itself else lenvm
         tasks.append(replace(task, generator=asked, lenvm=task.lenvm or own))
     return tasks
 

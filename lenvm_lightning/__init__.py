@@ -1,11 +1,16 @@
 """lenvm-lightning: models that know, at every token, how many are still to come."""
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# Lightning imports bitsandbytes, which on some CPUs asks for one more package: for a kernel that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 if TYPE_CHECKING:
+    from .adapters import LoRA
     from .generation import generate, stream
     from .guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
     from .hook import guided
@@ -19,6 +24,7 @@ _WHERE = {
     "Gated": "guidance",
     "LenVMConfig": "value_model",
     "LenVMModule": "module",
+    "LoRA": "adapters",
     "LengthValueModel": "value_model",
     "Scale": "guidance",
     "TextLenVM": "module",
@@ -37,6 +43,7 @@ __all__ = [
     "LenVMConfig",
     "LenVMModule",
     "LengthValueModel",
+    "LoRA",
     "Scale",
     "TextLenVM",
     "Tilt",

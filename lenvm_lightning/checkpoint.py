@@ -9,34 +9,28 @@ import contextlib
 import copy
 import inspect
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoProcessor, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from . import tinyworld
 from .errors import CheckpointError, nearest
+from .model_files import Source, find_file, first_line, read_json, read_tensors, resolve, some, tensors_of_file
 
 CONFIG_FILE = "lenvm_config.json"
 HEAD_FILE = "value_head.safetensors"
 HEAD_KEYS = ("fc.weight", "fc.bias", "summary.weight", "summary.bias")
+QuantiseKind = Literal["nf4"]
 _HEAD_PREFIX = "v_head."
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # entries of a config with one value a layer
-Source = str | os.PathLike[str]
-
-
-def resolve(source: Source) -> str:
-    """Path of an embedded model for its name; anything else as it is."""
-    return str(tinyworld.path(str(source))) if tinyworld.embedded(str(source)) else str(source)
 
 
 def hidden_size(config: PreTrainedConfig) -> int:
@@ -47,6 +41,19 @@ def hidden_size(config: PreTrainedConfig) -> int:
 def takes_argument(module: torch.nn.Module, name: str) -> bool:
     """Whether a module's forward names an argument."""
     return name in inspect.signature(module.forward).parameters
+
+
+def vision_modules(backbone: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Names and modules of vision tower and projector: what a backbone holds beside its language model.
+
+    Nothing for text backbones.
+    """
+    language = backbone.get_decoder()  # type: ignore[operator]
+    if language is backbone:
+        return
+    for name, child in backbone.named_children():
+        if not any(part is language for part in child.modules()):
+            yield name, child
 
 
 def token_types(config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
@@ -64,31 +71,6 @@ def cache_argument(module: torch.nn.Module) -> str:
     return "cache" if takes_argument(module, "cache") else "past_key_values"
 
 
-def _file(source: Source, name: str) -> Path | None:
-    """Local path of a file of a model directory or hub repository; None where it has none."""
-    try:
-        found = cached_file(resolve(source), name, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise CheckpointError(f"{name} of {str(source)!r} could not be looked for: {_first_line(error)}") from error
-    return Path(found) if found else None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".") + "."
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # broken JSON, or no text at all
-        raise CheckpointError(f"{path} is not valid JSON: {error}. Save or download the model again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} must hold a JSON object, found {type(content).__name__}. Save or download the model again."
-        )
-    return content
-
-
 def load_config(source: Source, overrides: dict[str, Any] | None = None, **options: Any) -> PreTrainedConfig:
     """The backbone's config, with some entries changed.
 
@@ -99,7 +81,7 @@ def load_config(source: Source, overrides: dict[str, Any] | None = None, **optio
         config = AutoConfig.from_pretrained(resolve(source), **options)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"no model could be read from {str(source)!r}: {_first_line(error)} Give a Hugging Face id (needs "
+            f"no model could be read from {str(source)!r}: {first_line(error)} Give a Hugging Face id (needs "
             f"the hub), a directory with a config.json, or an embedded name ({', '.join(tinyworld.NAMES)})."
         ) from error
     if not overrides:
@@ -163,6 +145,7 @@ def load_backbone(
     dtype: torch.dtype | str = "float32",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    quantise: QuantiseKind | None = None,
 ) -> PreTrainedModel:
     """A headless transformers model.
 
@@ -175,6 +158,8 @@ def load_backbone(
         dtype: of the weights, or ``auto`` for the checkpoint's own.
         attn_implementation: ``sdpa``, ``flash_attention_2``, …; transformers' choice where None.
         trust_remote_code: run modelling code that comes with the checkpoint.
+        quantise: ``nf4`` keeps the linear layers of the language model in four bits, scales quantised once more, and
+            computes in ``dtype``; vision tower, projector and embeddings stay as they are.
 
     Returns:
         The model, in eval mode.
@@ -188,6 +173,8 @@ def load_backbone(
             f"overrides ({', '.join(overrides)}) change the shape that the weights of {str(source)!r} have; "
             "set pretrained: false to start from random weights, or leave the overrides out."
         )
+    if quantise is not None and not pretrained:
+        raise CheckpointError(f"quantise: {quantise} is of pretrained weights, but pretrained is false: leave one out")
     if keep_layers is not None and not pretrained:
         raise CheckpointError(
             f"keep_layers: {keep_layers} says which pretrained weights to load, but pretrained is false: set the "
@@ -199,6 +186,8 @@ def load_backbone(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
+    if quantise is not None:
+        options["quantization_config"] = _in_four_bits(config, quantise, dtype, options)
     if not pretrained:
         if dtype == "auto":
             options["dtype"] = torch.float32
@@ -217,7 +206,7 @@ def load_backbone(
             )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"no weights could be read from {str(source)!r} (looked for safetensors files): {_first_line(error)}"
+            f"no weights could be read from {str(source)!r} (looked for safetensors files): {first_line(error)}"
         ) from error
     wrong = [f"{key} is {tuple(have)}, expected {tuple(want)}" for key, have, want in sorted(info["mismatched_keys"])]
     if wrong:
@@ -225,15 +214,35 @@ def load_backbone(
         if keep_layers is not None:  # such as embeddings for all layers in one tensor
             cause = "Where a weight belongs to all layers, they cannot be cut: leave keep_layers out."
         raise CheckpointError(
-            f"{len(wrong)} weights in {str(source)!r} do not have the shape its config.json asks for: {_some(wrong)}. "
+            f"{len(wrong)} weights in {str(source)!r} do not have the shape its config.json asks for: {some(wrong)}. "
             + cause
         )
     _fill_missing(model, set(info["missing_keys"]), source)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On such a CPU, bitsandbytes' first forward in eval mode packs the weights anew, for good: it computes in
+            # bfloat16 from then on, and no gradient passes it any more.
+            module.support_avx512bf16_for_cpu = False
     return model.eval()
 
 
-def _some(texts: list[str]) -> str:
-    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
+def _in_four_bits(
+    config: PreTrainedConfig, kind: QuantiseKind, dtype: torch.dtype | str, options: dict[str, Any]
+) -> BitsAndBytesConfig:
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    options["dtype"] = computed = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if computed not in (torch.float32, torch.bfloat16, torch.float16):
+        raise CheckpointError(f"quantise: {kind} computes in float32, bfloat16 or float16; dtype is {dtype}")
+    with torch.device("meta"):
+        shape = AutoModel.from_config(config, trust_remote_code=options["trust_remote_code"])
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed,
+        llm_int8_skip_modules=[name for name, _ in vision_modules(shape)],
+    )
 
 
 def _fill_missing(model: PreTrainedModel, missing: set[str], source: Source) -> None:
@@ -241,40 +250,15 @@ def _fill_missing(model: PreTrainedModel, missing: set[str], source: Source) -> 
     embedding = model.get_input_embeddings()
     name = next(n for n, module in model.named_modules() if module is embedding) + ".weight"
     if name in missing and getattr(model.config, "tie_word_embeddings", False):
-        head = next((tensor for _, tensor in _tensors(source, lambda key: key.endswith("lm_head.weight"))), None)
+        head = next((tensor for _, tensor in read_tensors(source, lambda key: key.endswith("lm_head.weight"))), None)
         if head is not None and head.shape == embedding.weight.shape:
             embedding.weight.data.copy_(head)  # type: ignore[operator]
             missing = missing - {name}
     if missing:
         raise CheckpointError(
-            f"{len(missing)} weights of {type(model).__name__} are not in {str(source)!r}: {_some(sorted(missing))}. "
+            f"{len(missing)} weights of {type(model).__name__} are not in {str(source)!r}: {some(sorted(missing))}. "
             "The directory is incomplete or of another architecture; transformers would have filled them at random."
         )
-
-
-def _tensors(source: Source, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a model's shards whose key ``wanted`` accepts, without reading the others."""
-    index = _file(source, "model.safetensors.index.json")
-    if index is None:
-        names = ["model.safetensors"]
-    else:
-        names = sorted({shard for key, shard in _read_json(index)["weight_map"].items() if wanted(key)})
-    for name in names:
-        shard = _file(source, name)
-        if shard is not None:
-            yield from _tensors_of_file(shard, wanted)
-        elif index is not None:
-            raise CheckpointError(f"{index} lists {name}, but {str(source)!r} has no such file. Download it again.")
-
-
-def _tensors_of_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (a safe_open handle is no dict)
-                if wanted(key):
-                    yield key, file.get_tensor(key)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}. Save or download it again.") from error
 
 
 def _head_key(key: str) -> str | None:
@@ -295,8 +279,8 @@ def read_head(source: Source) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is no complete head.
     """
-    path = _file(source, HEAD_FILE)
-    found = _tensors(source, _is_head_key) if path is None else _tensors_of_file(path, _is_head_key)
+    path = find_file(source, HEAD_FILE)
+    found = read_tensors(source, _is_head_key) if path is None else tensors_of_file(path, _is_head_key)
     head = {name: tensor for key, tensor in found if (name := _head_key(key))}
     absent = [key for key in HEAD_KEYS if key not in head]
     if absent:
@@ -330,8 +314,8 @@ def check_head(head: dict[str, Tensor], expected: dict[str, Tensor], source: Sou
 
 def read_lenvm_config(source: Source) -> dict[str, Any]:
     """Content of ``lenvm_config.json``; empty for published directories, which have none."""
-    path = _file(source, CONFIG_FILE)
-    return _read_json(path) if path else {}
+    path = find_file(source, CONFIG_FILE)
+    return read_json(path) if path else {}
 
 
 def load_processor(source: Source, **options: Any) -> Any:
@@ -344,7 +328,7 @@ def load_processor(source: Source, **options: Any) -> Any:
         processor = AutoProcessor.from_pretrained(resolve(source), **options)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"no tokenizer or processor could be read from {str(source)!r}: {_first_line(error)}"
+            f"no tokenizer or processor could be read from {str(source)!r}: {first_line(error)}"
         ) from error
     tokenizer = getattr(processor, "tokenizer", processor)
     if len(tokenizer) <= len(tokenizer.get_added_vocab()):
@@ -355,19 +339,27 @@ def load_processor(source: Source, **options: Any) -> Any:
     return processor
 
 
-def save(
-    folder: Path, backbone: PreTrainedModel, head: dict[str, Tensor], config: dict[str, Any], processor: Any
-) -> None:
-    """Write an ordinary Hugging Face directory, and head and config last, so that half a directory is no LenVM."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (HEAD_FILE, CONFIG_FILE):
-        (folder / name).unlink(missing_ok=True)
+def save(folder: Path, backbone: PreTrainedModel) -> None:
+    """Write a backbone as an ordinary Hugging Face directory."""
     published = _as_published(backbone)
     # The vocabulary head of an untied model stays on meta: it was never loaded, so there is none to write.
     weights = {key: tensor for key, tensor in published.state_dict().items() if not tensor.is_meta}
     with _quiet_transformers():
         published.save_pretrained(folder, state_dict=weights)
-        if processor is not None:
+
+
+@contextlib.contextmanager
+def writing(folder: Path, head: dict[str, Tensor], config: dict[str, Any], processor: Any) -> Iterator[None]:
+    """Write what every value model directory has, around what its backbone writes.
+
+    Head and config come last, so that half a directory is no LenVM.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (HEAD_FILE, CONFIG_FILE):
+        (folder / name).unlink(missing_ok=True)
+    yield
+    if processor is not None:
+        with _quiet_transformers():
             processor.save_pretrained(folder)
     tensors = {_HEAD_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in head.items()}
     save_file(tensors, folder / HEAD_FILE, metadata={"format": "pt"})

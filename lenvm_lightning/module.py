@@ -1,5 +1,9 @@
 """LenVMModule: a length value model, its loss and its optimizer as a LightningModule. Glue; the maths is elsewhere."""
 
+import inspect
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,11 +15,15 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
 
+from .adapters import LoRA, digest_of_frozen
 from .batch import LengthBatch
 from .censoring import CensoredKind, anchor, treat_censored
-from .errors import LenVMError, RecipeError
+from .checkpoint import QuantiseKind
+from .errors import CheckpointError, LenVMError, RecipeError
 from .metrics import LengthErrors, PromptBoundaryMRE
+from .model_files import some
 from .objectives import LossKind, TargetKind, token_losses
+from .optimizers import OptimizerKind, build_optimizer
 from .returns import lambda_returns
 from .value_model import LengthValueModel, LenVMConfig
 
@@ -36,6 +44,8 @@ class LenVMModule(L.LightningModule):
         dtype: type of the weights; the Trainer's ``precision`` decides what is computed in.
         attn_implementation: attention kernels of transformers; its own choice where None.
         trust_remote_code: run modelling code that comes with the backbone.
+        lora: train adapters on the language model, with the backbone frozen; None trains the backbone itself.
+        quantise: ``nf4`` keeps the frozen language model in four bits (QLoRA) and computes in ``dtype``; needs lora.
         gamma: discount, or ``auto``: 99% of the value range at the 99th-percentile training length.
         target: what the head regresses on, see :class:`~lenvm_lightning.objectives.LengthTarget`.
         loss: how errors count, see :func:`~lenvm_lightning.objectives.token_losses`.
@@ -45,6 +55,8 @@ class LenVMModule(L.LightningModule):
         lr: peak learning rate.
         weight_decay: AdamW's, on matrices only.
         betas: AdamW's.
+        optimizer: ``adamw``, fused where that can be; ``adamw_8bit`` keeps its moments in eight bits, a quarter of the
+            memory; ``paged_adamw_8bit`` moves them to the host where a GPU is full.
         warmup_steps: optimizer steps of linear warm-up; a number below 1 is a share of all steps.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         freeze_vision: leave vision tower and projector as they are.
@@ -59,6 +71,8 @@ class LenVMModule(L.LightningModule):
         dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
+        lora: LoRA | None = None,
+        quantise: QuantiseKind | None = None,
         gamma: float | Literal["auto"] = "auto",
         target: TargetKind = "discounted",
         loss: LossKind = "mse",
@@ -68,12 +82,15 @@ class LenVMModule(L.LightningModule):
         lr: float = 2e-5,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: OptimizerKind = "adamw",
         warmup_steps: float = 50,
         gradient_checkpointing: bool = False,
         freeze_vision: bool = True,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["lora"])
+        self.hparams["lora"] = asdict(lora) if lora is not None else None  # checkpoints hold plain values only
+        self.strict_loading = False  # on_load_checkpoint is stricter
         self.model: LengthValueModel | None = None
         self.tail_after_cut: float | None = None  # tokens, for censored: anchored; the data know
         self._step_tokens: Tensor | float = 0.0
@@ -108,9 +125,30 @@ class LenVMModule(L.LightningModule):
             found.append(f"keep_layers must be at least 1, got {h['keep_layers']}")
         if h["keep_layers"] is not None and not h["pretrained"]:
             found.append("keep_layers cuts pretrained weights; with pretrained: false set the layers in overrides")
-        for name, kinds in (("target", TargetKind), ("loss", LossKind), ("censored", CensoredKind)):
+        found += self._adapter_problems()
+        for name, kinds in (
+            ("target", TargetKind),
+            ("loss", LossKind),
+            ("censored", CensoredKind),
+            ("optimizer", OptimizerKind),
+        ):
             if h[name] not in get_args(kinds):
                 found.append(f"{name} must be one of {', '.join(get_args(kinds))}; got {h[name]}")
+        return found
+
+    def _adapter_problems(self) -> list[str]:
+        h, found = self.hparams, []
+        if h["lora"] is None:
+            if h["quantise"] is not None:
+                found.append("quantise: weights in four bits cannot be trained, so it needs adapters: set lora.rank")
+            return found
+        found += LoRA(**h["lora"]).problems()
+        if not h["pretrained"]:
+            found.append("lora trains adapters on weights that are kept elsewhere, so it needs pretrained: true")
+        if not h["freeze_vision"]:
+            found.append("lora trains the language model alone, so it needs freeze_vision: true")
+        if h["quantise"] is not None and h["dtype"] == "float64":
+            found.append(f"quantise: {h['quantise']} computes in float32, bfloat16 or float16; dtype is float64")
         return found
 
     # -- set-up -------------------------------------------------------------------------------------------------
@@ -137,17 +175,7 @@ class LenVMModule(L.LightningModule):
             rollouts=vars(facts).copy() if facts else {},
             dropout=h["head_dropout"],
         )
-        self.model = LengthValueModel.from_backbone(
-            h["backbone"],
-            config,
-            pretrained=h["pretrained"],
-            overrides=h["overrides"],
-            keep_layers=h["keep_layers"],
-            expected_length=facts.p50 / 2 if facts else None,
-            dtype=h["dtype"],
-            attn_implementation=h["attn_implementation"],
-            trust_remote_code=h["trust_remote_code"],
-        )
+        self.model = _build(h, config, facts.p50 / 2 if facts else None)
         self.tail_after_cut = facts.tail_after_cut if facts else None
         self._prepare_backbone(self.model)
         self.val_errors = LengthErrors()
@@ -179,6 +207,37 @@ class LenVMModule(L.LightningModule):
         if self.hparams["freeze_vision"]:
             for part in model.vision_modules():
                 part.eval()
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def _kept(self) -> set[str]:
+        """Names of what a checkpoint holds: what is trained, and what else could not be loaded again."""
+        named = self.named_parameters()
+        return {name for name, parameter in named if parameter.requires_grad or not self.hparams["pretrained"]}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained and nothing else, and a mark of the weights that it was trained beside."""
+        kept = self._kept()
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
+        checkpoint["frozen"] = digest_of_frozen(self._lenvm)
+        checkpoint["lenvm_config"] = asdict(self._lenvm.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with weights missing, or beside others.
+
+        Raises:
+            CheckpointError: keys are missing or unknown, or the weights that are not trained have changed.
+        """
+        there, kept = set(checkpoint["state_dict"]), self._kept()
+        wrong = [f"{key} is missing" for key in sorted(kept - there)]
+        wrong += [f"{key} has no place" for key in sorted(there - kept)]
+        if wrong:
+            raise CheckpointError(f"the checkpoint is of another model: {some(wrong)}. Start another run with --name.")
+        if checkpoint["frozen"] != digest_of_frozen(self._lenvm):
+            raise CheckpointError(
+                f"the weights of {self.backbone_source} that are not trained have changed since this run began, so it "
+                "cannot go on as it was: put the old ones back, or start another run with --name"
+            )
 
     @property
     def _lenvm(self) -> LengthValueModel:
@@ -272,13 +331,58 @@ class LenVMModule(L.LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": h["weight_decay"]},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=h["lr"], betas=tuple(h["betas"]))
+        optimizer = build_optimizer(h["optimizer"], groups, self.trainer.precision, lr=h["lr"], betas=tuple(h["betas"]))
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise RecipeError("an endless run has no learning-rate schedule: set trainer.max_steps or max_epochs")
         warmup = int(h["warmup_steps"] if h["warmup_steps"] >= 1 else h["warmup_steps"] * steps)
         schedule = get_cosine_schedule_with_warmup(optimizer, min(warmup, int(steps)), int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _build(h: Mapping[str, Any], config: LenVMConfig, expected_length: float | None) -> LengthValueModel:
+    """The model of these hyperparameters, with a fresh head."""
+    return LengthValueModel.from_backbone(
+        h["backbone"],
+        config,
+        pretrained=h["pretrained"],
+        overrides=h["overrides"],
+        keep_layers=h["keep_layers"],
+        expected_length=expected_length,
+        dtype=h["dtype"],
+        attn_implementation=h["attn_implementation"],
+        trust_remote_code=h["trust_remote_code"],
+        quantise=h["quantise"],
+        lora=LoRA(**h["lora"]) if h["lora"] else None,
+    )
+
+
+def model_of_checkpoint(path: Path) -> LengthValueModel:
+    """The model in a checkpoint of a run.
+
+    What it was trained from is loaded again, then what was trained is put into it.
+
+    Args:
+        path: a ``.ckpt`` file.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        h, config, weights = saved["hyper_parameters"], saved["lenvm_config"], saved["state_dict"]
+    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of a length value model: {error!r}") from error
+    model = _build(h, LenVMConfig(**config), None)
+    given = {name: h[name] for name in inspect.signature(LenVMModule).parameters}
+    module = LenVMModule(**{**given, "lora": LoRA(**h["lora"]) if h["lora"] else None})
+    module.model = model
+    module.on_load_checkpoint(saved)
+    module.load_state_dict(weights, strict=False)
+    return model.eval()
 
 
 class TextLenVM(LenVMModule):

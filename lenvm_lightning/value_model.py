@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from . import checkpoint
+from . import adapters, checkpoint
+from .adapters import LoRA
 from .errors import CheckpointError
 from .objectives import LengthTarget, TargetKind
 
@@ -30,6 +31,8 @@ class LenVMConfig:
         backbone: name or path of the model that training started from.
         rollouts: what is known of the training rollouts: generator, sampling settings, lengths.
         dropout: dropout before each linear layer of the head, while training.
+        base: how the weights under an adapter are loaded: ``dtype``, ``quantise``, ``keep_layers``, and their
+            ``digest``; empty for a model that holds its own.
 
     Raises:
         ValueError: a gamma, target or length scale that means nothing.
@@ -41,6 +44,7 @@ class LenVMConfig:
     backbone: str | None = None
     rollouts: dict[str, Any] = dataclasses.field(default_factory=dict)
     dropout: float = 0.0
+    base: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
@@ -110,6 +114,7 @@ class LengthValueModel(nn.Module):
         self.v_head = ValueHead(checkpoint.hidden_size(backbone.config), config.dropout)
         if backbone.dtype == torch.float64:
             self.v_head.double()
+        self.v_head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
         self._takes_token_types = checkpoint.takes_argument(backbone, "mm_token_type_ids")
         self._takes_positions = checkpoint.takes_argument(backbone, "position_ids")
 
@@ -123,6 +128,7 @@ class LengthValueModel(nn.Module):
         overrides: dict[str, Any] | None = None,
         keep_layers: int | None = None,
         expected_length: float | None = None,
+        lora: LoRA | None = None,
         **backbone_options: Any,
     ) -> "LengthValueModel":
         """A value model with a fresh head.
@@ -135,16 +141,23 @@ class LengthValueModel(nn.Module):
                 only without pretrained weights.
             keep_layers: start from only so many layers of the pretrained language model, the first ones.
             expected_length: typical remaining tokens; the fresh head starts by predicting it everywhere.
-            backbone_options: for :func:`~lenvm_lightning.checkpoint.load_backbone` (dtype, attn_implementation, …).
+            lora: freeze the backbone and train adapters on its language model; None trains all of it.
+            backbone_options: for :func:`~lenvm_lightning.checkpoint.load_backbone` (dtype, attn_implementation,
+                quantise, …).
 
         Raises:
-            CheckpointError: no such model, or weights or layers missing from it.
+            CheckpointError: no such model, weights or layers missing from it, adapters that fit nowhere.
         """
         backbone = checkpoint.load_backbone(
             source, pretrained=pretrained, overrides=overrides, keep_layers=keep_layers, **backbone_options
         )
         if config.backbone is None:
             config = dataclasses.replace(config, backbone=str(source))
+        if lora is not None:
+            adapters.add_adapter(backbone, lora)
+            base = {"dtype": _name(backbone.dtype), "quantise": backbone_options.get("quantise")}
+            base |= {"keep_layers": keep_layers, "digest": adapters.digest_of_frozen(backbone)}
+            config = dataclasses.replace(config, base=base)
         model = cls(backbone, config)
         model.v_head.reset(config.rule.bias_for(expected_length) if expected_length else 0.0)
         return model
@@ -153,7 +166,7 @@ class LengthValueModel(nn.Module):
     def from_pretrained(
         cls, source: str | os.PathLike[str], gamma: float | None = None, **backbone_options: Any
     ) -> "LengthValueModel":
-        """Load a trained value model: one of ours, or a published one.
+        """Load a trained value model: one of ours, or a published one; whole, or an adapter with a head.
 
         Args:
             source: directory or hub id.
@@ -166,7 +179,9 @@ class LengthValueModel(nn.Module):
         Raises:
             CheckpointError: no head, a head of the wrong width, a gamma that is nowhere, weights missing.
         """
-        checkpoint.load_config(source, trust_remote_code=backbone_options.get("trust_remote_code", False))
+        adapted = adapters.has_adapter(source)
+        if not adapted:
+            checkpoint.load_config(source, trust_remote_code=backbone_options.get("trust_remote_code", False))
         head = checkpoint.read_head(source)
         stored = checkpoint.read_lenvm_config(source)
         known = {field.name for field in dataclasses.fields(LenVMConfig)}
@@ -189,8 +204,11 @@ class LengthValueModel(nn.Module):
                 f"{str(source)!r} cannot be used: {error} (looked in {checkpoint.CONFIG_FILE} and at the gamma that "
                 "was given). Write there what it was trained with, or save the model again."
             ) from error
-        backbone_options.setdefault("dtype", "auto")
-        model = cls(checkpoint.load_backbone(source, **backbone_options), config)
+        if adapted:
+            backbone = _load_adapted(source, config.base, backbone_options)
+        else:
+            backbone = checkpoint.load_backbone(source, **{"dtype": "auto", **backbone_options})
+        model = cls(backbone, config)
         checkpoint.check_head(head, model.v_head.state_dict(), source)
         model.v_head.load_state_dict(head)
         return model.eval()
@@ -198,13 +216,32 @@ class LengthValueModel(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str], processor: Any = None) -> None:
         """Write the published layout: a Hugging Face directory, ``value_head.safetensors``, ``lenvm_config.json``.
 
+        A model with adapters writes these instead of whole weights, in PEFT's layout; see :meth:`save_merged`.
+
         Args:
             folder: directory to write into; created where missing.
             processor: tokenizer or processor to store beside the weights.
         """
-        checkpoint.save(
-            Path(folder), self.backbone, self.v_head.state_dict(), dataclasses.asdict(self.config), processor
-        )
+        with checkpoint.writing(Path(folder), self.v_head.state_dict(), dataclasses.asdict(self.config), processor):
+            if adapters.is_adapted(self.backbone):
+                adapters.save_adapter(Path(folder), self.backbone, str(self.config.backbone))
+            else:
+                checkpoint.save(Path(folder), self.backbone)
+
+    def save_merged(
+        self, folder: str | os.PathLike[str], processor: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write a directory of whole weights, with the adapters added to them.
+
+        Args:
+            folder: directory to write into; created where missing.
+            processor: tokenizer or processor to store beside the weights.
+            dtype: of the weights; that of the base where None. Of a base in four bits, float32 gives the values of
+                training, anything less rounds what adapters have changed.
+        """
+        config = dataclasses.replace(self.config, base={})
+        with checkpoint.writing(Path(folder), self.v_head.state_dict(), dataclasses.asdict(config), processor):
+            checkpoint.save(Path(folder), adapters.merge(self.backbone, dtype))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LengthValueModel":
         # Rotary frequencies are buffers that are not stored: halved, they would differ from those made on loading.
@@ -282,9 +319,21 @@ class LengthValueModel(nn.Module):
 
     def vision_modules(self) -> Iterator[nn.Module]:
         """Vision tower and projector: whatever the backbone holds beside its language model; nothing for text."""
-        language = self.backbone.get_decoder()
-        if language is self.backbone:
-            return
-        for child in self.backbone.children():
-            if not any(part is language for part in child.modules()):
-                yield child
+        return (module for _, module in checkpoint.vision_modules(self.backbone))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _load_adapted(source: checkpoint.Source, base: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
+    """An adapter on its base, which is loaded as it was in training unless ``options`` say otherwise."""
+    stored = {key: base.get(key) for key in ("quantise", "keep_layers")}
+    backbone = adapters.load_adapted(source, **{"dtype": base.get("dtype", "auto"), **stored, **options})
+    same = _name(backbone.dtype) == base.get("dtype") and not set(options) & {"quantise", "keep_layers"}
+    if same and base.get("digest") not in (None, adapters.digest_of_frozen(backbone)):
+        raise CheckpointError(
+            f"the base model of the adapter in {str(source)!r} has changed since it was trained: values would mean "
+            f"nothing. Put the old weights back, or name them in {adapters.ADAPTER_CONFIG}."
+        )
+    return backbone

@@ -161,7 +161,7 @@ def test_published_backbone(real):
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
 def test_published_backbone_is_optimised_but_for_its_vision(real):
     _, cli = real
-    cli.model._trainer = SimpleNamespace(estimated_stepping_batches=1000)
+    cli.model._trainer = SimpleNamespace(estimated_stepping_batches=1000, precision="bf16-mixed")
     made = cli.model.configure_optimizers()
     groups = made["optimizer"].param_groups
     held = [p for group in groups for p in group["params"]]

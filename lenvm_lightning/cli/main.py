@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import LenVMError
+from .export import EXPORT_EXAMPLES, add_export
 from .generate import GENERATE_EXAMPLES, PREDICT_EXAMPLES, add_generate, add_predict
 from .sample import FIELDS, read_settings, run_sampling
 
@@ -64,6 +65,15 @@ def build_parser(program: str) -> argparse.ArgumentParser:
             "predict the length of answers to prompts",
             "Predict how many tokens the answer to each prompt will have, before anything is generated.",
             PREDICT_EXAMPLES,
+        )
+    )
+    add_export(
+        _add(
+            commands,
+            "export",
+            "make a model directory out of a run, a checkpoint or an adapter",
+            "Write a length value model as a directory of whole weights, or as an adapter with a head.",
+            EXPORT_EXAMPLES,
         )
     )
     return parser
@@ -233,7 +243,20 @@ def _predict(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> 
     return run_predict(arguments)
 
 
-_COMMANDS = {"run": _run, "sample": _sample, "convert": _convert, "generate": _generate, "predict": _predict}
+def _export(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> int:
+    from .export import run_export
+
+    return run_export(arguments)
+
+
+_COMMANDS = {
+    "run": _run,
+    "sample": _sample,
+    "convert": _convert,
+    "generate": _generate,
+    "predict": _predict,
+    "export": _export,
+}
 
 
 def lenvm() -> None:

@@ -1,0 +1,116 @@
+"""``lenvm export``: a model directory out of a run, a checkpoint or an adapter."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..value_model import LengthValueModel
+
+EXPORT_EXAMPLES = """examples:
+  lenvm export runs/vlm_qlora exported                              whole weights, the adapter added to them
+  lenvm export runs/vlm_qlora exported --dtype bfloat16             of another type
+  lenvm export runs/qwen2.5-32b-fsdp exported                       a run that was stopped: its last checkpoint
+  lenvm export runs/vlm_qlora/checkpoints/step-000000400.ckpt adapter --adapter
+
+What was written is loaded again, and its values compared with those of the source.
+"""
+_PROBE = 64  # tokens on which source and target are compared
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lenvm export``."""
+    parser.add_argument("source", metavar="SOURCE", help="a run, one of its checkpoints, a model directory or a hub id")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="directory to write; must not be there yet")
+    parser.add_argument("--adapter", action="store_true", help="keep adapter and head by themselves, do not merge")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the whole weights (default: that of the source; float32 where its base is in four bits)",
+    )
+    parser.add_argument("--gamma", type=float, help="of a length value model whose folder does not say")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run modelling code that comes with it")
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Write the directory and say what is in it.
+
+    Raises:
+        CheckpointError: the source cannot be used, or the target is there already.
+    """
+    import torch
+
+    from .. import adapters
+
+    if arguments.target.exists() and (not arguments.target.is_dir() or any(arguments.target.iterdir())):
+        raise CheckpointError(f"{arguments.target} is there already: name another place")
+    model, processor = _open(arguments)
+    adapted = adapters.is_adapted(model.backbone)
+    if arguments.adapter and not adapted:
+        raise CheckpointError(f"--adapter: {arguments.source} was trained whole, it has no adapter")
+    if arguments.adapter and arguments.dtype:
+        raise CheckpointError("--dtype is of whole weights; an adapter stays in the type it was trained in")
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    before = _probe(model)
+    if arguments.adapter:
+        model.save_pretrained(arguments.target, processor)
+    elif adapted:
+        in_four_bits = model.config.base.get("quantise") is not None
+        model.save_merged(arguments.target, processor, dtype or (torch.float32 if in_four_bits else None))
+    else:
+        (model.to(dtype) if dtype else model).save_pretrained(arguments.target, processor)
+    _report(arguments.target, before)
+    return 0
+
+
+def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
+    """The model, and its processor or None."""
+    from .. import checkpoint
+    from ..callbacks import latest_checkpoint
+    from ..module import model_of_checkpoint
+    from ..value_model import LengthValueModel
+    from .runs import RunFolder
+
+    source: str | Path = arguments.source
+    run = RunFolder(Path(source))
+    if run.settings() is not None:
+        found = run.model if run.complete else latest_checkpoint(run.checkpoints)
+        if found is None:
+            raise CheckpointError(f"{source} has neither been finished nor saved a checkpoint yet")
+        source = found
+    if str(source).endswith(".ckpt"):
+        model = model_of_checkpoint(Path(source))
+        return model, checkpoint.load_processor(str(model.config.backbone))
+    options = {"trust_remote_code": True} if arguments.trust_remote_code else {}
+    model = LengthValueModel.from_pretrained(source, gamma=arguments.gamma, **options)
+    try:
+        return model, checkpoint.load_processor(source)
+    except CheckpointError:  # a published directory may be weights alone
+        return model, None
+
+
+def _probe(model: "LengthValueModel") -> "torch.Tensor":
+    import torch
+
+    vocabulary: int = model.backbone.config.get_text_config().vocab_size
+    ids = torch.arange(_PROBE, device=model.backbone.device)[None] * 7919 % vocabulary
+    ids[ids == getattr(model.backbone.config, "image_token_id", -1)] = 0  # there is no picture
+    with torch.inference_mode():
+        return model.value(model(ids))
+
+
+def _report(target: Path, before: "torch.Tensor") -> None:
+    from ..value_model import LengthValueModel
+
+    written = LengthValueModel.from_pretrained(target).to(before.device)
+    apart = float((_probe(written) - before).abs().max())
+    size = sum(file.stat().st_size for file in target.iterdir())
+    kind = "adapter and head" if written.config.base else f"whole weights, {written.backbone.dtype}"
+    print(
+        f"{target}: {kind}, {size / 1e6:,.1f} MB · gamma {written.gamma} · on {_PROBE} tokens, values differ from the "
+        f"source's by at most {apart:.1e}"
+    )

@@ -1,0 +1,28 @@
+"""AdamW, in float32 or with its moments in eight bits."""
+
+from typing import Any, Literal
+
+import torch
+
+OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
+
+
+def build_optimizer(
+    kind: OptimizerKind, groups: list[dict[str, Any]], precision: Any, **options: Any
+) -> torch.optim.Optimizer:
+    """AdamW of the kind that is asked for.
+
+    Args:
+        kind: ``adamw``, or one of bitsandbytes', whose moments take a quarter of the memory; parameters of fewer than
+            4,096 numbers keep theirs in float32.
+        groups: parameters and their settings.
+        precision: of the Trainer. Under ``16-mixed`` nothing is fused: a fused step undoes AMP's scale itself, and
+            gradients could be neither divided by their tokens nor clipped before.
+        options: learning rate, betas.
+    """
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, fused=precision != "16-mixed", **options)
+    import bitsandbytes  # takes seconds, and only these need it
+
+    optimizers = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
+    return optimizers[kind](groups, **options)

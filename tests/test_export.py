@@ -1,0 +1,85 @@
+"""`lenvm export`: runs, checkpoints, adapters and whole directories in; model directories out."""
+
+import re
+import shutil
+
+import pytest
+import torch
+
+from lenvm_lightning import LengthValueModel, tinyworld
+from lenvm_lightning.cli.main import main
+
+IDS = torch.arange(30)[None] * 31 % 300 + 20
+SETTINGS = {
+    "data.files": "tinyworld",
+    "data.val_completions": "8",
+    "model.freeze_vision": "true",
+    "model.lora.rank": "4",
+    "model.quantise": "nf4",
+    "trainer.max_steps": "3",
+    "checkpoint.every_n_steps": "2",
+}
+
+
+def values(folder):
+    model = LengthValueModel.from_pretrained(folder)
+    with torch.no_grad():
+        return model.value(model(IDS))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished QLoRA run on pictures."""
+    runs = tmp_path_factory.mktemp("runs")
+    overrides = [word for key, value in SETTINGS.items() for word in (f"--fit.{key}", value)]
+    assert main(["run", "vlm_lenvm", "--runs", str(runs), "--name", "r", *overrides]) == 0
+    return runs / "r"
+
+
+def difference(capsys) -> float:
+    """What the command says of the values before and after."""
+    return float(re.search(r"differ from the source's by at most (\S+)", capsys.readouterr().out)[1])
+
+
+def test_a_run_becomes_whole_weights_of_the_same_values(run, tmp_path, capsys):
+    assert main(["export", str(run), str(tmp_path / "whole")]) == 0
+    assert difference(capsys) < 1e-6
+    torch.testing.assert_close(values(tmp_path / "whole"), values(run / "model"), rtol=0, atol=1e-6)
+    assert not (tmp_path / "whole" / "adapter_config.json").exists()
+    assert (tmp_path / "whole" / "tokenizer.json").exists()
+    assert main(["export", str(tmp_path / "whole"), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    assert 0 < difference(capsys) < 0.02
+    model = LengthValueModel.from_pretrained(tmp_path / "half")
+    assert (model.backbone.dtype, model.v_head.fc.weight.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_a_run_that_was_stopped_becomes_its_last_checkpoint(run, tmp_path, capsys):
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run, stopped)
+    (stopped / "results.json").unlink()
+    shutil.rmtree(stopped / "model")
+    assert main(["export", str(stopped), str(tmp_path / "adapter"), "--adapter"]) == 0
+    assert difference(capsys) == 0.0
+    assert torch.equal(values(tmp_path / "adapter"), values(run / "model"))  # the last step is saved, too
+    early = stopped / "checkpoints" / "step-000000002.ckpt"
+    assert main(["export", str(early), str(tmp_path / "early")]) == 0
+    assert difference(capsys) < 1e-6
+    assert not torch.equal(values(tmp_path / "early"), values(run / "model"))
+    shutil.rmtree(stopped / "checkpoints")
+    assert main(["export", str(stopped), str(tmp_path / "none")]) == 2
+    assert "has neither been finished nor saved a checkpoint yet" in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported_is_said(run, tmp_path, capsys):
+    lenvm = str(tinyworld.path("tiny-text-lenvm"))
+    (tmp_path / "broken.ckpt").write_bytes(b"nothing")
+    for arguments, message in (
+        ([str(run), str(run)], "is there already"),
+        ([lenvm, str(tmp_path / "x"), "--adapter"], "was trained whole"),
+        ([str(run), str(tmp_path / "x"), "--adapter", "--dtype", "float16"], "--dtype is of whole weights"),
+        ([str(tmp_path / "broken.ckpt"), str(tmp_path / "x")], "is no checkpoint of a length value model"),
+        ([str(tinyworld.path("tiny-text")), str(tmp_path / "x")], "has no value head"),
+    ):
+        assert main(["export", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -182,6 +182,12 @@ def load_adapted(source: Source, **options: Any) -> PreTrainedModel:
     return backbone.requires_grad_(False).eval()
 
 
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers that a model holds, and how many of them are trained; one packed with another counts as well."""
+    sizes = [(p.quant_state.shape.numel() if hasattr(p, "quant_state") else p.numel(), p) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, p in sizes if p.requires_grad)
+
+
 def digest_of_frozen(model: nn.Module) -> str:
     """Tells one base from another: of the first numbers of every weight that is not trained, quantised ones aside."""
     found = hashlib.blake2b(digest_size=12)

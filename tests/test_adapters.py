@@ -14,7 +14,7 @@ from torch import nn
 
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import LengthValueModel, LenVMConfig, LoRA, TextLenVM, VisionLenVM, checkpoint, tinyworld
-from lenvm_lightning.adapters import add_adapter, merge
+from lenvm_lightning.adapters import add_adapter, count_parameters, merge
 from lenvm_lightning.callbacks import ResumableCheckpoint
 from lenvm_lightning.errors import CheckpointError, RecipeError
 from lenvm_lightning.module import model_of_checkpoint
@@ -92,6 +92,16 @@ def test_four_bits_hold_the_language_model_and_leave_vision_and_head():
     assert weight.dtype == torch.uint8
     assert weight.quant_state.quant_type == "nf4"
     assert weight.quant_state.nested  # the scales are quantised too
+
+
+def test_parameters_in_four_bits_count_as_what_they_are():
+    plain = LengthValueModel.from_backbone("tiny-vl", LenVMConfig(0.99))
+    adapters = 4 * 4 * sum(fan_in + fan_out for fan_in, fan_out in (
+        (128, 128), (128, 64), (128, 64), (128, 128), (128, 384), (128, 384), (384, 128)))  # fmt: skip
+    head = 128 * 128 + 128 + 128 + 1
+    everything = sum(p.numel() for p in plain.parameters())
+    assert count_parameters(plain)[0] == everything
+    assert count_parameters(adapted("tiny-vl", "nf4")) == (everything + adapters, adapters + head)
 
 
 def test_fresh_adapters_change_nothing():

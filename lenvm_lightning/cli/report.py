@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, tinyworld
+from ..adapters import count_parameters
 from ..metrics import POSITION_NAMES, POSITIONS
 from ..module import LenVMModule
 from ..tinyworld import quality
@@ -16,12 +17,14 @@ def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float])
 
     A run may also train something else than a length value model: a generator of the tiny world.
     """
+    parameters, trained = count_parameters(module.model)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "lightning")}
     return {
         "format": 1,
         "optimizer_steps": steps,
         **(_of_lenvm(module, data) if isinstance(module, LenVMModule) else _of_generator(data)),
-        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "parameters": parameters,
+        "trained_parameters": trained,
         "metrics": {name.removeprefix("val/"): value for name, value in sorted(metrics.items())},
         "versions": {"lenvm-lightning": __version__, **versions},
     }
@@ -118,7 +121,8 @@ remaining = lenvm.remaining(lenvm(input_ids=ids, attention_mask=mask))  # (B, T)
 
 {as_table(results)}
 
-Trained on {results["train_completions"]:,} completions; {results["parameters"]:,} parameters; {versions}.
+Trained on {results["train_completions"]:,} completions; {results["parameters"]:,} parameters, of which
+{results["trained_parameters"]:,} trained; {versions}.
 
 ## Settings
 

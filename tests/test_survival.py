@@ -10,15 +10,23 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from lenvm_lightning.callbacks import latest_checkpoint
 
 STEPS = 24
 
 
-def _command(runs: Path) -> list[str]:
+SMALL = {
+    "model.pretrained": "false",
+    "model.overrides": "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 32}",
+}
+QLORA = {"model.lora": "{rank: 4, dropout: 0.1}", "model.quantise": "nf4"}
+
+
+def _command(runs: Path, model: dict[str, str]) -> list[str]:
     settings = {
-        "model.pretrained": "false",
-        "model.overrides": "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 32}",
+        **model,
         "model.head_dropout": "0.2",  # draws random numbers: their state has to survive too
         "model.warmup_steps": "3",
         "data.files": "tinyworld",  # scripted rollouts, nothing to sample
@@ -51,15 +59,15 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def _finish(runs: Path) -> subprocess.CompletedProcess:
-    done = subprocess.run(_command(runs), env=_environment(), capture_output=True, text=True, timeout=300)
+def _finish(runs: Path, model: dict[str, str]) -> subprocess.CompletedProcess:
+    done = subprocess.run(_command(runs, model), env=_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def _kill_after_step(runs: Path, step: int, how: signal.Signals, delay: float) -> int:
+def _kill_after_step(runs: Path, model: dict[str, str], step: int, how: signal.Signals, delay: float) -> int:
     process = subprocess.Popen(
-        _command(runs), env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        _command(runs, model), env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and process.poll() is None:
@@ -80,14 +88,15 @@ def _weights(runs: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def test_killed_run_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("model", [SMALL, pytest.param(QLORA, marks=pytest.mark.slow)], ids=["full", "qlora"])
+def test_killed_run_ends_with_the_same_weights(tmp_path, model):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    _finish(whole)
+    _finish(whole, model)
     moments = random.Random(7)
-    assert _kill_after_step(broken, 3, signal.SIGTERM, 0.0) == 143
+    assert _kill_after_step(broken, model, 3, signal.SIGTERM, 0.0) == 143
     for step in (7, 15):  # epochs of 15 batches, 8 steps each: one kill while an epoch ends
-        assert _kill_after_step(broken, step, signal.SIGKILL, moments.uniform(0.0, 0.1)) == -signal.SIGKILL
-    done = _finish(broken)
+        assert _kill_after_step(broken, model, step, signal.SIGKILL, moments.uniform(0.0, 0.1)) == -signal.SIGKILL
+    done = _finish(broken, model)
     assert "going on from step" in done.stderr
     assert _weights(whole) == _weights(broken)
     results = [json.loads((folder / "r" / "results.json").read_text()) for folder in (whole, broken)]
@@ -95,6 +104,6 @@ def test_killed_run_ends_with_the_same_weights(tmp_path):
     assert results[0]["optimizer_steps"] == STEPS
     assert (results[0]["train_prompts"], results[0]["train_completions"]) == (400, 1200)
 
-    again = _finish(broken)  # complete: nothing is trained again
+    again = _finish(broken, model)  # complete: nothing is trained again
     assert "is complete for these settings" in again.stdout
     assert not list((broken / "r").glob(".*"))

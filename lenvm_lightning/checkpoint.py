@@ -106,7 +106,7 @@ def _merge(entries: dict[str, Any], overrides: dict[str, Any], where: str) -> di
     return merged
 
 
-def _keep_layers(config: PreTrainedConfig, count: int, source: Source) -> None:
+def cut_layers(config: PreTrainedConfig, count: int, source: Source) -> None:
     """Makes a config ask for only the first layers of its language model."""
     text = config.get_text_config()
     there = text.num_hidden_layers
@@ -182,7 +182,7 @@ def load_backbone(
         )
     config = load_config(source, overrides, trust_remote_code=trust_remote_code)
     if keep_layers is not None:
-        _keep_layers(config, keep_layers, source)
+        cut_layers(config, keep_layers, source)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation

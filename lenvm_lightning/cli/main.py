@@ -22,6 +22,14 @@ _RUN_EXAMPLES = """examples:
   lightning run lifebench --evaluate.limit 5                        a recipe that only measures
   lightning run text_lenvm --fit.help                               every setting there is
 """
+_PLAN_EXAMPLES = """examples:
+  lenvm plan qwen2.5-1.5b                                           a shipped recipe
+  lenvm plan qwen2.5-1.5b --fit.model.backbone DIR                  no hub: DIR needs to hold a config.json only
+  lenvm plan qwen2.5-1.5b --fit.trainer.devices 8 --fit.data.batch_tokens 16384
+  lenvm plan qwen2.5-1.5b --tflops 300 --tokens 5e8                 hours, at a speed that your devices keep up
+
+No weight is loaded, and the rollouts need not be there: a step is run on tensors that have shapes and no memory.
+"""
 _SAMPLE_EXAMPLES = """examples:
   lenvm sample --generator tiny-text --prompts tiny-math --limit 100 --out rollouts/math
   lenvm sample --generator Qwen/Qwen2.5-1.5B-Instruct --prompts gsm8k --split train -n 16 --out rollouts/gsm8k
@@ -47,6 +55,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lenvm-lightning {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_plan(commands)
     _add_sample(commands)
     _add_convert(commands)
     add_generate(
@@ -118,6 +127,24 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         )
 
 
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = _add(
+        commands,
+        "plan",
+        "say what memory and work a recipe's training takes",
+        "Parameters, memory and work of a recipe's training, by part, before a weight is loaded.",
+        _PLAN_EXAMPLES,
+    )
+    plan.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    plan.add_argument("--row-tokens", type=int, metavar="N", help="plan for rows of N tokens, not for the longest")
+    plan.add_argument("--tflops", type=float, help="TFLOP/s that a device keeps up, to say how long a step takes")
+    plan.add_argument("--tokens", type=float, help="tokens to train on, padding included, to say how long it all takes")
+    plan.add_argument("--json", action="store_true", help="everything as one line of JSON")
+    plan.add_argument(
+        "--fit.KEY", dest="_", metavar="VALUE", help="change a setting, such as --fit.trainer.precision bf16-true"
+    )
+
+
 def _add_sample(commands: argparse._SubParsersAction) -> None:
     sample = _add(
         commands,
@@ -186,7 +213,7 @@ def main(argv: Sequence[str] | None = None, program: str = "lenvm") -> int:
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser = build_parser(program)
     arguments = parser.parse_args(rest)
-    if overrides and arguments.command != "run":
+    if overrides and arguments.command not in ("run", "plan"):
         parser.error(f"--{overrides[0][0]} belongs to `{program} run RECIPE`")
     try:
         return _COMMANDS[arguments.command](arguments, overrides)
@@ -214,6 +241,12 @@ def _run(arguments: argparse.Namespace, overrides: list[tuple[str, str | None]])
         check=arguments.check,
         fresh=arguments.fresh,
     )
+
+
+def _plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | None]]) -> int:
+    from .plan import run_plan
+
+    return run_plan(arguments, overrides)
 
 
 def _sample(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> int:
@@ -251,6 +284,7 @@ def _export(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> i
 
 _COMMANDS = {
     "run": _run,
+    "plan": _plan,
     "sample": _sample,
     "convert": _convert,
     "generate": _generate,

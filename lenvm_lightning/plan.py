@@ -45,6 +45,10 @@ KINDS = (
     WEIGHTS, GRADIENTS, STATES, COPIES, LANGUAGE, VISION, HEAD, RECOMPUTED, TEMPORARY, BATCH, BUCKETS, GATHERED
 )  # fmt: skip
 
+# The vision tower is part of the forward pass, and what checkpointing computes again part of the backward pass.
+_WITHIN = {"vision": "forward", "recompute": "backward"}
+OPTIMIZER = "optimizer step"
+
 _PRECISIONS: dict[str, tuple[torch.dtype | None, torch.dtype | None]] = {  # dtype of autocast, dtype of the weights
     "32": (None, None), "32-true": (None, None), "64": (None, torch.float64), "64-true": (None, torch.float64),
     "bf16": (torch.bfloat16, None), "bf16-mixed": (torch.bfloat16, None), "16": (torch.float16, None),
@@ -134,7 +138,7 @@ class Step:
 
     Attributes:
         shape: the batch.
-        memory: at the fullest moment of each phase (vision, forward, backward, optimizer), bytes of each kind.
+        memory: at the fullest moment of each phase (forward, backward, optimizer step), bytes of each kind.
         flops: floating-point operations of a batch, by phase; ``recompute`` is what checkpointing computes again.
     """
 
@@ -165,12 +169,13 @@ class Plan:
 # -- the model ----------------------------------------------------------------------------------------------------------
 
 
-def build(module: LenVMModule, fake: FakeTensorMode | None) -> LengthValueModel:
+def build(module: LenVMModule, fake: FakeTensorMode | None, precision: str = "32-true") -> LengthValueModel:
     """Give a module the model it would train, with weights that mean nothing.
 
     Args:
         module: with its settings, and without a model.
         fake: the mode to build it under, without memory; None for real tensors.
+        precision: of the Trainer, which may say what the weights are.
 
     Returns:
         The model, in the modes that training sets.
@@ -183,10 +188,11 @@ def build(module: LenVMModule, fake: FakeTensorMode | None) -> LengthValueModel:
     if h["keep_layers"] is not None:
         checkpoint.cut_layers(config, h["keep_layers"], h["backbone"])
     options = {"attn_implementation": h["attn_implementation"]} if h["attn_implementation"] else {}
+    dtype = _PRECISIONS[precision][1] or getattr(torch, h["dtype"])
     gamma = 0.997 if h["gamma"] == "auto" else h["gamma"]
     with fake or contextlib.nullcontext():
         backbone = AutoModel.from_config(
-            config, dtype=getattr(torch, h["dtype"]), trust_remote_code=h["trust_remote_code"], **options
+            config, dtype=dtype, trust_remote_code=h["trust_remote_code"], **options
         )
         model = LengthValueModel(backbone, LenVMConfig(gamma, target=h["target"], dropout=h["head_dropout"]))
         module.model = model
@@ -275,14 +281,12 @@ class StepTally:
         self._states: list[Any] = []
 
     def _convert_weights(self) -> None:
-        _, dtype = _PRECISIONS[self.settings.precision]
+        bits = {}
         with self.fake or contextlib.nullcontext():
-            if dtype is not None:
-                self.model.to(dtype)
-            bits = {}
             for linear in _quantised(self.model) if self.quantise else ():
                 # It is multiplied as it is: nothing is cast, and what is kept for the backward pass are its 4 bits.
-                linear.weight.data = linear.weight.data.to(self.settings.computes_in)
+                weight = linear.weight.detach().to(self.settings.computes_in)
+                linear.weight = nn.Parameter(weight, requires_grad=False)
                 bits[id(linear.weight)] = linear.weight.numel() * NF4_BITS / 8
         for parameter in self.model.parameters():
             self.tally.own_weights(parameter, bits.get(id(parameter)))
@@ -294,14 +298,14 @@ class StepTally:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
                 self.tally.own(parameter.grad, GRADIENTS)
-        if str(self.module.hparams.get("optimizer") or "adamw").endswith("8bit"):
+        if str(self.module.hparams.get(OPTIMIZER) or "adamw").endswith("8bit"):
             self._hold_8bit_states(trained)
             return
         groups = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": [p for p in trained if p.ndim < 2]}]
         optimizer = torch.optim.AdamW(groups, lr=0.0, foreach=self.settings.gpu)
         for _ in range(2):
-            self.tally.peaks.pop("optimizer", None)
-            with self.tally, self.tally.making(TEMPORARY, "optimizer"):
+            self.tally.peaks.pop(OPTIMIZER, None)
+            with self.tally, self.tally.making(TEMPORARY, OPTIMIZER):
                 optimizer.step()
             for state in optimizer.state.values():
                 for name in ("exp_avg", "exp_avg_sq"):
@@ -313,7 +317,7 @@ class StepTally:
         states = torch.empty(1, device="meta")
         self.tally.own(states, STATES, sum(sizes))
         self._states.append(states)
-        self.tally.peaks["optimizer"] = self.tally.now.copy()
+        self.tally.peaks[OPTIMIZER] = self.tally.now.copy()
 
     def batch(self, shape: Shape, pictures: int) -> LengthBatch:
         """A batch of a shape, of which so many rows have a picture. Rows have no padding, but for one token."""
@@ -352,7 +356,7 @@ class StepTally:
     def run(self, shape: Shape, pictures: int) -> Step:
         """Forward and backward pass of one batch, with gradients and optimizer states in place."""
         tally, module = self.tally, self.module
-        optimizer = tally.peaks["optimizer"]
+        optimizer = tally.peaks[OPTIMIZER]
         tally.peaks, tally.flops = {}, Counter()
         batch = self.batch(shape, pictures)
         autocast, _ = _PRECISIONS[self.settings.precision]
@@ -368,8 +372,8 @@ class StepTally:
             with tally.making(TEMPORARY, "backward"):
                 loss.backward()
         memory = {phase: dict(kinds) for phase, kinds in tally.peaks.items()}
-        tally.peaks["optimizer"] = optimizer
-        return Step(shape, {**memory, "optimizer": dict(optimizer)}, dict(tally.flops))
+        tally.peaks[OPTIMIZER] = optimizer
+        return Step(shape, {**memory, OPTIMIZER: dict(optimizer)}, dict(tally.flops))
 
 
 def plan(module: LenVMModule, shapes: list[Shape], settings: Settings) -> Plan:
@@ -385,7 +389,7 @@ def plan(module: LenVMModule, shapes: list[Shape], settings: Settings) -> Plan:
         RecipeError: settings that cannot be planned.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    model = build(module, fake)
+    model = build(module, fake, settings.precision)
     found = Plan(settings, parameters_by_part(model))
     ready = StepTally(module, settings, fake)
     ready.optimizer_step()
@@ -418,10 +422,10 @@ def _on_one_device(step: Step, model: LengthValueModel, quantise: bool, settings
     """What is left of a step on each device, with what dividing it costs."""
     divided = (STATES, GRADIENTS, WEIGHTS)[: settings.stage]
     checkpointing = step.flops.get("recompute", 0) > 0
-    memory = {}
+    memory: dict[str, dict[str, float]] = {}
     for phase, kinds in step.memory.items():
         here = {kind: nbytes / (settings.devices if kind in divided else 1) for kind, nbytes in kinds.items()}
-        if phase == "optimizer":
+        if phase == OPTIMIZER:
             here[TEMPORARY] = kinds.get(TEMPORARY, 0.0) / (settings.devices if divided else 1)
         elif settings.stage == 3:
             here[GATHERED] = _gathered_bytes(model)
@@ -429,10 +433,12 @@ def _on_one_device(step: Step, model: LengthValueModel, quantise: bool, settings
                 here[COPIES] = 0.0  # of the layer at work only, and those are among the gathered
         if settings.devices > 1 and settings.strategy.startswith(("auto", "ddp")):
             here[BUCKETS] = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        if quantise and phase != "optimizer":
+        if quantise and phase != OPTIMIZER:
             largest = max((linear.weight.numel() for linear in _quantised(model)), default=0)
             here[TEMPORARY] = here.get(TEMPORARY, 0.0) + largest * settings.computes_in.itemsize  # made 16 bits again
-        memory[phase] = {kind: here[kind] for kind in KINDS if here.get(kind)}
+        name = _WITHIN.get(phase, phase)
+        if sum(here.values()) > sum(memory.get(name, {}).values()):
+            memory[name] = {kind: here[kind] for kind in KINDS if here.get(kind)}
     return Step(step.shape, memory, step.flops)
 
 

@@ -12,10 +12,9 @@ from ..errors import CheckpointError, RecipeError
 from ..module import LenVMModule
 from ..plan import COPIES, KINDS, LANGUAGE, NOT_COUNTED, Plan, Settings, Shape, Step, plan
 from .recipe import find_recipe, read_recipe
-from .run import FitCLI, parse_fit
+from .run import FitCLI, parse_fit, quieten
 
 _ANSWER = 64  # tokens beside the picture, in the shortest rows that are planned for
-_PHASES = {"vision": "vision tower", "recompute": "recomputing", "optimizer": "optimizer step"}
 _SAID = {LANGUAGE: "activations, language model", "vision tower": "activations, vision tower",
          "value head": "activations, value head", COPIES: "weights cast to 16 bits"}  # fmt: skip
 
@@ -30,6 +29,7 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
         RecipeError: a recipe that trains no length value model, or settings that cannot be planned.
         CheckpointError: no config of its backbone.
     """
+    quieten()
     path = find_recipe(arguments.recipe)
     recipe = read_recipe(path, overrides)
     if "fit" not in recipe:
@@ -168,7 +168,8 @@ def describe(found: Plan, model: LenVMModule, recipe: str, tflops: float | None,
     how += [f"{s.devices} devices, {s.strategy}" if s.devices > 1 else "1 device"]
     lines = [f"{recipe}: {type(model).__name__} on {model.backbone_source}", ", ".join(filter(None, how)), ""]
     lines += _table("parameters", ["trained", "frozen"], _parameter_rows(found)) + [""]
-    lines += _memory_lines(found.steps) + [""]
+    for step in found.steps:
+        lines += _memory_lines(step) + [""]
     lines += _table("work", [step.shape.name for step in found.steps], _work_rows(found, tflops, tokens))
     return "\n".join([*lines, "", f"Counted, not measured. Not counted: {NOT_COUNTED}."])
 
@@ -188,24 +189,21 @@ def _parameter_rows(found: Plan) -> list[tuple[str, list[str]]]:
     return [*rows, ("all", [f"{total:,}" for total in totals])]
 
 
-def _memory_lines(steps: list[Step]) -> list[str]:
-    """By kind at the fullest moment, and the peak of each phase."""
-    unit, name = (2**30, "GiB") if max(step.peak for step in steps) >= 2**30 else (2**20, "MiB")
-    full = [step.memory[step.fullest] for step in steps]
+def _memory_lines(step: Step) -> list[str]:
+    """Memory of a batch by part: one column a phase, at its fullest moment."""
+    unit, name = (2**30, "GiB") if step.peak >= 2**30 else (2**20, "MiB")
+    phases, shape = step.memory, step.shape
     rows: list[tuple[str, list[str]]] = []
     for kind in KINDS:
-        values = [memory.get(kind, 0.0) for memory in full]
-        if any(abs(value) > 0.005 * unit for value in values):
-            rows.append((_SAID.get(kind, kind), [f"{value / unit:,.2f}" for value in values]))
-        if kind == LANGUAGE and any(step.shape.image_tokens for step in steps):
-            shares = [value * s.shape.image_tokens / s.shape.length for value, s in zip(values, steps, strict=True)]
-            rows.append(("  of these, image tokens", [f"{share / unit:,.2f}" for share in shares]))
-    rows.append(("peak", [f"{step.peak / unit:,.2f}" for step in steps]))
-    rows.append(("  reached in", [_PHASES.get(step.fullest, step.fullest) for step in steps]))
-    for phase in steps[0].memory:
-        peaks = [sum(step.memory[phase].values()) for step in steps]
-        rows.append((f"  peak of: {_PHASES.get(phase, phase)}", [f"{peak / unit:,.2f}" for peak in peaks]))
-    return _table(f"memory per device, {name}", [step.shape.name for step in steps], rows)
+        values = [kinds.get(kind, 0.0) / unit for kinds in phases.values()]
+        if max(values) >= 0.005:
+            rows.append((_SAID.get(kind, kind), [f"{value:,.2f}" for value in values]))
+            if kind == LANGUAGE and shape.image_tokens:
+                share = shape.image_tokens / shape.length
+                rows.append(("  of these, image tokens", [f"{share * value:,.2f}" for value in values]))
+    rows.append(("all", [f"{sum(kinds.values()) / unit:,.2f}" for kinds in phases.values()]))
+    title = f"memory of a device, {name}, {shape.name}: {shape.rows:,} x {shape.length:,} tokens"
+    return [title, *_table("", list(phases), rows), f"  peak: {step.peak / unit:,.2f} {name}, {step.fullest}"]
 
 
 def _work_rows(found: Plan, tflops: float | None, tokens: float | None) -> list[tuple[str, list[str]]]:

@@ -200,7 +200,7 @@ def run_recipe(
     Returns:
         Exit status.
     """
-    _quieten()
+    quieten()
     path = find_recipe(recipe)
     if any(key.endswith("help") for key, _ in overrides):
         return _print_help(path)
@@ -384,7 +384,7 @@ def _print_help(path: Path) -> int:
     return 0
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave the screen to what matters: what we print, warnings that need an answer, the progress bar."""
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     for text in (

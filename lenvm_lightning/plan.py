@@ -190,20 +190,36 @@ def build(module: LenVMModule, fake: FakeTensorMode | None, precision: str = "32
     options = {"attn_implementation": h["attn_implementation"]} if h["attn_implementation"] else {}
     dtype = _PRECISIONS[precision][1] or getattr(torch, h["dtype"])
     gamma = 0.997 if h["gamma"] == "auto" else h["gamma"]
-    with fake or contextlib.nullcontext():
-        backbone = AutoModel.from_config(
-            config, dtype=dtype, trust_remote_code=h["trust_remote_code"], **options
-        )
+    with torch.device("meta") if fake else contextlib.nullcontext():
+        backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=h["trust_remote_code"], **options)
         model = LengthValueModel(backbone, LenVMConfig(gamma, target=h["target"], dropout=h["head_dropout"]))
         module.model = model
         module._prepare_backbone(model)
         if h.get("quantise") or h.get("lora"):
             adapt(model, h.get("lora"))
+    if fake:
+        _make_fake(model, fake)
     model.train()
     if h["freeze_vision"]:
         for part in model.vision_modules():
             part.eval()
     return model
+
+
+def _make_fake(model: nn.Module, fake: FakeTensorMode) -> None:
+    """Put tensors that claim to be on a CPU in the place of those on meta, shared ones shared again."""
+    made: dict[int, Any] = {}
+    with fake:
+        for module in model.modules():
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    if tensor is None:
+                        continue
+                    if id(tensor) not in made:
+                        new = torch.empty_like(tensor, device="cpu")
+                        is_weight = isinstance(tensor, nn.Parameter)
+                        made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if is_weight else new
+                    held[name] = made[id(tensor)]
 
 
 def adapt(model: LengthValueModel, lora: dict[str, Any] | None) -> None:

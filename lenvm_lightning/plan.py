@@ -21,9 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel
 
 from . import checkpoint
+from .adapters import LoRA, add_adapter
 from .batch import LengthBatch
 from .errors import RecipeError
 from .module import LenVMModule
+from .optimizers import build_optimizer
 from .tally import MemoryTally
 from .value_model import LengthValueModel, LenVMConfig
 
@@ -192,11 +194,11 @@ def build(module: LenVMModule, fake: FakeTensorMode | None, precision: str = "32
     gamma = 0.997 if h["gamma"] == "auto" else h["gamma"]
     with torch.device("meta") if fake else contextlib.nullcontext():
         backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=h["trust_remote_code"], **options)
+        if h["lora"]:
+            add_adapter(backbone, LoRA(**h["lora"]))
         model = LengthValueModel(backbone, LenVMConfig(gamma, target=h["target"], dropout=h["head_dropout"]))
         module.model = model
         module._prepare_backbone(model)
-        if h.get("quantise") or h.get("lora"):
-            adapt(model, h.get("lora"))
     if fake:
         _make_fake(model, fake)
     model.train()
@@ -220,23 +222,6 @@ def _make_fake(model: nn.Module, fake: FakeTensorMode) -> None:
                         is_weight = isinstance(tensor, nn.Parameter)
                         made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if is_weight else new
                     held[name] = made[id(tensor)]
-
-
-def adapt(model: LengthValueModel, lora: dict[str, Any] | None) -> None:
-    """Freeze the backbone, and put adapters into its language model unless it has some."""
-    if any(".lora_" in name for name, _ in model.backbone.named_parameters()):
-        return
-    model.backbone.requires_grad_(False)
-    if lora:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        config = LoraConfig(
-            r=lora["rank"],
-            lora_alpha=lora.get("alpha") or lora["rank"],
-            lora_dropout=lora.get("dropout") or 0.0,
-            target_modules=lora.get("targets") or "all-linear",
-        )
-        inject_adapter_in_model(config, model.backbone.get_decoder())
 
 
 def parameters_by_part(model: LengthValueModel) -> dict[str, Part]:
@@ -283,7 +268,7 @@ class StepTally:
         self.module, self.settings, self.fake = module, settings, fake
         self.tally = MemoryTally(fake)
         self.model = module._lenvm
-        self.quantise = bool(module.hparams.get("quantise"))
+        self.quantise = module.hparams["quantise"] is not None
         self._convert_weights()
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -314,11 +299,14 @@ class StepTally:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
                 self.tally.own(parameter.grad, GRADIENTS)
-        if str(self.module.hparams.get(OPTIMIZER) or "adamw").endswith("8bit"):
+        kind = self.module.hparams["optimizer"]
+        if kind != "adamw":
             self._hold_8bit_states(trained)
             return
         groups = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": [p for p in trained if p.ndim < 2]}]
-        optimizer = torch.optim.AdamW(groups, lr=0.0, foreach=self.settings.gpu)
+        optimizer = build_optimizer(kind, groups, self.settings.precision, lr=0.0)
+        for group in optimizer.param_groups:
+            group["foreach"] = self.settings.gpu and not group["fused"]  # the default there
         for _ in range(2):
             self.tally.peaks.pop(OPTIMIZER, None)
             with self.tally, self.tally.making(TEMPORARY, OPTIMIZER):

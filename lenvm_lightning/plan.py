@@ -330,7 +330,9 @@ class StepTally:
         ids = torch.full((shape.rows, shape.length), 1 if image_token == 0 else 0)
         mask = torch.ones_like(ids)
         if shape.rows > 1:
-            mask[-1, -1] = 0  # without any padding transformers leaves the attention mask out, which training rarely sees
+            mask[-1, -1] = (
+                0  # without any padding transformers leaves the attention mask out, which training rarely sees
+            )
         vision: dict[str, Any] = {}
         if shape.grid is not None and pictures:
             tower = config.vision_config
@@ -404,7 +406,7 @@ def plan(module: LenVMModule, shapes: list[Shape], settings: Settings) -> Plan:
         if shape.grid is not None and shape.rows > pictures:
             picture = picture or _add(ready.run(shape, pictures + 1), step, -1.0)
             step = _add(step, picture, shape.rows - pictures)
-        found.steps.append(_on_one_device(step, model, ready.quantise, settings))
+        found.steps.append(on_one_device(step, model, ready.quantise, settings))
     return found
 
 
@@ -422,8 +424,15 @@ def _add(step: Step, other: Step, times: float) -> Step:
 # -- devices ------------------------------------------------------------------------------------------------------------
 
 
-def _on_one_device(step: Step, model: LengthValueModel, quantise: bool, settings: Settings) -> Step:
-    """What is left of a step on each device, with what dividing it costs."""
+def on_one_device(step: Step, model: LengthValueModel, quantise: bool, settings: Settings) -> Step:
+    """What is left of a step on each device, with what dividing it costs.
+
+    Args:
+        step: as on a single device.
+        model: whose step it is.
+        quantise: its language model is in 4 bits.
+        settings: with the number of devices and the strategy.
+    """
     divided = (STATES, GRADIENTS, WEIGHTS)[: settings.stage]
     checkpointing = step.flops.get("recompute", 0) > 0
     memory: dict[str, dict[str, float]] = {}

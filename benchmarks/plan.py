@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 
 from lenvm_lightning import TextLenVM, VisionLenVM
 from lenvm_lightning.module import LenVMModule
-from lenvm_lightning.plan import GRADIENTS, STATES, WEIGHTS, Settings, Shape, StepTally, build, plan
+from lenvm_lightning.plan import plan
+from lenvm_lightning.rehearsal import GRADIENTS, STATES, WEIGHTS, Rehearsal, Settings, Shape, build
 
 MIB = 2.0**20
 _M_MMAP_THRESHOLD = -3  # of mallopt
@@ -82,7 +83,7 @@ def fit(case: tuple[Any, ...], steps: int) -> None:
     shape, settings = case[2], settings_of(case)
     sample = module_of(("tiny-vl" if shape.grid else "tiny-text", {}, shape, {}, {}))
     build(sample, None)
-    batch = StepTally(sample, settings, None).batch(shape, shape.rows)
+    batch = Rehearsal(sample, settings, None).batch(shape, shape.rows)
     del sample
     text = batch["input_ids"] == 0
     batch["input_ids"] += text * torch.randint(2, 1000, batch["input_ids"].shape)

@@ -11,7 +11,8 @@ from lenvm_lightning import TextLenVM, VisionLenVM
 from lenvm_lightning.adapters import LoRA
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import RecipeError
-from lenvm_lightning.plan import (
+from lenvm_lightning.plan import on_one_device, plan
+from lenvm_lightning.rehearsal import (
     BUCKETS,
     COPIES,
     GATHERED,
@@ -24,12 +25,10 @@ from lenvm_lightning.plan import (
     TEMPORARY,
     VISION,
     WEIGHTS,
+    Rehearsal,
     Settings,
     Shape,
-    StepTally,
     build,
-    on_one_device,
-    plan,
 )
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -40,7 +39,7 @@ CPU = Settings(gpu=False)
 
 def run(module, shape, settings, fake=None):
     build(module, fake, settings.precision)
-    tally = StepTally(module, settings, fake)
+    tally = Rehearsal(module, settings, fake)
     tally.optimizer_step()
     return tally.run(shape, shape.rows)
 
@@ -208,7 +207,7 @@ def test_a_precision_nobody_knows():
         Settings("transformer-engine")
 
 
-# -- command ------------------------------------------------------------------------------------------------------------
+# -- command ----------------------------------------------------------------------------------------------------------
 
 
 def test_command_on_a_real_config(capsys):

@@ -10,7 +10,8 @@ from datamodules import RolloutsDataModule
 from .. import checkpoint
 from ..errors import CheckpointError, RecipeError
 from ..module import LenVMModule
-from ..plan import COPIES, KINDS, LANGUAGE, NOT_COUNTED, Plan, Settings, Shape, Step, plan
+from ..plan import NOT_COUNTED, Plan, plan
+from ..rehearsal import COPIES, KINDS, LANGUAGE, Settings, Shape, Step
 from .recipe import find_recipe, read_recipe
 from .run import FitCLI, parse_fit, quieten
 
@@ -117,7 +118,7 @@ def _processor_pixels(data: RolloutsDataModule) -> int | None:
     return size.get("longest_edge") or size.get("max_pixels")
 
 
-# -- output -------------------------------------------------------------------------------------------------------------
+# -- output -----------------------------------------------------------------------------------------------------------
 
 
 def _times(found: Plan, step: Step, tflops: float | None, tokens: float | None) -> dict[str, float]:
@@ -167,9 +168,9 @@ def describe(found: Plan, model: LenVMModule, recipe: str, tflops: float | None,
     how += [f"quantised to {h['quantise']}" if h.get("quantise") else "", "GPU" if s.gpu else "CPU"]
     how += [f"{s.devices} devices, {s.strategy}" if s.devices > 1 else "1 device"]
     lines = [f"{recipe}: {type(model).__name__} on {model.backbone_source}", ", ".join(filter(None, how)), ""]
-    lines += _table("parameters", ["trained", "frozen"], _parameter_rows(found)) + [""]
+    lines += [*_table("parameters", ["trained", "frozen"], _parameter_rows(found)), ""]
     for step in found.steps:
-        lines += _memory_lines(step) + [""]
+        lines += [*_memory_lines(step), ""]
     lines += _table("work", [step.shape.name for step in found.steps], _work_rows(found, tflops, tokens))
     return "\n".join([*lines, "", f"Counted, not measured. Not counted: {NOT_COUNTED}."])
 

@@ -28,8 +28,8 @@ from .optimizers import build_optimizer
 from .tally import MemoryTally
 from .value_model import LengthValueModel, LenVMConfig
 
-NF4_BITS = 4.127  # a weight, with its double-quantised scales
-_BLOCKWISE = 2.03  # bytes a parameter of two 8-bit moments with their scales
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # a weight, the scale that 64 share, the scale that 256 of those share
+_BLOCKWISE = 2 * (1 + 4 / 256)  # bytes a parameter of two 8-bit moments, each 256 of them with a scale
 _BLOCKWISE_FROM = 4096  # parameters of a tensor below which bitsandbytes keeps float32 moments
 
 # Kinds of memory, in the order they are shown.
@@ -322,7 +322,7 @@ class Rehearsal:
             tower = config.vision_config
             width = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2
             patches = shape.grid[0] * shape.grid[1] * shape.grid[2]
-            ids[:pictures, : shape.image_tokens] = image_token
+            ids[:pictures, : shape.image_tokens] = config.image_token_id
             _, dtype = _PRECISIONS[self.settings.precision]
             with self.fake or contextlib.nullcontext():
                 vision["pixel_values"] = torch.zeros(pictures * patches, width, dtype=dtype)

@@ -23,7 +23,7 @@ def running():
             text=True,
             env=environment,
         )
-        for name in ("train_step", "censoring", "decoding")
+        for name in ("train_step", "censoring", "decoding", "plan")
     }
     yield processes
     for process in processes.values():
@@ -74,3 +74,11 @@ def test_decoding(running):
     assert all(
         row[key] > 0 for key in ("share_of_limit", "against_two_forwards", "against_copied", "share_of_unguided")
     )
+
+
+def test_plan(running):
+    """What was planned is what a real training run takes; the rest is workspaces, and noise of a process this small."""
+    _, result = finish(running["plan"])
+    assert [row["case"] for row in result["rows"]] == ["text", "vision"]
+    for row in result["rows"]:
+        assert 0.85 < row["planned_over_measured_ratio"] < 1.15

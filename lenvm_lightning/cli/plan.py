@@ -213,14 +213,19 @@ def _work_rows(found: Plan, tflops: float | None, tokens: float | None) -> list[
     rows = [("rows x tokens of a batch", [f"{shape.rows:,} x {shape.length:,}" for shape in shapes])]
     if shapes[0].image_tokens:
         rows.append(("image tokens of a row", [f"{shape.image_tokens:,}" for shape in shapes]))
-    for said, key, places in (
-        ("rows of an optimizer step", "rows_per_optimizer_step", 0),
-        ("tokens of an optimizer step", "tokens_per_optimizer_step", 0),
-        ("TFLOP of it, per device", "tflop_per_optimizer_step_and_device", 2),
-        ("  of these, recomputed", "recomputed_tflop", 2),
-        ("seconds of it", "optimizer_step_s", 2),
-        ("hours of the training", "training_h", 2),
+    for said, key in (
+        ("rows of an optimizer step", "rows_per_optimizer_step"),
+        ("tokens of an optimizer step", "tokens_per_optimizer_step"),
+        ("TFLOP of it, per device", "tflop_per_optimizer_step_and_device"),
+        ("  of these, recomputed", "recomputed_tflop"),
+        ("seconds of it", "optimizer_step_s"),
+        ("hours of the training", "training_h"),
     ):
-        if key in numbers[0]:
-            rows.append((said, [f"{number[key]:,.{places}f}" for number in numbers]))
+        if numbers[0].get(key):
+            rows.append((said, [_number(number[key]) for number in numbers]))
     return rows
+
+
+def _number(value: float) -> str:
+    """Whole where it is large, with three digits where it is small."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -6,8 +6,8 @@ and the pictures of a batch beyond its third, are arithmetic. What is not counte
 
 from dataclasses import dataclass, field
 
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .module import LenVMModule
 from .rehearsal import (
@@ -129,10 +129,9 @@ def _gathered_bytes(model: LengthValueModel) -> float:
     """
     layers = [
         [p.numel() * p.element_size() for p in layer.parameters()]
-        for stack in model.modules()
-        if isinstance(stack, nn.ModuleList)
-        for layer in stack
+        for layer in model.modules()
+        if isinstance(layer, GradientCheckpointingLayer)
     ]
     sizes = [sum(layer) for layer in layers]
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    return 3 * max(sizes) + whole - sum(sizes)
+    return 3 * max(sizes, default=0) + whole - sum(sizes)

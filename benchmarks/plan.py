@@ -1,6 +1,6 @@
 r"""How well ``lenvm plan`` foretells memory: its peak beside that of a real training run by Lightning's Trainer.
 
-Each case is planned for a CPU, and then trained for three optimizer steps in a process of its own, whose most resident
+Each case is planned for a CPU, and then trained for two optimizer steps in a process of its own, whose most resident
 memory beyond what it had before there was a model is measured. A ratio of 1 is a right plan. What a plan leaves out is
 in the ratio: workspaces of the kernels, what Lightning and Python hold. Freed memory goes back to the system at once
 here; ``--keep`` lets the C library hold on to it, as it does by default, and the difference is fragmentation.
@@ -40,7 +40,7 @@ _VISION = {
                       "out_hidden_size": 512},
 }  # fmt: skip
 _GRID = (1, 24, 24)
-_ROWS, _PICTURES = Shape("text", 8, 512), Shape("vision", 6, 384, _GRID, 144)
+_ROWS, _PICTURES = Shape("text", 4, 512), Shape("vision", 4, 384, _GRID, 144)
 _FEW = {**_TEXT, "vocab_size": 16_384}
 # Backbone, what is changed of it, batch, settings of the Trainer, settings of the module. With the vocabulary of a real
 # model the optimizer step takes the most; in the others it is what the forward pass keeps, or the backward pass makes.
@@ -70,7 +70,7 @@ def train(case: tuple[Any, ...], steps: int, give_back: bool, results: Any) -> N
     """Train for some steps; sends the most memory there was beyond the start."""
     backbone, _, shape, options, _ = case
     if give_back:
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**16)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**18)
     # Libraries and the Trainer are loaded by the first step of any model.
     fit((backbone, {}, Shape("", 2, shape.image_tokens + 8, shape.grid, shape.image_tokens), options, {}), 1)
     before = status("VmRSS")
@@ -140,7 +140,7 @@ def compare(name: str, case: tuple[Any, ...], peak: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--steps", type=int, default=3, help="optimizer steps of the real training")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps of the real training")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--keep", action="store_true", help="let the C library keep what is freed, as it usually does")
     parser.add_argument("--quick", action="store_true", help="seconds; small shapes")

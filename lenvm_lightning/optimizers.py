@@ -21,7 +21,11 @@ def build_optimizer(
         options: learning rate, betas.
     """
     if kind == "adamw":
-        return torch.optim.AdamW(groups, fused=precision != "16-mixed", **options)
+        optimizer = torch.optim.AdamW(groups, fused=precision != "16-mixed", **options)
+        # Lightning refuses to clip before a step that undoes AMP's scale, for which it takes every fused one; under
+        # bf16-mixed there is no scale to undo.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
     import bitsandbytes  # takes seconds, and only these need it
 
     optimizers = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}

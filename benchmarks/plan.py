@@ -34,7 +34,7 @@ _TEXT = {
     "num_key_value_heads": 2, "vocab_size": 151_936,
 }  # fmt: skip
 _VISION = {
-    "text_config": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "text_config": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 16,
                     "vocab_size": 16_384},
     "vision_config": {"depth": 4, "hidden_size": 512, "intermediate_size": 1024, "num_heads": 8,
                       "out_hidden_size": 512},

@@ -270,7 +270,7 @@ class Rehearsal:
     def _convert_weights(self) -> None:
         bits = {}
         with self.fake or contextlib.nullcontext():
-            for linear in quantised(self.model) if self.quantise else ():
+            for linear in quantised(self.model) if self.quantise and self.fake else ():
                 # It is multiplied as it is: nothing is cast, and what is kept for the backward pass are its 4 bits.
                 weight = linear.weight.detach().to(self.settings.computes_in)
                 linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -202,6 +202,26 @@ def test_adapters_and_four_bits():
     assert found.steps[0].memory["forward"].get(COPIES, 0.0) < before.steps[0].memory["forward"][COPIES] / 2
 
 
+def test_four_bits_keep_what_bitsandbytes_keeps():
+    """Beside a real step: the same activations to the byte, the weights but for their scales, one matrix unpacked."""
+    options = {"lora": LoRA(), "quantise": "nf4", "dtype": "bfloat16", "gradient_checkpointing": True}
+    settings = Settings("bf16-mixed", 2, gpu=False)
+    [planned] = plan(tiny(TextLenVM, **options), [TEXT], settings).steps
+    module = tiny(TextLenVM, **options)
+    module.configure_model()
+    module.on_train_start()
+    rehearsal = Rehearsal(module, settings, None)
+    rehearsal.optimizer_step()
+    real = rehearsal.run(TEXT, 0)
+    for phase in ("forward", "backward"):
+        for kind in (LANGUAGE, RECOMPUTED, GRADIENTS, STATES):
+            assert planned.memory[phase].get(kind, 0.0) == real.memory[phase].get(kind, 0.0)
+        assert planned.memory[phase][WEIGHTS] == pytest.approx(real.memory[phase][WEIGHTS], rel=0.02)
+        unpacked = 2 * 128 * 384
+        extra = planned.memory[phase].get(TEMPORARY, 0.0) - real.memory[phase].get(TEMPORARY, 0.0)
+        assert 0 <= extra <= unpacked
+
+
 def test_a_precision_nobody_knows():
     with pytest.raises(RecipeError, match="transformer-engine"):
         Settings("transformer-engine")

@@ -306,7 +306,7 @@ def try_out(model: LengthValueModel, plain: LengthBatch, laid_out: LengthBatch) 
     """Compare the ways that training can take with plain rows, on a few of them.
 
     Args:
-        model: in eval mode, else dropout differs.
+        model: put into eval mode, so that nothing is dropped.
         plain: rows without a layout.
         laid_out: the same rows, with one.
 
@@ -323,6 +323,7 @@ def try_out(model: LengthValueModel, plain: LengthBatch, laid_out: LengthBatch) 
             f"{attention}, {', '.join(attention_kinds(model.backbone.config.get_text_config()))}). Change one of them, "
             "or set data.layout: rows"
         )
+    model.eval()
     exact = model.backbone.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(
         plain["input_ids"].device.type
     )

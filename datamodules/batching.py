@@ -151,6 +151,16 @@ def split_to_count(batches: list[list[int]], count: int) -> list[list[int]]:
     return batches
 
 
+def trial_rows(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
+    """Short rows that share prompts: two of each of two prompts, or one of them twice where there is only one."""
+    of_prompt: dict[int, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        of_prompt.setdefault(prompts[row], []).append(row)
+    pairs = [(rows * 2)[:2] if len(rows) < 2 else rows[:2] for rows in of_prompt.values()]
+    pairs.sort(key=lambda pair: (pair[0] == pair[1], lengths[pair[1]]))
+    return [row for pair in pairs[:2] for row in pair]
+
+
 class TokenBudgetBatches(Sampler[list[int]]):
     """Batch sampler over :func:`plan_batches`, the same number of batches in every epoch and on every rank.
 

@@ -18,7 +18,7 @@ from lenvm_lightning.batch import LayoutKind, LengthBatch
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.rollouts.held_out import is_held_out, role_of
 
-from .batching import ResumableLoader, TokenBudgetBatches, plan_batches
+from .batching import ResumableLoader, TokenBudgetBatches, plan_batches, trial_rows
 from .collate import Collator, RolloutRows
 from .report import (
     Problem,
@@ -300,17 +300,10 @@ class RolloutsDataModule(L.LightningDataModule):
         return Collator(pad, getattr(self.processor, "image_processor", None), layout or self.layout)
 
     def trial(self) -> tuple[LengthBatch, LengthBatch] | None:
-        """A few short training rows, padded and in the layout, to try it out on a model; None where it is ``rows``.
-
-        Of each of two prompts there are two rows, one of them twice where there is only one.
-        """
+        """A few short training rows, padded and in the layout, to try it out on a model; None where it is ``rows``."""
         if self.layout == "rows":
             return None
-        of_prompt: dict[int, list[int]] = {}
-        for row in sorted(range(len(self.train_sizes)), key=self.train_sizes.__getitem__):
-            of_prompt.setdefault(self.train_numbers[row], []).append(row)
-        chosen = sorted(of_prompt.values(), key=lambda rows: (len(rows) < 2, self.train_sizes[rows[min(1, len(rows) - 1)]]))
-        rows = [self.train_rows[row] for rows in chosen[:2] for row in (rows * 2 if len(rows) < 2 else rows)[:2]]
+        rows = [self.train_rows[row] for row in trial_rows(self.train_sizes, self.train_numbers)]
         return self._collator("rows")(rows), self._collator()(rows)
 
     def _epochs(self, batches: int) -> int:

@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-
 LayoutKind = Literal["rows", "packed", "shared"]
 
 

@@ -48,7 +48,9 @@ def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: 
     """
     width = tree.shape[1]
     seen = torch.ones(width, width, dtype=torch.bool, device=tree.device).tril()
-    seen = seen & (tree[:, :, None] == tree[:, None]) & ((branch[:, None] == 0) | (branch[:, :, None] == branch[:, None]))
+    seen = (
+        seen & (tree[:, :, None] == tree[:, None]) & ((branch[:, None] == 0) | (branch[:, :, None] == branch[:, None]))
+    )
     if kind == "sliding_attention":
         seen &= depth[:, :, None] - depth[:, None] < config.sliding_window
     elif kind == "chunked_attention":

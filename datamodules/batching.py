@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lenvm_lightning.packing import take_batch
 
+_RANDOM_WINDOW = 8  # batches whose rows packed ones are filled from, where lengths are not to meet
 _JITTER = 0.04  # costs one or two per cent of padding
 
 
@@ -34,7 +35,7 @@ def plan_batches(
     that keep a prompt's completions together; groups also cost padding, since their rows differ in length.
 
     Packed batches are filled within the same windows: with the longest rows that are left, as many bins as the budget
-    holds, and gaps with shorter ones. Not sorted, a window is about one batch.
+    holds, and gaps with shorter ones. Without ``bucket`` a window is only a few batches.
 
     Args:
         lengths: tokens of each row.
@@ -59,7 +60,7 @@ def plan_batches(
     if packed:
         if together > 1:
             raise ValueError(f"packed batches keep no completions of a prompt together, got together: {together}")
-        return _pack(sizes, max_tokens, seed, window if bucket else 1)
+        return _pack(sizes, max_tokens, seed, window if bucket else _RANDOM_WINDOW)
     random = np.random.default_rng(seed) if seed is not None else None
     groups, longest, padded = None, sizes, sizes  # each row by itself
     if together > 1:

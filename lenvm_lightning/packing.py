@@ -77,18 +77,21 @@ def take_batch(lengths: Sequence[int], rows: Sequence[int], max_tokens: int) -> 
         Numbers of the rows of the batch, and those that are left, shortest first.
     """
     longest = lengths[rows[-1]]
-    best: tuple[float, list[list[int]], list[int]] | None = None
+    best: tuple[bool, float, list[int], list[int]] | None = None
     for factor in _WIDTHS:
         width = int(longest * factor)
         if best is not None and width > max_tokens:
             break
         bins, left = fill_bins(lengths, rows, width, max(1, max_tokens // width))
-        real = sum(lengths[row] for filled in bins for row in filled)
-        each = (_cost(bins, lengths) + _BATCH * max_tokens) / real
-        if best is None or each < best[0]:
-            best = each, bins, left
+        batch = [row for filled in bins for row in filled]
+        sizes = [lengths[row] for row in batch]
+        packed = pack(sizes)  # may find narrower bins cheaper, and more of them
+        too_large = len(packed) * width_of(packed, sizes) > max_tokens
+        each = (_cost(packed, sizes) + _BATCH * max_tokens) / sum(sizes)
+        if best is None or (too_large, each) < best[:2]:
+            best = too_large, each, batch, left
     assert best is not None
-    return [row for filled in best[1] for row in filled], best[2]
+    return best[2], best[3]
 
 
 def _cost(bins: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:

@@ -172,7 +172,8 @@ def main() -> None:
         f"differ by {result['leaking_max_difference']:.0e}\n"
     )
     print(
-        f"{'':10}{'real tokens/s':>15}{'padding':>10}{f'of {args.planned:,} rows':>18}{'pairs / token':>15}{'batches':>9}"
+        f"{'':10}{'real tokens/s':>15}{'padding':>10}{f'of {args.planned:,} rows':>18}{'pairs / token':>15}"
+        f"{'batches':>9}"
     )
     for name in PLANS:
         result[f"{name}_real_tokens_per_s"] = sum(sizes) / times[name]

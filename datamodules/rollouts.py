@@ -188,6 +188,10 @@ class RolloutsDataModule(L.LightningDataModule):
             return
         self._table, self.table_key = self._build()
         self._check_rows(self._table)
+        seen = [i for i, paths in enumerate(self._table["images"]) if paths] if self.layout == "packed" else []
+        if seen:
+            place = self._table[seen[0]]["place"]
+            raise DataError(f"layout: packed is for text, but {place} has pictures: set layout: shared, or rows")
         self._split(self._table)
         plan = plan_batches(self.train_sizes, self.batch_tokens, **self._plan_options)
         padding = (packed_padding_share if self.layout == "packed" else padding_share)(self.train_sizes, plan)

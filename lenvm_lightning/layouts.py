@@ -34,6 +34,7 @@ from .value_model import LengthValueModel
 
 Way = Literal["rows", "cache", "tree", "packed"]
 _MASKED = ("sdpa", "eager")  # attention that takes the masks of a tree
+_WORTH_IT = 0.97  # of the cost of a plainer way, or less
 _LARGEST, _LARGEST_HALF = 1e-3, 0.05  # difference from plain rows, in spreads of their logits; in half precision
 
 
@@ -57,7 +58,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(layout: Layout, ways: Sequence[Way], ordered: bool = False, flat: bool = False) -> Plan:
-    """The cheapest way to compute a batch, by :func:`~.packing.cost`.
+    """The cheapest way to compute a batch, by :func:`~.packing.cost`; one named earlier where it hardly costs more.
 
     Args:
         layout: of the batch.
@@ -85,7 +86,7 @@ def make_plan(layout: Layout, ways: Sequence[Way], ordered: bool = False, flat: 
             width = width_of(bins, sizes)
             tokens, pairs = len(bins) * width, len(bins) * width**2
         plan = Plan(way, bins, tokens, sum(trees if way in ("cache", "tree") else layout.lengths))
-        if best is None or cost(tokens, pairs) < best[0]:
+        if best is None or cost(tokens, pairs) < _WORTH_IT * best[0]:
             best = cost(tokens, pairs), plan
     assert best is not None
     return best[1]
@@ -110,20 +111,18 @@ def possible_ways(model: LengthValueModel, layout: Layout, pictures: bool, train
     """
     if layout.kind != "shared":
         return [layout.kind]
-    ways: list[Way] = []
-    if not pictures or len(members(layout)) == len(layout.prompts):
-        ways.append("rows")
+    if len(set(layout.prompts)) == len(layout.prompts):
+        return ["rows"]  # nothing to share
+    ways: list[Way] = [] if pictures else ["rows"]
     return ways + sharing_ways(model, training)
 
 
 def sharing_ways(model: LengthValueModel, training: bool) -> list[Way]:
     """Ways to compute a prompt once that the model's kind of attention allows."""
     config = model.backbone.config.get_text_config()
-    ways: list[Way] = [] if training and recomputes(model) else ["cache"]
     made_here = config._attn_implementation in _MASKED and set(attention_kinds(config)) <= set(KINDS)
-    if made_here and model.takes_positions:
-        ways.append("tree")
-    return ways
+    ways: list[Way] = ["tree"] if made_here and model.takes_positions else []
+    return ways if training and recomputes(model) else [*ways, "cache"]
 
 
 def recomputes(model: LengthValueModel) -> bool:
@@ -339,13 +338,11 @@ def try_out(model: LengthValueModel, plain: LengthBatch, laid_out: LengthBatch) 
         try:
             apart = _difference(model, plain, laid_out, way)
             if not apart <= (_LARGEST if exact else _LARGEST_HALF):
-                reason = (
-                    f"as a {way}, logits of a few rows differ by {apart:.2g} of their spread from those of padded rows"
-                )
+                reason = f"by way of {way}, logits of a few rows differ from padded rows by {apart:.2g} of their spread"
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a family does that works otherwise
-            reason = f"as a {way}, a few rows ended in {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            reason = f"by way of {way}, a few rows ended in {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if reason is not None:
         raise RecipeError(f"data.layout: {layout.kind} cannot be used with {type(model.backbone).__name__}: {reason}. "
                           "Set data.layout: rows")  # fmt: skip

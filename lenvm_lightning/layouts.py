@@ -206,11 +206,17 @@ def _on_cache(
     mask_after = on_device((column < lengths).astype(np.int64))
     cache, name, group = DynamicCache(), checkpoint.cache_argument(model.backbone), on_device(prompts[:, 0])
     shared = model(ids.take(on_device(sources)), mask, **{name: cache}, **vision)
-    cache.batch_select_indices(group)
-    if getattr(cache, "lenvm_offset", None) is not None:  # a picture takes fewer positions than tokens
-        cache.lenvm_offset = cache.lenvm_offset[group]  # type: ignore[attr-defined]
+    _gather(cache, group)
     own = model(ids.take(on_device(sources_after)), torch.cat([mask[group], mask_after], 1), **{name: cache})
     return torch.cat([shared.flatten(), own.flatten()]), places
+
+
+def _gather(cache: Any, group: Tensor) -> None:
+    """Give every row the keys and values of its prompt, and the positions that its pictures took."""
+    for layer in cache.layers:  # the cache's own way of doing it has a backward pass that is 7 times slower
+        layer.keys, layer.values = layer.keys.index_select(0, group), layer.values.index_select(0, group)
+    if getattr(cache, "lenvm_offset", None) is not None:  # a picture takes fewer positions than tokens
+        cache.lenvm_offset = cache.lenvm_offset[group]
 
 
 class _Bins(NamedTuple):

@@ -9,7 +9,6 @@ from test_exact_gradient import exact_norm
 from transformers import (
     AutoModel,
     BloomConfig,
-    DynamicCache,
     Gemma3TextConfig,
     LlamaConfig,
     MambaConfig,
@@ -146,13 +145,13 @@ def test_what_is_not_theirs_would_be_seen(made, monkeypatch, kind):
         monkeypatch.setattr(type(model), "forward", leaking)
         assert apart("packed", batches["packed"]) > 0.01
     else:
-        select = DynamicCache.batch_select_indices
+        gather = layouts._gather
 
-        def forgetting(self, indices):
-            select(self, indices)
-            self.lenvm_offset = None
+        def forgetting(cache, group):
+            gather(cache, group)
+            cache.lenvm_offset = None
 
-        monkeypatch.setattr(DynamicCache, "batch_select_indices", forgetting)
+        monkeypatch.setattr(layouts, "_gather", forgetting)
         assert apart("cache") > 0.01
 
 

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
+from lenvm_lightning.packing import take_batch
+
+_RANDOM_WINDOW = 8  # batches whose rows packed ones are filled from, where lengths are not to meet
 _JITTER = 0.04  # costs one or two per cent of padding
 
 
@@ -18,8 +21,9 @@ def plan_batches(
     bucket: bool = True,
     prompts: Sequence[int] | None = None,
     together: int = 1,
+    packed: bool = False,
 ) -> list[list[int]]:
-    """Group rows so that ``rows x longest row <= max_tokens``.
+    """Group rows so that ``rows x longest row <= max_tokens``, or, packed, ``bins x fullest bin <= max_tokens``.
 
     Rows are shuffled, sorted by length within windows of about ``window`` batches, cut into batches, and the batches
     shuffled: rows of similar length meet, and no part of an epoch is all short or all long. Where one or two windows
@@ -30,6 +34,9 @@ def plan_batches(
     the length of a group is that of its longest row. The paper found that shuffled batches, the default, beat batches
     that keep a prompt's completions together; groups also cost padding, since their rows differ in length.
 
+    Packed batches are filled within the same windows: with the longest rows that are left, as many bins as the budget
+    holds, and gaps with shorter ones. Without ``bucket`` a window is only a few batches.
+
     Args:
         lengths: tokens of each row.
         max_tokens: padded tokens a batch may hold; a single longer row gets a batch of its own.
@@ -38,21 +45,23 @@ def plan_batches(
         bucket: False leaves the sorting out: random batches, for comparison.
         prompts: number of each row's prompt; needed for ``together`` above 1.
         together: completions of a prompt that stay in one batch. A group of them that is above ``max_tokens`` is
-            split, into rows of similar length. Without a seed it says nothing.
+            split, into rows of similar length.
+        packed: for :func:`~lenvm_lightning.packing.pack`; only without ``together``.
 
     Returns:
         Row numbers of each batch; every row exactly once.
 
     Raises:
-        ValueError: ``together`` above 1 without a prompt for every row.
+        ValueError: ``together`` above 1 without a prompt for every row, or packed.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     if len(sizes) == 0:
         return []
-    if seed is None:
-        rows = np.argsort(-sizes, kind="stable")
-        return _cut(([row] for row in rows.tolist()), sizes[rows].tolist(), max_tokens)
-    random = np.random.default_rng(seed)
+    if packed:
+        if together > 1:
+            raise ValueError(f"packed batches keep no completions of a prompt together, got together: {together}")
+        return _pack(sizes, max_tokens, seed, window if bucket else _RANDOM_WINDOW)
+    random = np.random.default_rng(seed) if seed is not None else None
     groups, longest, padded = None, sizes, sizes  # each row by itself
     if together > 1:
         if prompts is None or len(prompts) != len(sizes):
@@ -60,6 +69,10 @@ def plan_batches(
         groups = _group(np.asarray(prompts), together, sizes, max_tokens, random)
         longest = np.asarray([sizes[group].max() for group in groups])
         padded = longest * np.asarray([len(group) for group in groups])
+    if random is None:
+        order = np.argsort(-longest, kind="stable")
+        chosen = (groups[i] if groups else [i] for i in order.tolist())
+        return _cut(chosen, longest[order].tolist(), max_tokens)
     order = random.permutation(len(longest))
     if bucket:
         count = max(1, int(window * max_tokens / max(1.0, float(padded.mean()))))
@@ -73,11 +86,30 @@ def plan_batches(
     return batches
 
 
+def _pack(sizes: np.ndarray, max_tokens: int, seed: int | None, window: int) -> list[list[int]]:
+    """Batches of rows that fit into bins of one width, from windows of about ``window`` batches."""
+    random = np.random.default_rng(seed) if seed is not None else None
+    order = np.arange(len(sizes)) if random is None else random.permutation(len(sizes))
+    count = max(1, int(window * max_tokens / max(1.0, float(sizes.mean()))))
+    if random is not None:
+        count = min(count, -(-len(sizes) // 4))  # else the same rows would meet in every epoch
+    lengths, batches = sizes.tolist(), []
+    for start in range(0, len(order), count):
+        part = order[start : start + count]
+        left = part[np.argsort(sizes[part], kind="stable")].tolist()
+        while left:
+            batch, left = take_batch(lengths, left, max_tokens)
+            batches.append(batch)
+    if random is not None:
+        random.shuffle(batches)
+    return batches
+
+
 def _group(
-    prompts: np.ndarray, together: int, sizes: np.ndarray, max_tokens: int, random: np.random.Generator
+    prompts: np.ndarray, together: int, sizes: np.ndarray, max_tokens: int, random: np.random.Generator | None
 ) -> list[list[int]]:
     """Rows of one prompt in random groups of up to ``together``, fewer where the budget does not hold so many."""
-    rows = random.permutation(len(prompts))
+    rows = np.arange(len(prompts)) if random is None else random.permutation(len(prompts))
     rows = rows[np.argsort(prompts[rows], kind="stable")]
     first = np.searchsorted(prompts[rows], prompts[rows])  # where the rows of each row's prompt begin
     starts = np.flatnonzero((np.arange(len(rows)) - first) % together == 0)
@@ -120,6 +152,16 @@ def split_to_count(batches: list[list[int]], count: int) -> list[list[int]]:
     return batches
 
 
+def trial_rows(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
+    """Short rows that share prompts: two of each of two prompts, or one of them twice where there is only one."""
+    of_prompt: dict[int, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        of_prompt.setdefault(prompts[row], []).append(row)
+    pairs = [(rows * 2)[:2] if len(rows) < 2 else rows[:2] for rows in of_prompt.values()]
+    pairs.sort(key=lambda pair: (pair[0] == pair[1], lengths[pair[1]]))
+    return [row for pair in pairs[:2] for row in pair]
+
+
 class TokenBudgetBatches(Sampler[list[int]]):
     """Batch sampler over :func:`plan_batches`, the same number of batches in every epoch and on every rank.
 
@@ -137,6 +179,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
         bucket: see :func:`plan_batches`.
         prompts: number of each row's prompt, see :func:`plan_batches`.
         together: see :func:`plan_batches`.
+        packed: see :func:`plan_batches`.
 
     Raises:
         ValueError: there are too few rows for every rank to get as many batches.
@@ -154,10 +197,11 @@ class TokenBudgetBatches(Sampler[list[int]]):
         bucket: bool = True,
         prompts: Sequence[int] | None = None,
         together: int = 1,
+        packed: bool = False,
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.int64)
         self._options: dict[str, Any] = {
-            "max_tokens": max_tokens, "bucket": bucket, "prompts": prompts, "together": together
+            "max_tokens": max_tokens, "bucket": bucket, "prompts": prompts, "together": together, "packed": packed
         }  # fmt: skip
         self._seed, self._epochs, self._rank, self._world_size = seed, max(1, epochs), rank, world_size
         self.epoch = 0

@@ -8,7 +8,7 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
-from lenvm_lightning.batch import LengthBatch, label_states
+from lenvm_lightning.batch import Layout, LayoutKind, LengthBatch, label_states
 
 from .tokenise import Limits, load_image
 
@@ -41,8 +41,8 @@ class RolloutRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.without_images(index)
-        images = [self._image(path) for path in row["images"]]
-        return {**row, "images": images, "prompt_index": self._prompt_index[index], "row": index}
+        images, paths = [self._image(path) for path in row["images"]], tuple(row["images"])
+        return {**row, "images": images, "paths": paths, "prompt_index": self._prompt_index[index], "row": index}
 
     def _image(self, path: str) -> Image.Image:
         image = self._images.get(path)
@@ -60,11 +60,13 @@ class Collator:
     Args:
         pad_token_id: filler, masked everywhere.
         image_processor: of the backbone; None for text.
+        layout: how the batches are meant to be computed.
     """
 
-    def __init__(self, pad_token_id: int, image_processor: Any = None) -> None:
+    def __init__(self, pad_token_id: int, image_processor: Any = None, layout: LayoutKind = "rows") -> None:
         self._pad = pad_token_id
         self._image_processor = image_processor
+        self._layout = layout
 
     def __call__(self, rows: list[dict[str, Any]]) -> LengthBatch:
         """Pad and label rows of :class:`RolloutRows`."""
@@ -81,7 +83,11 @@ class Collator:
             input_ids[i, :size] = torch.as_tensor(row["input_ids"], dtype=torch.int64)
             attention_mask[i, :size] = 1
             remaining[i], mask[i] = label_states(prompt, kept, length, width)
-        return LengthBatch(
+        images = [row["images"] for row in rows]
+        layout = self._layout_of(rows) if self._layout != "rows" else None
+        if layout is not None and layout.kind == "shared":
+            images = [images[layout.prompts.index(prompt)] for prompt in range(max(layout.prompts) + 1)]
+        batch = LengthBatch(
             input_ids=input_ids,
             attention_mask=attention_mask,
             remaining=remaining,
@@ -89,8 +95,21 @@ class Collator:
             censored=torch.tensor([bool(row["censored"]) for row in rows]),
             prompt_index=torch.tensor([row["prompt_index"] for row in rows]),
             row=torch.tensor([row["row"] for row in rows]),
-            vision=self._vision([row["images"] for row in rows]),
+            vision=self._vision(images),
         )
+        if layout is not None:
+            batch["layout"] = layout
+        return batch
+
+    def _layout_of(self, rows: list[dict[str, Any]]) -> Layout:
+        seen: dict[tuple[Any, ...], int] = {}
+        prompts = []
+        for row in rows:
+            tokens = torch.as_tensor(row["input_ids"][: int(row["prompt_length"])], dtype=torch.int64)
+            key = (row["prompt_index"], row["paths"], tokens.numpy().tobytes())
+            prompts.append(seen.setdefault(key, len(seen)))
+        lengths = [len(row["input_ids"]) for row in rows]
+        return Layout(self._layout, lengths, [int(row["prompt_length"]) for row in rows], prompts)
 
     def _vision(self, images: list[list[Image.Image]]) -> dict[str, Tensor]:
         if not any(images):

@@ -8,9 +8,12 @@ import numpy as np
 
 from lenvm_lightning.censoring import tail_after_cut
 from lenvm_lightning.errors import DataError
+from lenvm_lightning.packing import pack, width_of
 from lenvm_lightning.values import gamma_for_length
 
 SHOWN = 20
+_LITTLE = 0.95  # share of the tokens left above which sharing is hardly worth it
+_PACKED = 1000  # batches that are packed to find out how much of them is padding
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,36 @@ def padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> f
     return 1.0 - sum(lengths[row] for batch in batches for row in batch) / padded if padded else 0.0
 
 
+def packed_padding_share(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """Share of the tokens of packed batches that is padding, in [0, 1); of 1,000 of them where there are more."""
+    real = computed = 0
+    for batch in batches[:: -(-len(batches) // _PACKED) or 1]:
+        sizes = [lengths[row] for row in batch]
+        bins = pack(sizes)
+        real += sum(sizes)
+        computed += len(bins) * width_of(bins, sizes)
+    return 1.0 - real / computed if computed else 0.0
+
+
+def shared_share(
+    lengths: Sequence[int], prompt_lengths: Sequence[int], prompts: Sequence[int], batches: Sequence[Sequence[int]]
+) -> float:
+    """Share of the real tokens that is left where each prompt is computed once a batch, in (0, 1].
+
+    Args:
+        lengths: tokens of each row.
+        prompt_lengths: tokens of each row's prompt.
+        prompts: number of each row's prompt.
+        batches: row numbers of each batch.
+    """
+    every = sum(lengths[row] for batch in batches for row in batch)
+    again = every
+    for batch in batches:
+        once = {prompts[row]: prompt_lengths[row] for row in batch}
+        again -= sum(prompt_lengths[row] for row in batch) - sum(once.values())
+    return again / every if every else 1.0
+
+
 def completions_meeting(prompts: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
     """How many completions of a row's prompt are in the row's batch, itself included; mean over all rows."""
     pairs = sum(n * n for batch in batches for n in Counter(prompts[row] for row in batch).values())
@@ -94,7 +127,7 @@ def collect_facts(
 
 def describe_facts(
     facts: RolloutFacts, held_out: int, held_out_prompts: int, padding: float, batches: int,
-    meeting: float | None = None,
+    meeting: float | None = None, layout: str = "rows", shared: float | None = None,
 ) -> str:  # fmt: skip
     """A few lines for people."""
     unknown = "≥ " if facts.gamma_is_low else ""
@@ -107,8 +140,13 @@ def describe_facts(
         f"cut at their limit {facts.cut_share:.1%}{beyond}",
         f"  gamma suggested {'at least ' if facts.gamma_is_low else ''}{facts.gamma:.5f}; {batches} batches an epoch, "
         f"padding {padding:.1%} of the tokens"
+        + (" (packed)" if layout == "packed" else " (of rows)" if layout == "shared" else "")
         + (f", {meeting:.1f} completions of a prompt meet in a batch" if meeting is not None else ""),
     ]
+    if shared is not None:
+        lines.append(f"  layout: shared computes a prompt once a batch, which leaves {shared:.1%} of the tokens")
+        if shared > _LITTLE:
+            lines[-1] += ": few completions of a prompt meet, set together (and see what it costs in its description)"
     if facts.gamma_is_low:
         lines.append(
             "  more than 1% was cut, so the 99th-percentile length is only known to be at least the limit, and "

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -14,10 +14,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lenvm_lightning import checkpoint, tinyworld
+from lenvm_lightning.batch import LayoutKind, LengthBatch
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.rollouts.held_out import is_held_out, role_of
 
-from .batching import ResumableLoader, TokenBudgetBatches, plan_batches
+from .batching import ResumableLoader, TokenBudgetBatches, plan_batches, trial_rows
 from .collate import Collator, RolloutRows
 from .report import (
     Problem,
@@ -27,7 +28,9 @@ from .report import (
     completions_meeting,
     describe_facts,
     describe_problems,
+    packed_padding_share,
     padding_share,
+    shared_share,
 )
 from .table import build_table, default_cache_dir, find_files
 from .tokenise import Limits, tokenizer_of
@@ -46,9 +49,13 @@ class RolloutsDataModule(L.LightningDataModule):
         max_prompt_length: tokens of a prompt; half of max_length where None. Longer text prompts lose their beginning.
         max_pixels: pixels of an image; larger ones are scaled down. None leaves it to the processor.
         max_image_pixels: pixels of an image file above which the row counts as bad.
-        batch_tokens: padded tokens of a batch.
+        batch_tokens: padded tokens of a batch. Under ``layout: shared`` they are counted as those of rows, so that the
+            same rows meet as without it: raise it for what sharing saves.
         bucket: batches of similar lengths; False gives random ones.
         together: completions of a prompt that meet in a batch, as far as batch_tokens allows; 1 shuffles them freely.
+        layout: how a batch is computed; values and gradients are the same. ``rows``: padded to the longest.
+            ``packed``, for text: rows one after the other, with next to no padding. ``shared``: a prompt and its
+            pictures once for those of its completions that meet, so set ``together`` too.
         train_prompts: train on so many prompts only, the first ones; None takes all. Runs that are to be compared
             should share one gamma: ``auto`` goes by the completions trained on.
         train_completions: of each training prompt take so many completions only, the first ones; None takes all.
@@ -75,6 +82,7 @@ class RolloutsDataModule(L.LightningDataModule):
         batch_tokens: int = 8192,
         bucket: bool = True,
         together: int = 1,
+        layout: LayoutKind = "rows",
         train_prompts: int | None = None,
         train_completions: int | None = None,
         val_share: float = 0.05,
@@ -90,6 +98,7 @@ class RolloutsDataModule(L.LightningDataModule):
         self.dataset, self.processor_source = dataset, processor
         self.limits = Limits(max_length, max_prompt_length, max_pixels, max_image_pixels)
         self.batch_tokens, self.bucket, self.together, self.seed = batch_tokens, bucket, together, seed
+        self.layout = layout
         self.train_prompts, self.train_completions = train_prompts, train_completions
         self.val_share, self.val_completions, self.max_bad_share = val_share, val_completions, max_bad_share
         self.num_workers, self.num_proc = num_workers, num_proc
@@ -119,6 +128,15 @@ class RolloutsDataModule(L.LightningDataModule):
             found.append(
                 f"max_prompt_length ({limits.max_prompt_length}) must be at least 1 and below max_length "
                 f"({limits.max_length})"
+            )
+        if self.layout not in get_args(LayoutKind):
+            found.append(f"layout must be one of {', '.join(get_args(LayoutKind))}; got {self.layout}")
+        if self.layout == "packed" and self.kind == "vision":
+            found.append("layout: packed is for text; with pictures set layout: shared, or rows")
+        if self.layout == "packed" and self.together > 1:
+            found.append(
+                f"layout: packed fills gaps with whatever fits and keeps no completions together, got together: "
+                f"{self.together}; set layout: shared, or together: 1"
             )
         for name, share in (("val_share", self.val_share), ("max_bad_share", self.max_bad_share)):
             if not 0.0 <= share <= 1.0:
@@ -170,13 +188,22 @@ class RolloutsDataModule(L.LightningDataModule):
             return
         self._table, self.table_key = self._build()
         self._check_rows(self._table)
+        seen = [i for i, paths in enumerate(self._table["images"]) if paths] if self.layout == "packed" else []
+        if seen:
+            place = self._table[seen[0]]["place"]
+            raise DataError(f"layout: packed is for text, but {place} has pictures: set layout: shared, or rows")
         self._split(self._table)
         plan = plan_batches(self.train_sizes, self.batch_tokens, **self._plan_options)
-        padding = padding_share(self.train_sizes, plan)
+        padding = (packed_padding_share if self.layout == "packed" else padding_share)(self.train_sizes, plan)
         meeting = completions_meeting(self.train_numbers, plan) if self.together > 1 else None
+        shared = None
+        if self.layout == "shared":
+            shared = shared_share(self.train_sizes, self._prompt_lengths, self.train_numbers, plan)
+        described = describe_facts(
+            self.facts, len(self.val_rows), self.val_prompts, padding, len(plan), meeting, self.layout, shared
+        )
         rank_zero_info(
-            describe_facts(self.facts, len(self.val_rows), self.val_prompts, padding, len(plan), meeting)
-            + (f"\n  {tinyworld.NOTICE}" if any(map(tinyworld.wrote, self.facts.generators)) else "")
+            described + (f"\n  {tinyworld.NOTICE}" if any(map(tinyworld.wrote, self.facts.generators)) else "")
         )
 
     def _check_rows(self, table: Dataset) -> None:
@@ -215,9 +242,11 @@ class RolloutsDataModule(L.LightningDataModule):
             )
         sizes = np.asarray([len(x) for x in table.with_format("numpy")["input_ids"]])
         self.train_sizes, self.val_sizes = sizes[train].tolist(), sizes[held].tolist()
-        self.train_numbers = _number(ids, train)
+        self.train_numbers, self._val_numbers = _number(ids, train), _number(ids, held)
+        prompt_lengths = list(table["prompt_length"])
+        self._prompt_lengths = [prompt_lengths[i] for i in train]
         self.train_rows = RolloutRows(table, train, self.train_numbers, self.limits)
-        self.val_rows = RolloutRows(table, held, _number(ids, held), self.limits)
+        self.val_rows = RolloutRows(table, held, self._val_numbers, self.limits)
         self.val_prompts = len({ids[i] for i in held})
         columns = {name: list(table[name]) for name in ("length", "censored", "sampling", "generator")}
         self.facts: RolloutFacts = collect_facts(
@@ -267,12 +296,19 @@ class RolloutsDataModule(L.LightningDataModule):
     def _plan_options(self) -> dict[str, Any]:
         """How the training rows are put into batches."""
         groups: dict[str, Any] = {"prompts": self.train_numbers, "together": self.together}
-        return {"seed": self.seed, "bucket": self.bucket, **groups}
+        return {"seed": self.seed, "bucket": self.bucket, "packed": self.layout == "packed", **groups}
 
-    def _collator(self) -> Collator:
+    def _collator(self, layout: LayoutKind | None = None) -> Collator:
         tokenizer = tokenizer_of(self.processor)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return Collator(pad, getattr(self.processor, "image_processor", None))
+        return Collator(pad, getattr(self.processor, "image_processor", None), layout or self.layout)
+
+    def trial(self) -> tuple[LengthBatch, LengthBatch] | None:
+        """A few short training rows, padded and in the layout, to try it out on a model; None where it is ``rows``."""
+        if self.layout == "rows":
+            return None
+        rows = [self.train_rows[row] for row in trial_rows(self.train_sizes, self.train_numbers)]
+        return self._collator("rows")(rows), self._collator()(rows)
 
     def _epochs(self, batches: int) -> int:
         """How many epochs the Trainer will ask for; endless ones are planned as 16 and then repeat."""
@@ -301,7 +337,8 @@ class RolloutsDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Held-out batches of this rank, longest first."""
         rank, world_size = _rank(self.trainer)
-        batches = plan_batches(self.val_sizes, self.batch_tokens, seed=None)[rank::world_size]
+        options = {**self._plan_options, "prompts": self._val_numbers, "seed": None}
+        batches = plan_batches(self.val_sizes, self.batch_tokens, **options)[rank::world_size]
         return DataLoader(self.val_rows, batch_sampler=batches, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:

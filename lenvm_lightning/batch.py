@@ -1,9 +1,28 @@
 """The batch: what DataModules emit and modules read. Tokens and counts, never values; gamma is not known here."""
 
-from typing import Any, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
+
+LayoutKind = Literal["rows", "packed", "shared"]
+
+
+class Layout(NamedTuple):
+    """How a batch is meant to be computed; plain numbers, which stay on the host so that planning waits for no device.
+
+    Attributes:
+        kind: ``packed``: rows one after the other, no padding between; ``shared``: a prompt once for its completions.
+        lengths: tokens of each row.
+        prompt_lengths: tokens of each row's prompt.
+        prompts: number of each row's prompt within the batch, in order of first appearance. Rows of the same number
+            have equal prompt tokens and pictures.
+    """
+
+    kind: LayoutKind
+    lengths: list[int]
+    prompt_lengths: list[int]
+    prompts: list[int]
 
 
 class LengthBatch(TypedDict):
@@ -18,7 +37,9 @@ class LengthBatch(TypedDict):
         censored: True = the completion hit its token limit. Shape (B,).
         prompt_index: number of the row's prompt within its split. Shape (B,), int64.
         row: number of the row within its split. Shape (B,), int64.
-        vision: tensors of the image processor (pixel_values, image_grid_thw, …); empty without images.
+        vision: tensors of the image processor (pixel_values, image_grid_thw, …); empty without images. Of every row,
+            or, where the layout is ``shared``, of every prompt once.
+        layout: how to compute it; rows of the same width where it is missing.
     """
 
     input_ids: Tensor
@@ -29,6 +50,7 @@ class LengthBatch(TypedDict):
     prompt_index: Tensor
     row: Tensor
     vision: dict[str, Any]
+    layout: NotRequired[Layout]
 
 
 def label_states(prompt_length: int, kept: int, length: int, total: int) -> tuple[Tensor, Tensor]:

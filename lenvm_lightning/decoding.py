@@ -20,7 +20,6 @@ from transformers import (
     AttentionMaskInterface,
     Cache,
     DynamicCache,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -28,10 +27,10 @@ from transformers.masking_utils import sdpa_mask
 
 from .checkpoint import cache_argument, takes_argument, token_types
 from .slots import COLUMNS, FEWEST_ROWS, SlotCache, Span, Step, round_up
+from .tree import KINDS, attention_kinds
 
 PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
 _ATTENTION = "lenvm_slots"
-_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def slot_attention(
@@ -106,8 +105,8 @@ class SlotDecoder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config.get_text_config()
-        self.kinds = _kinds(config)
-        strange = [kind for kind in self.kinds if kind not in _KINDS]
+        self.kinds = attention_kinds(config)
+        strange = [kind for kind in self.kinds if kind not in KINDS]
         if strange or model.config.is_encoder_decoder:
             raise ValueError(f"layers of kind {', '.join(strange) or 'encoder-decoder'} keep no slots")
         self.model: Any = model
@@ -248,14 +247,3 @@ class SlotDecoder:
             seen &= (columns // chunk == places // chunk) | (columns >= start)
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=seen.device)
         return mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)
-
-
-def _kinds(config: PreTrainedConfig) -> list[str]:
-    """Kinds of attention among the layers, each once; told as transformers' own caches tell them."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None and "local" in (getattr(config, "attention_layers", None) or ()):
-        kinds = ["local"]  # GPT-Neo's, whose masks are its own
-    if kinds is None:
-        windows = {"sliding_window": "sliding_attention", "attention_chunk_size": "chunked_attention"}
-        kinds = [kind for name, kind in windows.items() if getattr(config, name, None) is not None][:1]
-    return list(dict.fromkeys(kinds or ["full_attention"]))

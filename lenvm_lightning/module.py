@@ -20,6 +20,7 @@ from .batch import LengthBatch
 from .censoring import CensoredKind, anchor, treat_censored
 from .checkpoint import QuantiseKind
 from .errors import CheckpointError, LenVMError, RecipeError
+from .layouts import row_logits, try_out
 from .metrics import LengthErrors, PromptBoundaryMRE
 from .model_files import some
 from .objectives import LossKind, TargetKind, token_losses
@@ -189,16 +190,21 @@ class LenVMModule(L.LightningModule):
                 part.requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        """Refuse a strategy under which the loss would silently be another one.
+        """Refuse a strategy under which the loss would silently be another one, and a layout that the model gets wrong.
 
         Raises:
-            RecipeError: DeepSpeed, whose gradients are not where :meth:`on_before_optimizer_step` could scale them.
+            RecipeError: DeepSpeed, whose gradients are not where :meth:`on_before_optimizer_step` could scale them; a
+                layout of the data in which the model gives other values.
         """
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
             raise RecipeError(
                 "DeepSpeed keeps gradients to itself, so they cannot be divided by the tokens of the whole optimizer "
                 "step: use strategy: ddp"
             )
+        trial = getattr(getattr(self.trainer, "datamodule", None), "trial", None)
+        if trial is not None and (batches := trial()) is not None:
+            with self.trainer.precision_plugin.forward_context():
+                try_out(self._lenvm, *map(self.trainer.strategy.batch_to_device, batches))
 
     def on_train_start(self) -> None:
         """Set train mode: fit does not, and transformers then drops gradient checkpointing and dropout silently."""
@@ -253,7 +259,7 @@ class LenVMModule(L.LightningModule):
 
     def forward(self, batch: LengthBatch) -> Tensor:
         """Logits of a batch. Shape (B, T), float32 or better."""
-        return self._lenvm(batch["input_ids"], batch["attention_mask"], **batch["vision"])
+        return row_logits(self._lenvm, batch)
 
     def loss_sum(self, logits: Tensor, batch: LengthBatch) -> tuple[Tensor, Tensor]:
         """Summed loss of the supervised states of a batch, and their number (float64)."""

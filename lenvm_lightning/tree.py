@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
+
+KINDS = ("full_attention", "sliding_attention", "chunked_attention")  # of attention whose masks can be made here
 
 
 def tree_layout(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -28,3 +31,39 @@ def tree_layout(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
             seen[token] |= seen[parent]
             depth[token] = depth[parent] + 1
     return seen, depth
+
+
+def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: PreTrainedConfig) -> Tensor:
+    """Who sees whom where trees lie one after the other: of its own tree, the trunk and its own branch up to itself.
+
+    Args:
+        tree: number of each token's tree within its row. Shape (K, W), int64.
+        branch: 0 = a token of the trunk, else the number of its branch. Shape (K, W), int64.
+        depth: tokens from the root to it. Shape (K, W), int64.
+        kind: of attention, one of :data:`KINDS`; windows and chunks count in depth.
+        config: of the language model, for the size of windows and chunks.
+
+    Returns:
+        True = token t (row) sees token s (column). Shape (K, 1, W, W).
+    """
+    width = tree.shape[1]
+    seen = torch.ones(width, width, dtype=torch.bool, device=tree.device).tril()
+    seen = (
+        seen & (tree[:, :, None] == tree[:, None]) & ((branch[:, None] == 0) | (branch[:, :, None] == branch[:, None]))
+    )
+    if kind == "sliding_attention":
+        seen &= depth[:, :, None] - depth[:, None] < config.sliding_window
+    elif kind == "chunked_attention":
+        seen &= depth[:, :, None] // config.attention_chunk_size == depth[:, None] // config.attention_chunk_size
+    return seen.unsqueeze(1)
+
+
+def attention_kinds(config: PreTrainedConfig) -> list[str]:
+    """Kinds of attention among the layers, each once; told as transformers' own caches tell them."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None and "local" in (getattr(config, "attention_layers", None) or ()):
+        kinds = ["local"]  # GPT-Neo's, whose masks are its own
+    if kinds is None:
+        windows = {"sliding_window": "sliding_attention", "attention_chunk_size": "chunked_attention"}
+        kinds = [kind for name, kind in windows.items() if getattr(config, name, None) is not None][:1]
+    return list(dict.fromkeys(kinds or ["full_attention"]))

@@ -116,7 +116,7 @@ class LengthValueModel(nn.Module):
             self.v_head.double()
         self.v_head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
         self._takes_token_types = checkpoint.takes_argument(backbone, "mm_token_type_ids")
-        self._takes_positions = checkpoint.takes_argument(backbone, "position_ids")
+        self.takes_positions = checkpoint.takes_argument(backbone, "position_ids")
 
     @classmethod
     def from_backbone(
@@ -272,7 +272,7 @@ class LengthValueModel(nn.Module):
             if self._takes_token_types and pictures:
                 # Such backbones (Qwen-VL) count positions themselves; without types as plain text, silently.
                 inputs.setdefault("mm_token_type_ids", checkpoint.token_types(self.backbone.config, input_ids))
-            elif self._takes_positions and (attention_mask is None or attention_mask.ndim == 2):
+            elif self.takes_positions and (attention_mask is None or attention_mask.ndim == 2):
                 inputs["position_ids"] = self._positions(input_ids, attention_mask, cache)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         if pictures and cache is not None:

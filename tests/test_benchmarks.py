@@ -23,7 +23,7 @@ def running():
             text=True,
             env=environment,
         )
-        for name in ("train_step", "censoring", "decoding", "plan")
+        for name in ("train_step", "censoring", "decoding", "plan", "shared_prefix", "packing")
     }
     yield processes
     for process in processes.values():
@@ -82,3 +82,19 @@ def test_plan(running):
     assert [row["case"] for row in result["rows"]] == ["text", "vision"]
     for row in result["rows"]:
         assert 0.85 < row["planned_over_measured_ratio"] < 1.15
+
+
+def test_shared_prefix(running):
+    _, result = finish(running["shared_prefix"])
+    assert [row["case"] for row in result["rows"]] == ["3x40x12", "2x30x10 + picture"]
+    for row in result["rows"]:
+        assert row["parity_max_difference"] <= 1e-4
+        assert row["speedup_ratio"] == row[f"{row['chosen']}_speedup_ratio"] > 0
+        assert row["bound_ratio"] > 1
+
+
+def test_packing(running):
+    _, result = finish(running["packing"])
+    assert result["parity_max_difference"] <= 1e-4 < 0.01 < result["leaking_max_difference"]
+    assert result["packed_to_bucketed_ratio"] > 0
+    assert result["packed_padding_all_rows_percent"] <= 2 < result["bucketed_padding_all_rows_percent"]

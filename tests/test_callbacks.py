@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lenvm_lightning import LengthValueModel, LenVMConfig
+from lenvm_lightning.batch import Layout
 from lenvm_lightning.callbacks import ResumableCheckpoint, SmallModelThreads, Throughput
+from lenvm_lightning.layouts import plan_batch
 
 
 @pytest.fixture
@@ -77,3 +80,24 @@ def test_small_models_train_with_one_thread(width, threads):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_padding_is_a_share_of_what_was_computed(clock):
+    """Rows of 5, 3 and 4 tokens, of which 2 are a prompt that two of them share."""
+    logged = []
+    trainer = SimpleNamespace(
+        global_step=1, log_every_n_steps=1, world_size=1, accumulate_grad_batches=1, is_last_batch=False,
+        loggers=[SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics))],
+    )  # fmt: skip
+    module = SimpleNamespace(model=LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.9)))
+    mask = torch.arange(5) < torch.tensor([[5], [3], [4]])
+    for kind, real, computed in (("packed", 12, 12), ("shared", 10, 10)):
+        layout = Layout(kind, [5, 3, 4], [2, 2, 2], [0, 0, 1])
+        batch = {"attention_mask": mask.long(), "vision": {}, "layout": layout}
+        plan = plan_batch(module.model, batch)
+        assert (plan.real, plan.computed) == (real, computed)
+        throughput = Throughput()
+        throughput.on_train_start(trainer, module)
+        clock[0] += 2.0
+        throughput.on_train_batch_end(trainer, module, None, batch, 0)
+        assert logged[-1] == {"train/tokens_per_s": 12 / 2.0, "train/padding_share": pytest.approx(1 - real / computed)}

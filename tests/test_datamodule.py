@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from datamodules import TextRollouts
+from datamodules import TextRollouts, VisionRollouts
 from datamodules.report import collect_facts, describe_facts
 from lenvm_lightning.errors import DataError
 
@@ -138,6 +138,44 @@ def test_completions_of_a_prompt_meet(set_up, said):
     assert "meet in a batch" not in said[-1]
     set_up(*lines, together=8, batch_tokens=100)  # holds fewer than 8 rows
     assert "8.0 completions" not in said[-1]
+
+
+def test_what_a_layout_leaves_is_told(set_up, said):
+    lines = [line(f"p{i % 6}", "train") for i in range(48)] + [line("q", "test")]
+    data = set_up(*lines, together=8, batch_tokens=512, layout="shared")
+    ((row, prompt),) = {(len(r["input_ids"]), r["prompt_length"]) for r in data.train_rows}
+    share = (prompt + 8 * (row - prompt)) / (8 * row)
+    assert f"layout: shared computes a prompt once a batch, which leaves {share:.1%} of the tokens" in said[-1]
+    assert "few completions" not in said[-1]
+    layout = next(iter(data.train_dataloader()))["layout"]
+    assert layout.kind == "shared"
+    assert len(layout.prompts) // 8 == max(layout.prompts) + 1
+    set_up(*(line(f"p{i}", "train") for i in range(48)), line("q", "test"), layout="shared")
+    assert "leaves 100.0% of the tokens: few completions of a prompt meet, set together" in said[-1]
+    set_up(*lines, layout="packed")
+    assert "of the tokens (packed)" in said[-1]
+
+
+def test_a_layout_is_tried_on_rows_that_share(set_up):
+    lines = [line(f"p{i % 6}", "train") for i in range(48)] + [line("q", "test")]
+    assert set_up(*lines).trial() is None
+    plain, shared = set_up(*lines, layout="shared").trial()
+    assert "layout" not in plain
+    assert shared["layout"].prompts == [0, 0, 1, 1]
+    assert plain["row"].tolist() == shared["row"].tolist()
+
+
+def test_layouts_that_cannot_be(set_up, vision_rollouts, tmp_path):
+    with pytest.raises(
+        DataError, match=r"layout: packed fills gaps .* got together: 4; set layout: shared, or together: 1"
+    ):
+        set_up(line("p"), layout="packed", together=4)
+    with pytest.raises(DataError, match="layout must be one of rows, packed, shared; got tree"):
+        set_up(line("p"), layout="tree")
+    with pytest.raises(DataError, match="layout: packed is for text; with pictures set layout: shared, or rows"):
+        VisionRollouts(str(vision_rollouts), layout="packed")
+    with pytest.raises(DataError, match=r"layout: packed is for text, but .* has pictures"):
+        TextRollouts(str(vision_rollouts), processor="tiny-vl", cache_dir=str(tmp_path), layout="packed").setup()
 
 
 def test_settings_that_cannot_be(set_up):

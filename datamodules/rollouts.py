@@ -17,7 +17,7 @@ from lenvm_lightning import checkpoint, tinyworld
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.rollouts.held_out import is_held_out, role_of
 
-from .batching import ResumableLoader, TokenBudgetBatches, plan_batches
+from .batching import ResumableLoader, TokenBudgetBatches, plan_batches, split_to_count
 from .collate import Collator, RolloutRows
 from .report import (
     Problem,
@@ -299,10 +299,14 @@ class RolloutsDataModule(L.LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader:
-        """Held-out batches of this rank, longest first."""
+        """Held-out batches of this rank, longest first, as many as every other rank has: they may wait for each other."""
         rank, world_size = _rank(self.trainer)
-        batches = plan_batches(self.val_sizes, self.batch_tokens, seed=None)[rank::world_size]
-        return DataLoader(self.val_rows, batch_sampler=batches, **self._loader_options())
+        batches = plan_batches(self.val_sizes, self.batch_tokens, seed=None)
+        try:
+            batches = split_to_count(batches, -(-len(batches) // world_size) * world_size)
+        except ValueError as error:
+            raise DataError(f"held out: {error}; use fewer devices or hold out more prompts") from error
+        return DataLoader(self.val_rows, batch_sampler=batches[rank::world_size], **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -168,7 +168,8 @@ def load_backbone(
 
     Args:
         source: hub id, directory or embedded name.
-        pretrained: load the weights; False gives random ones of the same shape.
+        pretrained: load the weights; False gives random ones of the same shape. Within ``torch.device("meta")``
+            nothing is read but the shapes.
         overrides: entries of the config to change, nested where the config is.
         keep_layers: load only so many layers of the language model, the first ones, with the norm after the last;
             None loads all. A vision tower stays whole.
@@ -199,7 +200,7 @@ def load_backbone(
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if attn_implementation:
         options["attn_implementation"] = attn_implementation
-    if not pretrained:
+    if not pretrained or torch.get_default_device().type == "meta":
         if dtype == "auto":
             options["dtype"] = torch.float32
         elif isinstance(dtype, str):

@@ -6,11 +6,12 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
 
+from . import sharding
 from .batch import LengthBatch
 from .censoring import CensoredKind, anchor, treat_censored
 from .errors import LenVMError, RecipeError
@@ -137,19 +138,22 @@ class LenVMModule(L.LightningModule):
             rollouts=vars(facts).copy() if facts else {},
             dropout=h["head_dropout"],
         )
-        self.model = LengthValueModel.from_backbone(
-            h["backbone"],
-            config,
-            pretrained=h["pretrained"],
-            overrides=h["overrides"],
-            keep_layers=h["keep_layers"],
-            expected_length=facts.p50 / 2 if facts else None,
-            dtype=h["dtype"],
-            attn_implementation=h["attn_implementation"],
-            trust_remote_code=h["trust_remote_code"],
-        )
+        with sharding.one_copy(self.device_mesh):
+            self.model = LengthValueModel.from_backbone(
+                h["backbone"],
+                config,
+                pretrained=h["pretrained"],
+                overrides=h["overrides"],
+                keep_layers=h["keep_layers"],
+                expected_length=facts.p50 / 2 if facts else None,
+                dtype=h["dtype"],
+                attn_implementation=h["attn_implementation"],
+                trust_remote_code=h["trust_remote_code"],
+            )
         self.tail_after_cut = facts.tail_after_cut if facts else None
         self._prepare_backbone(self.model)
+        if self.device_mesh is not None:
+            sharding.shard(self.model, self.device_mesh, self.trainer.precision)
         self.val_errors = LengthErrors()
         self.val_boundary = PromptBoundaryMRE(data.val_prompts if data is not None else 1, config.gamma)
 
@@ -164,12 +168,18 @@ class LenVMModule(L.LightningModule):
         """Refuse a strategy under which the loss would silently be another one.
 
         Raises:
-            RecipeError: DeepSpeed, whose gradients are not where :meth:`on_before_optimizer_step` could scale them.
+            RecipeError: DeepSpeed, whose gradients are not where :meth:`on_before_optimizer_step` could scale them,
+                and torch's first FSDP, which cannot clip them by their norm.
         """
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
             raise RecipeError(
                 "DeepSpeed keeps gradients to itself, so they cannot be divided by the tokens of the whole optimizer "
-                "step: use strategy: ddp"
+                "step: use strategy: fsdp, which shares out the same things, or strategy: ddp"
+            )
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise RecipeError(
+                "Lightning's FSDPStrategy is torch's first FSDP, which cannot clip gradients by their norm: use "
+                "strategy: fsdp in a recipe, or lenvm_lightning.sharding.FullySharded()"
             )
 
     def on_train_start(self) -> None:

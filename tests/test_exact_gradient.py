@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
@@ -41,10 +42,15 @@ class Gradients(Callback):
                 module.forward = partial(exact_norm, module)
 
         def keep(optimizer, args, options):
-            gradients = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+            gradients = [gathered(p.grad).flatten() for p in pl_module.parameters() if p.grad is not None]
             self.seen.append(torch.cat(gradients).clone())
 
         trainer.optimizers[0].register_step_post_hook(keep)
+
+
+def gathered(gradient):
+    """A gradient that ranks share, from all of them."""
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
 def exact_norm(module, hidden):

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -34,6 +35,7 @@ from ..callbacks import (
 from ..errors import LenVMError, RecipeError, StoreError
 from ..evaluation.settings import WITHOUT_GENERATOR, EvaluationSettings
 from ..module import LenVMModule
+from ..sharding import FullySharded, whole_weights
 from ..tinyworld.language_model import TinyLanguageModel
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
@@ -142,6 +144,12 @@ class FitCLI(LightningCLI):
             chosen["gradient_clip_val"] = None  # it clips by itself, and Lightning refuses to
         if given["logger"] is None:
             chosen["logger"] = logger
+        if given["strategy"] == "fsdp":  # Lightning's own of that name is torch's first FSDP
+            chosen["strategy"] = FullySharded()
+        if isinstance(chosen.get("strategy", given["strategy"]), ModelParallelStrategy) and not isinstance(
+            self.model, LenVMModule
+        ):
+            raise RecipeError(f"{type(self.model).__name__} cannot be shared out over ranks: use strategy: auto")
         try:
             return self.instantiate_trainer(**chosen)
         except (MisconfigurationException, ValueError) as error:
@@ -227,7 +235,7 @@ def run_recipe(
             # Whether completions were sampled just now must not decide the numbers that training draws.
             if (seed := cli.config["seed_everything"]) is not False:
                 L.seed_everything(seed, workers=True, verbose=False)
-            status = _fit(cli, folder) or status
+            status = _fit(cli, folder, fresh) or status
         if status in (0, 3):
             tasks = _plan_tasks(cli, settings, sampling, path, folder.model)
             status = _after_fit(settings, tasks, folder) or status
@@ -320,8 +328,9 @@ def _check(cli: FitCLI, sampling: SampleSettings | None, path: Path) -> int:
     return 0
 
 
-def _fit(cli: FitCLI, folder: RunFolder) -> int:
-    checkpoint = latest_checkpoint(folder.checkpoints)
+def _fit(cli: FitCLI, folder: RunFolder, fresh: bool) -> int:
+    # The first process has emptied a fresh folder, but others may look before it did.
+    checkpoint = None if fresh else latest_checkpoint(folder.checkpoints)
     step = int(re.sub(r"\D", "", checkpoint.stem)) if checkpoint else None
     trainer = cli.build_trainer(folder, step)
     if checkpoint:
@@ -344,8 +353,9 @@ def _fit(cli: FitCLI, folder: RunFolder) -> int:
     else:
         found = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
         metrics = found[0] if found else {}  # limit_val_batches: 0
-    if trainer.is_global_zero:
-        _finish(cli, folder, trainer, metrics)
+    with whole_weights(cli.model):
+        if trainer.is_global_zero:
+            _finish(cli, folder, trainer, metrics)
     return 0
 
 

@@ -404,6 +404,7 @@ def _quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Trying to infer the `batch_size`.*",
         ".*`ModelCheckpoint`.*",
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nobody changes logits in place
         ".*on epoch level in distributed setting to accumulate the metric.*",  # the metrics are summed over ranks
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -299,7 +299,11 @@ class RolloutsDataModule(L.LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader:
-        """Held-out batches of this rank, longest first, as many as every other rank has: they may wait for each other."""
+        """Held-out batches of this rank, longest first; as many as each other rank has, for they wait for each other.
+
+        Raises:
+            DataError: fewer held-out rows than ranks.
+        """
         rank, world_size = _rank(self.trainer)
         batches = plan_batches(self.val_sizes, self.batch_tokens, seed=None)
         try:

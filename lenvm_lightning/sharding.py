@@ -5,6 +5,7 @@ the same; each rank keeps its share of weights, gradients and moments.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
         yield
         return
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole = get_model_state_dict(module, options=options)  # empty in all ranks but the first
+    whole: Mapping[str, Any] = get_model_state_dict(module, options=options)  # empty in all ranks but the first
     shares: list[tuple[nn.Module, str, Any]] = []
     for prefix, part in module.named_modules():
         for name, parameter in part._parameters.items():
@@ -173,5 +174,7 @@ def _read_shares(folder: Path) -> dict[str, Tensor]:
         for name, stored in reader.read_metadata().state_dict_metadata.items()
         if name.startswith(prefix) and isinstance(stored, TensorStorageMetadata)
     }
-    dcp.load({_WEIGHTS: empty}, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is what no_dist asks for
+        dcp.load({_WEIGHTS: empty}, storage_reader=reader, no_dist=True)
     return empty

@@ -159,7 +159,7 @@ def test_a_strategy_that_would_leave_the_loss_a_sum_is_refused(monkeypatch):
     model.trainer = L.Trainer(accelerator="cpu", **QUIET)
     model.on_fit_start()
     monkeypatch.setattr(model.trainer.strategy, "__class__", DeepSpeedStrategy)
-    with pytest.raises(RecipeError, match="use strategy: ddp"):
+    with pytest.raises(RecipeError, match="use strategy: fsdp"):
         model.on_fit_start()
 
 

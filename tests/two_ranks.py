@@ -202,21 +202,31 @@ def checkpoints(folder: Path, text: str, vision: str, rank: int) -> None:
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
+RECIPE = """
+fit:
+  model:
+    class_path: lenvm_lightning.TextLenVM
+    init_args:
+      {{backbone: tiny-text, pretrained: false, overrides: {{num_hidden_layers: 1}}, lr: 1.0e-3, head_dropout: 0.1}}
+  data:
+    class_path: datamodules.TextRollouts
+    init_args: {{files: {text}, batch_tokens: 1000}}
+  trainer:
+    {{strategy: {strategy}, accelerator: cpu, devices: 2, max_steps: 8, max_epochs: -1, check_val_every_n_epoch: 9}}
+  checkpoint: {{every_n_steps: 2}}
+"""
+
+
 def killed(folder: Path, text: str, strategy: str) -> None:
-    """A whole recipe: undisturbed, and killed twice."""
-    words = [
-        "run", "text_lenvm", "--runs", str(folder / strategy), "--fit.data.files", text, "--fit.trainer.strategy",
-        strategy, "--fit.trainer.devices", "2", "--fit.trainer.accelerator", "cpu", "--fit.trainer.max_steps", "12",
-        "--fit.trainer.max_epochs", "-1", "--fit.checkpoint.every_n_steps", "2", "--fit.data.batch_tokens", "1000",
-        "--fit.trainer.check_val_every_n_epoch", "6",
-    ]  # fmt: skip
+    """A whole recipe: undisturbed, and killed."""
+    recipe = folder / f"{strategy}.yaml"
+    recipe.write_text(RECIPE.format(text=text, strategy=strategy))
 
     def run(name: str, kill: Callable[[], bool] | None = None) -> None:
-        together(lambda rank: main([*words, "--name", name]), kill)
+        together(lambda rank: main(["run", str(recipe), "--runs", str(folder / strategy), "--name", name]), kill)
 
     run("undisturbed")
-    for steps in (2, 6):
-        run("killed", lambda steps=steps: reached(folder / strategy / "killed" / "checkpoints", steps))
+    run("killed", lambda: reached(folder / strategy / "killed" / "checkpoints", 4))
     run("killed")
 
 

@@ -8,14 +8,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
-from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
 
 from . import sharding
 from .batch import LengthBatch
 from .censoring import CensoredKind, anchor, treat_censored
 from .errors import LenVMError, RecipeError
-from .metrics import LengthErrors, PromptBoundaryMRE
+from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .objectives import LossKind, TargetKind, token_losses
 from .returns import lambda_returns
 from .value_model import LengthValueModel, LenVMConfig
@@ -78,8 +77,8 @@ class LenVMModule(L.LightningModule):
         self.model: LengthValueModel | None = None
         self.tail_after_cut: float | None = None  # tokens, for censored: anchored; the data know
         self._step_tokens: Tensor | float = 0.0
-        self.train_loss = MeanMetric()
-        self.val_loss = MeanMetric()
+        self.train_loss = TokenMean()
+        self.val_loss = TokenMean()
         problems = self._problems()
         if problems:
             raise RecipeError("the model settings contradict each other:\n  " + "\n  ".join(problems))

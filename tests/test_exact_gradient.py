@@ -14,6 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from datamodules import TextRollouts
 from lenvm_lightning import TextLenVM
 from lenvm_lightning.errors import RecipeError
+from lenvm_lightning.objectives import token_losses
 
 ROWS = 12
 QUIET = {
@@ -163,14 +164,24 @@ def test_a_strategy_that_would_leave_the_loss_a_sum_is_refused(monkeypatch):
         model.on_fit_start()
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
-def test_precision_flags_train(text_rollouts, precision):
-    model = TextLenVM("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1}, lr=1e-3, warmup_steps=0)
-    losses = []
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
+def test_precision_flags_train(text_rollouts, precision, monkeypatch):
+    """The loss falls, and logits, returns, losses and sums have all digits of float32 whatever is computed in."""
+    overrides = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
+    model = TextLenVM("tiny-text", pretrained=False, overrides=overrides, lam=0.9, lr=3e-3, warmup_steps=0)
+    losses, digits = [], set()
+
+    def watched(logits, target, remaining, kind, rule):
+        found = token_losses(logits, target, remaining, kind, rule)
+        digits.update(x.dtype for x in (logits, target, rule.of(remaining), rule.predict(logits), found))
+        return found
+
+    monkeypatch.setattr("lenvm_lightning.module.token_losses", watched)
 
     class Look(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             losses.append(float(outputs["loss"]))
+            digits.add(outputs["loss"].dtype)
 
     trainer = L.Trainer(
         max_steps=8, max_epochs=-1, accelerator="cpu", precision=precision, callbacks=[Look()],
@@ -179,4 +190,32 @@ def test_precision_flags_train(text_rollouts, precision):
     data = FixedSplit(text_rollouts, [list(range(ROWS))])
     trainer.fit(model, data)
     assert losses[-1] < 0.9 * losses[0]
-    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert digits == {torch.float32}
+    half = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert {p.dtype for p in model.model.backbone.parameters()} == {half}
+    assert {p.dtype for p in model.model.v_head.parameters()} == {torch.float32}
+    assert model.val_errors.count.dtype == model.val_boundary.sums.dtype == torch.float64
+    assert model.train_loss.weight.dtype == model.val_loss.mean_value.dtype == torch.float32
+
+
+def test_head_of_a_half_precision_run_learns_in_float32(text_rollouts):
+    """A step too small for bfloat16: the head takes it, the backbone's matrices mostly cannot."""
+    model = TextLenVM("tiny-text", gamma=0.97, lr=1e-6, warmup_steps=0)
+    before = {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            before.update({name: p.detach().clone() for name, p in pl_module.model.named_parameters()})
+
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", precision="bf16-true", callbacks=[Look()], limit_val_batches=0, **QUIET
+    )
+    trainer.fit(model, FixedSplit(text_rollouts, [list(range(ROWS))]))
+    moved = {
+        name: float((p.detach() != before[name]).float().mean())
+        for name, p in model.model.named_parameters()
+        if p.ndim >= 2
+    }
+    head = [share for name, share in moved.items() if name.startswith("v_head")]
+    inside = [share for name, share in moved.items() if "layers" in name]
+    assert min(head) > 0.5 > 0.1 > max(inside)

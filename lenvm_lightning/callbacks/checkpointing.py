@@ -47,7 +47,7 @@ class ResumableCheckpoint(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the random generators back to where the checkpoint left them."""
         ranks = self._random_state["ranks"] if self._random_state is not None else []
-        if len(ranks) == trainer.world_size:
+        if ranks and len(ranks) == trainer.world_size:
             mine = ranks[trainer.global_rank]
             torch.set_rng_state(mine["cpu"])
             if torch.cuda.is_available() and "cuda" in mine:

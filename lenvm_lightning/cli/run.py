@@ -35,7 +35,7 @@ from ..callbacks import (
 from ..errors import LenVMError, RecipeError, StoreError
 from ..evaluation.settings import WITHOUT_GENERATOR, EvaluationSettings
 from ..module import LenVMModule
-from ..sharding import FullySharded, whole_weights
+from ..sharding import FullySharded, is_sharded, whole_weights
 from ..tinyworld.language_model import TinyLanguageModel
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
@@ -356,6 +356,8 @@ def _fit(cli: FitCLI, folder: RunFolder, fresh: bool) -> int:
     with whole_weights(cli.model):
         if trainer.is_global_zero:
             _finish(cli, folder, trainer, metrics)
+    if is_sharded(cli.model):  # other strategies move them to the CPU, so that there is room for evaluations
+        trainer.strategy.optimizers, cli.model.model = [], None
     return 0
 
 

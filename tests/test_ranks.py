@@ -128,6 +128,7 @@ def same_after_a_kill(folder: Path) -> None:
     for name in ("model.safetensors", "value_head.safetensors"):
         assert (killed.model / name).read_bytes() == (undisturbed.model / name).read_bytes()
     assert not list(killed.checkpoints.glob(".writing-*"))
+    assert list(killed.path.glob("evaluate/*/results.json"))  # by the first process, when the others have gone
 
 
 def test_killed_recipe(two):

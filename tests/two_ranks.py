@@ -214,6 +214,8 @@ fit:
   trainer:
     {{strategy: {strategy}, accelerator: cpu, devices: 2, max_steps: 8, max_epochs: -1, check_val_every_n_epoch: 9}}
   checkpoint: {{every_n_steps: 2}}
+evaluate:
+  - {{task: length, generator: tiny-text, limit: 4, n: 1, max_tokens: 256}}
 """
 
 

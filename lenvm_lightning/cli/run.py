@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -358,6 +359,8 @@ def _fit(cli: FitCLI, folder: RunFolder, fresh: bool) -> int:
             _finish(cli, folder, trainer, metrics)
     if is_sharded(cli.model):  # other strategies move them to the CPU, so that there is room for evaluations
         trainer.strategy.optimizers, cli.model.model = [], None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()  # else the metrics of evaluations would wait for ranks that are gone
     return 0
 
 

@@ -13,10 +13,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -43,6 +50,23 @@ class FullySharded(ModelParallelStrategy):
         """Let the ranks meet; by itself the strategy would take those of one machine for tensor parallelism."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Restore weights and moments; without ``strict_loading``, only those weights that were kept."""
+        path = Path(self.broadcast(checkpoint_path))
+        assert self.lightning_module is not None
+        assert self.model is not None
+        if path.is_file() or self.lightning_module.strict_loading:
+            return super().load_checkpoint(path, weights_only=weights_only)
+        there = _stored_weights(path)
+        weights = {key: share for key, share in get_model_state_dict(self.model).items() if key in there}
+        dcp.load({_WEIGHTS: weights}, checkpoint_id=path)
+        self.model.load_state_dict(weights, strict=False)
+        for number, optimizer in enumerate(self.optimizers):
+            moments = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
+            dcp.load(moments, checkpoint_id=path)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=moments[f"optimizer_{number}"])
+        return torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
 
 
 @contextlib.contextmanager
@@ -166,15 +190,20 @@ def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def _read_shares(folder: Path) -> dict[str, Tensor]:
-    reader = dcp.FileSystemReader(folder)
+def _stored_weights(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """Shapes and types of the weights whose shares are in a folder."""
     prefix = f"{_WEIGHTS}."
-    empty = {
-        name.removeprefix(prefix): torch.empty(stored.size, dtype=stored.properties.dtype)
-        for name, stored in reader.read_metadata().state_dict_metadata.items()
+    return {
+        name.removeprefix(prefix): stored
+        for name, stored in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.items()
         if name.startswith(prefix) and isinstance(stored, TensorStorageMetadata)
     }
+
+
+def _read_shares(folder: Path) -> dict[str, Tensor]:
+    stored = _stored_weights(folder)
+    empty = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in stored.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is what no_dist asks for
-        dcp.load({_WEIGHTS: empty}, storage_reader=reader, no_dist=True)
+        dcp.load({_WEIGHTS: empty}, checkpoint_id=folder, no_dist=True)
     return empty

@@ -46,7 +46,7 @@ class Gradients(Callback):
 
 
 def gathered(gradient):
-    """A gradient that ranks share, from all of them."""
+    """A tensor that ranks share, from all of them."""
     return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
@@ -69,17 +69,17 @@ class FixedSplit(L.LightningDataModule):
         return DataLoader(self.source.train_rows, batch_sampler=mine, collate_fn=self.source._collator())
 
 
-def gradient(file, batches, *, accumulate=1, clip=None, model_options=None, **trainer_options):
-    """Gradients of the optimizer steps of one epoch."""
+def gradient(file, batches, *, accumulate=1, clip=None, model_options=None, callbacks=(), **trainer_options):
+    """Gradients of the optimizer steps of one epoch, in float64 unless the options say otherwise."""
     L.seed_everything(0, verbose=False)
     overrides = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
     model = TextLenVM(
-        "tiny-text", pretrained=False, overrides=overrides, dtype="float64", lr=1e-30, **(model_options or {})
+        "tiny-text", pretrained=False, overrides=overrides, lr=1e-30, **{"dtype": "float64", **(model_options or {})}
     )
     record = Gradients()
     trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", accumulate_grad_batches=accumulate, callbacks=[record], gradient_clip_val=clip,
-        **QUIET, **trainer_options,
+        max_epochs=1, accelerator="cpu", accumulate_grad_batches=accumulate, callbacks=[record, *callbacks],
+        gradient_clip_val=clip, **QUIET, **trainer_options,
     )  # fmt: skip
     trainer.fit(model, FixedSplit(file, batches))
     return record.seen

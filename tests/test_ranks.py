@@ -51,7 +51,7 @@ def alone(text_rollouts):
 def two(tmp_path_factory, text_rollouts, vision_rollouts, alone):
     """The folder of everything that two ranks found."""
     folder = tmp_path_factory.mktemp("two")
-    names = ["gradients", "metrics", "pictures", "checkpoints", "fsdp"]
+    names = ["gradients", "precisions", "metrics", "pictures", "checkpoints", "fsdp"]
     finish(start(folder, text_rollouts, vision_rollouts, names))
     return folder
 
@@ -81,6 +81,19 @@ def test_activations_are_recomputed(two):
     assert (found["fsdp: calls"], found["recomputed: calls"]) == (2, 4)
 
 
+def test_precisions(two):
+    """Layers are gathered in bfloat16, the head is not, and no precision loses the float32 of the logits."""
+    whole, half = "torch.float32", "torch.bfloat16"
+    found = load(two / "precisions-0.pt")
+    exact = found["32-true"].pop("gradient")
+    assert set(found["32-true"].values()) == {whole}
+    for precision, inside in (("bf16-mixed", whole), ("bf16-true", half)):
+        assert 1e-5 < relative(found[precision].pop("gradient"), exact) < 0.1
+        assert found[precision] == {
+            "inside": half, "head": whole, "logits": whole, "gradient inside": inside, "gradient of the head": whole
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_metrics(two, text_rollouts, way):
     from two_ranks import validated
@@ -100,17 +113,18 @@ def test_only_one_rank_has_pictures(two, vision_rollouts):
         assert relative(load(two / f"pictures-{rank}.pt"), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["shares", "whole"])
+@pytest.mark.parametrize("kind", ["adapters", "shares", "whole"])
 def test_going_on_from_a_checkpoint(two, kind):
     """A folder of shares, or one file: weights are those of the run that was not interrupted, dropout included."""
     through, resumed = (load(two / f"{kind}-{name}.pt") for name in ("through", "resumed"))
     assert all(torch.equal(resumed[key], through[key]) for key in through)
     stored = full_weights(two / kind / "step-000000004.ckpt")
-    assert set(stored) == set(through)
-    assert all(torch.equal(stored[key], through[key]) for key in through)
+    trained = {key for key in through if "lora_" in key or "v_head" in key or kind != "adapters"}
+    assert set(stored) == trained  # whoever trains adapters keeps only what is trained
+    assert all(torch.equal(stored[key], through[key]) for key in trained)
     earlier = full_weights(two / kind / "step-000000002.ckpt")
-    assert any(not torch.equal(earlier[key], through[key]) for key in through)
-    assert (two / kind / "step-000000004.ckpt").is_dir() == (kind == "shares")
+    assert all(not torch.equal(earlier[key], through[key]) for key in trained)
+    assert (two / kind / "step-000000004.ckpt").is_dir() == (kind != "whole")
 
 
 def test_model_directory_of_shares(two):

@@ -20,13 +20,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
+from peft import LoraConfig, inject_adapter_in_model
 from test_exact_gradient import QUIET, Gradients, gathered, gradient
 from torch.utils.data import DataLoader
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 import lenvm_lightning.cli.run  # noqa: F401  (what every process would import again)
 from datamodules import TextRollouts, VisionRollouts
-from lenvm_lightning import TextLenVM, VisionLenVM
+from lenvm_lightning import LengthValueModel, TextLenVM, VisionLenVM
 from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.callbacks import ResumableCheckpoint, latest_checkpoint
 from lenvm_lightning.cli.main import main
@@ -108,6 +109,37 @@ def counted_layers() -> Iterator[list[None]]:
         Qwen2MLP.forward = before
 
 
+class Types(L.Callback):
+    """Types of weights while they are computed with, and of their gradients; logits."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, str] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Watch one weight inside, and one of the head."""
+        model = pl_module.model
+        for name, part in (("inside", model.backbone.layers[0].mlp.up_proj), ("head", model.v_head.summary)):
+            part.register_forward_hook(lambda m, i, o, name=name: self.seen.update({name: str(m.weight.dtype)}))
+        model.register_forward_hook(lambda m, i, o: self.seen.update(logits=str(o.dtype)))
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """Every rank has a share of each."""
+        model = pl_module.model
+        self.seen["gradient inside"] = str(model.backbone.layers[0].mlp.up_proj.weight.grad.dtype)
+        self.seen["gradient of the head"] = str(model.v_head.summary.weight.grad.dtype)
+
+
+def precisions(folder: Path, text: str, vision: str, rank: int) -> None:
+    """Gradients and types of shares that are gathered in half precision."""
+    found = {}
+    for precision in ("32-true", "bf16-mixed", "bf16-true"):
+        types = Types()
+        options = {"model_options": {"dtype": "float32"}, "callbacks": [types], "precision": precision}
+        (one,) = gradient(text, SPLIT, accumulate=2, devices=2, strategy=FullySharded(), **options)
+        found[precision] = {"gradient": one.float(), **types.seen}
+    torch.save(found, folder / f"precisions-{rank}.pt")
+
+
 def metrics(folder: Path, text: str, vision: str, rank: int) -> None:
     """Of a model that is not trained, over all held-out rows."""
     for name, strategy in (("ddp", "ddp"), ("fsdp", FullySharded())):
@@ -164,11 +196,29 @@ def pictures(folder: Path, text: str, vision: str, rank: int) -> None:
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def trained(text: str, folder: Path, whole: bool, resume: bool) -> L.Trainer:
+class Adapted(TextLenVM):
+    """Trains adapters and head, and keeps nothing else in its checkpoints."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.strict_loading = False
+
+    def _prepare_backbone(self, model: LengthValueModel) -> None:
+        inject_adapter_in_model(LoraConfig(r=4, target_modules=["q_proj", "down_proj"]), model.backbone)
+        for name, parameter in model.backbone.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what is frozen."""
+        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {key: x for key, x in checkpoint["state_dict"].items() if key in kept}
+
+
+def trained(text: str, folder: Path, whole: bool, resume: bool, kind: type[TextLenVM] = TextLenVM) -> L.Trainer:
     """A short run that saves after two steps, or goes on from there."""
     L.seed_everything(2, verbose=False)
     overrides = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
-    model = TextLenVM("tiny-text", pretrained=False, overrides=overrides, head_dropout=0.2, lr=1e-2, warmup_steps=0)
+    model = kind("tiny-text", pretrained=False, overrides=overrides, head_dropout=0.2, lr=1e-2, warmup_steps=0)
     trainer = L.Trainer(
         **QUIET, **RANKS, max_steps=4, max_epochs=-1, limit_val_batches=0, gradient_clip_val=1.0,
         strategy=FullySharded(save_distributed_checkpoint=not whole),
@@ -182,9 +232,13 @@ def trained(text: str, folder: Path, whole: bool, resume: bool) -> L.Trainer:
 
 def checkpoints(folder: Path, text: str, vision: str, rank: int) -> None:
     """Weights of a run, of the same run that goes on from a checkpoint, and of the model directory."""
-    for name, whole in (("shares", False), ("whole", True)):
+    for name, whole, kind in (
+        ("adapters", False, Adapted),
+        ("shares", False, TextLenVM),
+        ("whole", True, TextLenVM),
+    ):
         for resume in (False, True):
-            trainer = trained(text, folder / name, whole, resume)
+            trainer = trained(text, folder / name, whole, resume, kind)
             module = trainer.lightning_module
             weights = {key: gathered(p).detach().clone() for key, p in module.named_parameters()}
             if rank == 0:
@@ -214,17 +268,19 @@ fit:
   trainer:
     {{strategy: {strategy}, accelerator: cpu, devices: 2, max_steps: 8, max_epochs: -1, check_val_every_n_epoch: 9}}
   checkpoint: {{every_n_steps: 2}}
-evaluate:
-  - {{task: length, generator: tiny-text, limit: 4, n: 1, max_tokens: 256}}
+"""
+MEASURE = """evaluate:
+  - {task: length, generator: tiny-text, limit: 4, n: 1, max_tokens: 256}
 """
 
 
 def killed(folder: Path, text: str, strategy: str) -> None:
     """A whole recipe: undisturbed, and killed."""
-    recipe = folder / f"{strategy}.yaml"
-    recipe.write_text(RECIPE.format(text=text, strategy=strategy))
+    training = RECIPE.format(text=text, strategy=strategy)
 
     def run(name: str, kill: Callable[[], bool] | None = None) -> None:
+        recipe = folder / f"{strategy}-{name}.yaml"
+        recipe.write_text(training + (MEASURE if name == "killed" else ""))
         together(lambda rank: main(["run", str(recipe), "--runs", str(folder / strategy), "--name", name]), kill)
 
     run("undisturbed")
@@ -242,7 +298,7 @@ def drive(folder: Path, text: str, vision: str, names: list[str]) -> None:
     """Do what is asked for, one after the other."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # so that there are no threads when it forks
-    work = {f.__name__: f for f in (gradients, metrics, pictures, checkpoints)}
+    work = {f.__name__: f for f in (gradients, precisions, metrics, pictures, checkpoints)}
     for name in names:
         began = time.monotonic()
         if name in work:

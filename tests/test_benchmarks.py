@@ -89,6 +89,8 @@ def test_precision(running):
     rows = result["precisions"]
     assert list(rows) == ["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
     assert rows["32-true"]["loss"]["ratio"] == 1.0
+    assert "same_curve" in rows["bf16-mixed"]
+    assert "same_curve" not in rows["16-mixed"]  # of one seed
     for precision in ("bf16-mixed", "bf16-true"):
         assert rows[precision]["loss"]["ratio"] != 1.0  # it did compute otherwise
         assert rows[precision]["loss"]["ratio"] == pytest.approx(1.0, abs=0.03)

@@ -227,7 +227,7 @@ def run_recipe(
     with claimed_folder(runs, path.stem, name, cli.settings, fresh, f"# resolved from {path}\n") as folder:
         status = 0
         if folder.complete:
-            print(f"{folder.path} is complete for these settings (--fresh trains again).\n")
+            rank_zero_only(print)(f"{folder.path} is complete for these settings (--fresh trains again).\n")
             _print_end(folder)
         else:
             status = _sample(sampling) if sampling is not None else 0
@@ -298,7 +298,7 @@ def _plan_sampling(
         return None
     for key, value in overrides:
         if key.startswith("fit.data.") and key.rpartition(".")[2] in ("files", "dataset"):
-            print(f"sample: left out, --{key} {value} names other rollouts", file=sys.stderr)
+            rank_zero_only(print)(f"sample: left out, --{key} {value} names other rollouts", file=sys.stderr)
             del settings["sample"]
             return None
     sampling = settled(read_settings(settings["sample"], str(path)), runs)
@@ -381,6 +381,7 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
     _print_end(folder)
 
 
+@rank_zero_only
 def _print_end(folder: RunFolder) -> None:
     results = json.loads(folder.results.read_text(encoding="utf-8"))
     print(as_table(results))

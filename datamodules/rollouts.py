@@ -18,7 +18,7 @@ from lenvm_lightning.batch import LayoutKind, LengthBatch
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.rollouts.held_out import is_held_out, role_of
 
-from .batching import ResumableLoader, TokenBudgetBatches, plan_batches, trial_rows
+from .batching import ResumableLoader, TokenBudgetBatches, plan_batches, split_to_count, trial_rows
 from .collate import Collator, RolloutRows
 from .report import (
     Problem,
@@ -335,11 +335,19 @@ class RolloutsDataModule(L.LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader:
-        """Held-out batches of this rank, longest first."""
+        """Held-out batches of this rank, longest first; as many as each other rank has, for they wait for each other.
+
+        Raises:
+            DataError: fewer held-out rows than ranks.
+        """
         rank, world_size = _rank(self.trainer)
         options = {**self._plan_options, "prompts": self._val_numbers, "seed": None}
-        batches = plan_batches(self.val_sizes, self.batch_tokens, **options)[rank::world_size]
-        return DataLoader(self.val_rows, batch_sampler=batches, **self._loader_options())
+        batches = plan_batches(self.val_sizes, self.batch_tokens, **options)
+        try:
+            batches = split_to_count(batches, -(-len(batches) // world_size) * world_size)
+        except ValueError as error:
+            raise DataError(f"held out: {error}; use fewer devices or hold out more prompts") from error
+        return DataLoader(self.val_rows, batch_sampler=batches[rank::world_size], **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {

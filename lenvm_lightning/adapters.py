@@ -188,8 +188,13 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, p in sizes if p.requires_grad)
 
 
-def digest_of_frozen(model: nn.Module) -> str:
-    """Tells one base from another: of the first numbers of every weight that is not trained, quantised ones aside."""
+def digest_of_frozen(model: nn.Module) -> str | None:
+    """Tells one base from another: of the first numbers of every weight that is not trained, quantised ones aside.
+
+    None for a model that is to be filled with weights later.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None
     found = hashlib.blake2b(digest_size=12)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and ".lora_" not in name and parameter.is_floating_point():

@@ -151,7 +151,8 @@ def load_backbone(
 
     Args:
         source: hub id, directory or embedded name.
-        pretrained: load the weights; False gives random ones of the same shape.
+        pretrained: load the weights; False gives random ones of the same shape. Within ``torch.device("meta")``
+            nothing is read but the shapes.
         overrides: entries of the config to change, nested where the config is.
         keep_layers: load only so many layers of the language model, the first ones, with the norm after the last;
             None loads all. A vision tower stays whole.
@@ -188,7 +189,7 @@ def load_backbone(
         options["attn_implementation"] = attn_implementation
     if quantise is not None:
         options["quantization_config"] = _in_four_bits(config, quantise, dtype, options)
-    if not pretrained:
+    if not pretrained or torch.get_default_device().type == "meta":
         if dtype == "auto":
             options["dtype"] = torch.float32
         elif isinstance(dtype, str):

@@ -4,11 +4,12 @@ Positions: ``start`` is the prompt boundary s_0, ``25``, ``50``, ``75`` are thos
 is every state. Rows that hit their token limit have no known length and are left out.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from .values import remaining_to_value, value_to_remaining
 
@@ -35,7 +36,22 @@ def _best_constant(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return absolute, relative
 
 
-class LengthErrors(Metric):
+class _KeepsDigits(Metric):
+    """A metric whose sums stay as precise as they are when the model around it is cast.
+
+    torchmetrics guards against ``half()`` and the like, but not against ``to(torch.bfloat16)``, the way of Lightning's
+    ``bf16-true``: sums of thousands of tokens would be kept with three digits.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> Any:
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
+
+
+class TokenMean(_KeepsDigits, MeanMetric):
+    """Mean of values, each weighted by the number of its tokens."""
+
+
+class LengthErrors(_KeepsDigits):
     """Mean absolute and relative error of the predicted remaining tokens by position, beside the best constants.
 
     The constant of a position is the one that would have done best on these very completions: no predictor that
@@ -131,7 +147,7 @@ def _states_at(length: Tensor, remaining: Tensor, mask: Tensor) -> list[Tensor]:
     return [mask & (remaining == (length - tokens_at(length, share))[:, None]) for share in _SHARES]
 
 
-class PromptBoundaryMRE(Metric):
+class PromptBoundaryMRE(_KeepsDigits):
     """Mean relative error of the length predicted before anything is written (Zhang et al. 2026).
 
     Per prompt with completions of lengths L_i: ``mu = mean(1 - gamma ** L_i)``, ``L_GT = ln(1 - mu) / ln gamma``;

@@ -1,7 +1,5 @@
 """LenVMModule: a length value model, its loss and its optimizer as a LightningModule. Glue; the maths is elsewhere."""
 
-import inspect
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,18 +8,18 @@ from typing import Any, Literal, get_args
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
-from torchmetrics import MeanMetric
 from transformers import get_cosine_schedule_with_warmup
 
+from . import sharding
 from .adapters import LoRA, digest_of_frozen
 from .batch import LengthBatch
 from .censoring import CensoredKind, anchor, treat_censored
 from .checkpoint import QuantiseKind
 from .errors import CheckpointError, LenVMError, RecipeError
 from .layouts import row_logits, try_out
-from .metrics import LengthErrors, PromptBoundaryMRE
+from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .model_files import some
 from .objectives import LossKind, TargetKind, token_losses
 from .optimizers import OptimizerKind, build_optimizer
@@ -93,10 +91,11 @@ class LenVMModule(L.LightningModule):
         self.hparams["lora"] = asdict(lora) if lora is not None else None  # checkpoints hold plain values only
         self.strict_loading = False  # on_load_checkpoint is stricter
         self.model: LengthValueModel | None = None
+        self._frozen: str | None = None  # None where this process has none of the weights
         self.tail_after_cut: float | None = None  # tokens, for censored: anchored; the data know
         self._step_tokens: Tensor | float = 0.0
-        self.train_loss = MeanMetric()
-        self.val_loss = MeanMetric()
+        self.train_loss = TokenMean()
+        self.val_loss = TokenMean()
         problems = self._problems()
         if problems:
             raise RecipeError("the model settings contradict each other:\n  " + "\n  ".join(problems))
@@ -176,9 +175,13 @@ class LenVMModule(L.LightningModule):
             rollouts=vars(facts).copy() if facts else {},
             dropout=h["head_dropout"],
         )
-        self.model = _build(h, config, facts.p50 / 2 if facts else None)
+        with sharding.one_copy(self.device_mesh):
+            self.model = build_model(h, config, facts.p50 / 2 if facts else None)
         self.tail_after_cut = facts.tail_after_cut if facts else None
         self._prepare_backbone(self.model)
+        self._frozen = digest_of_frozen(self.model)
+        if self.device_mesh is not None:
+            sharding.shard(self.model, self.device_mesh, self.trainer.precision)
         self.val_errors = LengthErrors()
         self.val_boundary = PromptBoundaryMRE(data.val_prompts if data is not None else 1, config.gamma)
 
@@ -193,13 +196,19 @@ class LenVMModule(L.LightningModule):
         """Refuse a strategy under which the loss would silently be another one, and a layout that the model gets wrong.
 
         Raises:
-            RecipeError: DeepSpeed, whose gradients are not where :meth:`on_before_optimizer_step` could scale them; a
-                layout of the data in which the model gives other values.
+            RecipeError: DeepSpeed, whose gradients are not where :meth:`on_before_optimizer_step` could scale them;
+                torch's first FSDP, which cannot clip them by their norm; a layout of the data in which the model gives
+                other values.
         """
         if isinstance(self.trainer.strategy, DeepSpeedStrategy):
             raise RecipeError(
                 "DeepSpeed keeps gradients to itself, so they cannot be divided by the tokens of the whole optimizer "
-                "step: use strategy: ddp"
+                "step: use strategy: fsdp, which shares out the same things, or strategy: ddp"
+            )
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise RecipeError(
+                "Lightning's FSDPStrategy is torch's first FSDP, which cannot clip gradients by their norm: use "
+                "strategy: fsdp in a recipe, or lenvm_lightning.sharding.FullySharded()"
             )
         trial = getattr(getattr(self.trainer, "datamodule", None), "trial", None)
         if trial is not None and (batches := trial()) is not None:
@@ -225,7 +234,8 @@ class LenVMModule(L.LightningModule):
         """Keep what is trained and nothing else, and a mark of the weights that it was trained beside."""
         kept = self._kept()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
-        checkpoint["frozen"] = digest_of_frozen(self._lenvm)
+        checkpoint["trained"] = sorted(checkpoint["state_dict"])  # where ranks write their shares, this alone is read
+        checkpoint["frozen"] = self._frozen
         checkpoint["lenvm_config"] = asdict(self._lenvm.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -234,12 +244,12 @@ class LenVMModule(L.LightningModule):
         Raises:
             CheckpointError: keys are missing or unknown, or the weights that are not trained have changed.
         """
-        there, kept = set(checkpoint["state_dict"]), self._kept()
+        there, kept = set(checkpoint.get("state_dict") or checkpoint["trained"]), self._kept()
         wrong = [f"{key} is missing" for key in sorted(kept - there)]
         wrong += [f"{key} has no place" for key in sorted(there - kept)]
         if wrong:
             raise CheckpointError(f"the checkpoint is of another model: {some(wrong)}. Start another run with --name.")
-        if checkpoint["frozen"] != digest_of_frozen(self._lenvm):
+        if self._frozen is not None and checkpoint["frozen"] != self._frozen:
             raise CheckpointError(
                 f"the weights of {self.backbone_source} that are not trained have changed since this run began, so it "
                 "cannot go on as it was: put the old ones back, or start another run with --name"
@@ -346,7 +356,7 @@ class LenVMModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _build(h: Mapping[str, Any], config: LenVMConfig, expected_length: float | None) -> LengthValueModel:
+def build_model(h: Mapping[str, Any], config: LenVMConfig, expected_length: float | None) -> LengthValueModel:
     """The model of these hyperparameters, with a fresh head."""
     return LengthValueModel.from_backbone(
         h["backbone"],
@@ -361,34 +371,6 @@ def _build(h: Mapping[str, Any], config: LenVMConfig, expected_length: float | N
         quantise=h["quantise"],
         lora=LoRA(**h["lora"]) if h["lora"] else None,
     )
-
-
-def model_of_checkpoint(path: Path) -> LengthValueModel:
-    """The model in a checkpoint of a run.
-
-    What it was trained from is loaded again, then what was trained is put into it.
-
-    Args:
-        path: a ``.ckpt`` file.
-
-    Returns:
-        The model, in eval mode.
-
-    Raises:
-        CheckpointError: it cannot be read, or does not fit.
-    """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        h, config, weights = saved["hyper_parameters"], saved["lenvm_config"], saved["state_dict"]
-    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of a length value model: {error!r}") from error
-    model = _build(h, LenVMConfig(**config), None)
-    given = {name: h[name] for name in inspect.signature(LenVMModule).parameters}
-    module = LenVMModule(**{**given, "lora": LoRA(**h["lora"]) if h["lora"] else None})
-    module.model = model
-    module.on_load_checkpoint(saved)
-    module.load_state_dict(weights, strict=False)
-    return model.eval()
 
 
 class TextLenVM(LenVMModule):

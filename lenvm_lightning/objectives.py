@@ -78,7 +78,7 @@ class LengthTarget:
 
     def bias_for(self, remaining: float) -> float:
         """Logit that predicts ``remaining`` tokens: where a fresh head starts, so that step 1 is no shock."""
-        r = torch.tensor(float(remaining), dtype=torch.float64)
+        r = torch.tensor(float(remaining), dtype=torch.float64, device="cpu")  # also where models get no memory
         target = self.of(r)
         if self.kind == "discounted":
             return float(torch.logit(-target, eps=1e-6))

@@ -17,8 +17,8 @@ from lenvm_lightning import LengthValueModel, LenVMConfig, LoRA, TextLenVM, Visi
 from lenvm_lightning.adapters import add_adapter, count_parameters, merge
 from lenvm_lightning.callbacks import ResumableCheckpoint
 from lenvm_lightning.errors import CheckpointError, RecipeError
-from lenvm_lightning.module import model_of_checkpoint
 from lenvm_lightning.optimizers import build_optimizer
+from lenvm_lightning.restoring import model_of_checkpoint
 
 QUIET = {
     "logger": False,

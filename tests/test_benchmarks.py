@@ -12,18 +12,27 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def running():
+def running(tmp_path_factory):
     """All of them, started together: most of their time is imports."""
+    commands = {
+        "train_step": (),
+        "censoring": (),
+        "decoding": (),
+        "plan": (),
+        "shared_prefix": (),
+        "packing": (),
+        "precision": ("--folder", tmp_path_factory.mktemp("precision")),
+    }
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = {
         name: subprocess.Popen(
-            [sys.executable, BENCHMARKS / f"{name}.py", "--quick"],
+            [sys.executable, BENCHMARKS / f"{name}.py", "--quick", *more],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
         )
-        for name in ("train_step", "censoring", "decoding", "plan", "shared_prefix", "packing")
+        for name, more in commands.items()
     }
     yield processes
     for process in processes.values():
@@ -98,3 +107,20 @@ def test_packing(running):
     assert result["parity_max_difference"] <= 1e-4 < 0.01 < result["leaking_max_difference"]
     assert result["packed_to_bucketed_ratio"] > 0
     assert result["packed_padding_all_rows_percent"] <= 2 < result["bucketed_padding_all_rows_percent"]
+
+
+def test_precision(running):
+    output, result = finish(running["precision"])
+    assert "16-mixed: not measured here: on a CPU Lightning computes it in bfloat16" in output
+    assert "it found the same" in output
+    rows = result["precisions"]
+    assert list(rows) == ["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
+    assert rows["32-true"]["loss"]["ratio"] == 1.0
+    assert "same_curve" in rows["bf16-mixed"]
+    assert "same_curve" not in rows["16-mixed"]  # of one seed
+    for precision in ("bf16-mixed", "bf16-true"):
+        assert rows[precision]["loss"]["ratio"] != 1.0  # it did compute otherwise
+        assert rows[precision]["loss"]["ratio"] == pytest.approx(1.0, abs=0.03)
+        assert rows[precision]["mae_tokens/50"]["ratio"] == pytest.approx(1.0, abs=0.03)
+    # Deterministic: bfloat16 has 8 bits, and most weights of a matrix are too large for a step of 2e-5.
+    assert result["steps_lost_percent"]["0.001"] < 5 < 80 < result["steps_lost_percent"]["2e-05"]

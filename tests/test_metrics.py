@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lenvm_lightning.metrics import POSITIONS, LengthErrors, PromptBoundaryMRE, tokens_at, weighted_median
+from lenvm_lightning.metrics import (
+    POSITIONS,
+    LengthErrors,
+    PromptBoundaryMRE,
+    TokenMean,
+    tokens_at,
+    weighted_median,
+)
 
 GAMMA, PROMPTS, ROWS = 0.95, 9, 30
 
@@ -180,6 +187,20 @@ def test_weighted_median_minimises_the_weighted_distance():
 
 def test_tokens_at_a_share_are_rounded_down():
     assert tokens_at(torch.tensor([1, 3, 4, 7, 1001]), 0.75).tolist() == [0, 2, 3, 5, 750]
+
+
+def test_sums_stay_precise_in_a_model_of_half_precision():
+    """As Lightning's bf16-true casts it. A count kept in bfloat16 would stand still at 256."""
+    holder = torch.nn.ModuleList([*new_metrics(), TokenMean()]).to(torch.bfloat16)
+    errors, boundary, mean = holder
+    one = make_batch([(1, 0, [1.5], False, 0)])
+    for _ in range(300):
+        errors.update(*one)
+        boundary.update(*one, torch.tensor([0]))
+        mean.update(torch.tensor(0.1), torch.tensor(1.0, dtype=torch.float64))
+    assert float(errors.count[0]) == float(boundary.sums[0, 0]) == float(mean.weight) == 300
+    assert float(errors.compute()["mae_tokens/all"]) == pytest.approx(0.5)
+    assert float(mean.compute()) == pytest.approx(0.1, rel=1e-5)
 
 
 def _rank(rank, file, shares, out):

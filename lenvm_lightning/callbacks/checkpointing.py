@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 
 _PATTERN = "step-*.ckpt"
@@ -18,6 +19,8 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 class ResumableCheckpoint(L.Callback):
     """Saves the whole state of a run every so many optimizer steps, and when SIGTERM arrives.
+
+    With ``strategy: fsdp`` it is a folder into which every rank writes its share.
 
     A checkpoint appears under its name only when it is complete, and older ones go only after that, so at every
     moment, SIGKILL included, the newest file is whole. Saved between optimizer steps, never within a window of
@@ -43,11 +46,13 @@ class ResumableCheckpoint(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the random generators back to where the checkpoint left them."""
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state["cpu"])
-            if torch.cuda.is_available() and "cuda" in self._random_state:
-                torch.cuda.set_rng_state_all(self._random_state["cuda"])
-            self._random_state = None
+        ranks = self._random_state["ranks"] if self._random_state is not None else []
+        if ranks and len(ranks) == trainer.world_size:
+            mine = ranks[trainer.global_rank]
+            torch.set_rng_state(mine["cpu"])
+            if torch.cuda.is_available() and "cuda" in mine:
+                torch.cuda.set_rng_state(mine["cuda"])
+        self._random_state = None
         self._saved_step = trainer.global_step
         if trainer.num_training_batches <= trainer.accumulate_grad_batches:
             rank_zero_info(
@@ -82,17 +87,23 @@ class ResumableCheckpoint(L.Callback):
         writing = self.dirpath / f".writing-{name}"
         trainer.save_checkpoint(writing)
         if trainer.is_global_zero:
+            if (self.dirpath / name).is_dir():  # of a run that went on from an older one; no folder replaces another
+                shutil.rmtree(self.dirpath / name)
             writing.replace(self.dirpath / name)
             for old in sorted(self.dirpath.glob(_PATTERN))[: -self.keep]:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         self._saved_step = step
 
     def state_dict(self) -> dict[str, Any]:
-        """State of torch's random generators, for dropout."""
+        """State of torch's random generators in every rank, for dropout; all ranks call it."""
         state: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
+            state["cuda"] = torch.cuda.get_rng_state()
+        ranks = [state]
+        if dist.is_available() and dist.is_initialized():
+            ranks *= dist.get_world_size()
+            dist.all_gather_object(ranks, state)
+        return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the state until training starts: what runs before it may draw numbers."""

@@ -71,7 +71,7 @@ def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
     """The model, and its processor or None."""
     from .. import checkpoint
     from ..callbacks import latest_checkpoint
-    from ..module import model_of_checkpoint
+    from ..restoring import model_of_checkpoint
     from ..value_model import LengthValueModel
     from .runs import RunFolder
 

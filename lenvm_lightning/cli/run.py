@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch.distributed as dist
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -34,6 +36,7 @@ from ..callbacks import (
 from ..errors import LenVMError, RecipeError, StoreError
 from ..evaluation.settings import WITHOUT_GENERATOR, EvaluationSettings
 from ..module import LenVMModule
+from ..sharding import FullySharded, is_sharded, whole_weights
 from ..tinyworld.language_model import TinyLanguageModel
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
@@ -142,6 +145,12 @@ class FitCLI(LightningCLI):
             chosen["gradient_clip_val"] = None  # it clips by itself, and Lightning refuses to
         if given["logger"] is None:
             chosen["logger"] = logger
+        if given["strategy"] == "fsdp":  # Lightning's own of that name is torch's first FSDP
+            chosen["strategy"] = FullySharded()
+        if isinstance(chosen.get("strategy", given["strategy"]), ModelParallelStrategy) and not isinstance(
+            self.model, LenVMModule
+        ):
+            raise RecipeError(f"{type(self.model).__name__} cannot be shared out over ranks: use strategy: auto")
         try:
             return self.instantiate_trainer(**chosen)
         except (MisconfigurationException, ValueError) as error:
@@ -218,7 +227,7 @@ def run_recipe(
     with claimed_folder(runs, path.stem, name, cli.settings, fresh, f"# resolved from {path}\n") as folder:
         status = 0
         if folder.complete:
-            print(f"{folder.path} is complete for these settings (--fresh trains again).\n")
+            rank_zero_only(print)(f"{folder.path} is complete for these settings (--fresh trains again).\n")
             _print_end(folder)
         else:
             status = _sample(sampling) if sampling is not None else 0
@@ -227,7 +236,7 @@ def run_recipe(
             # Whether completions were sampled just now must not decide the numbers that training draws.
             if (seed := cli.config["seed_everything"]) is not False:
                 L.seed_everything(seed, workers=True, verbose=False)
-            status = _fit(cli, folder) or status
+            status = _fit(cli, folder, fresh) or status
         if status in (0, 3):
             tasks = _plan_tasks(cli, settings, sampling, path, folder.model)
             status = _after_fit(settings, tasks, folder) or status
@@ -289,7 +298,7 @@ def _plan_sampling(
         return None
     for key, value in overrides:
         if key.startswith("fit.data.") and key.rpartition(".")[2] in ("files", "dataset"):
-            print(f"sample: left out, --{key} {value} names other rollouts", file=sys.stderr)
+            rank_zero_only(print)(f"sample: left out, --{key} {value} names other rollouts", file=sys.stderr)
             del settings["sample"]
             return None
     sampling = settled(read_settings(settings["sample"], str(path)), runs)
@@ -320,8 +329,9 @@ def _check(cli: FitCLI, sampling: SampleSettings | None, path: Path) -> int:
     return 0
 
 
-def _fit(cli: FitCLI, folder: RunFolder) -> int:
-    checkpoint = latest_checkpoint(folder.checkpoints)
+def _fit(cli: FitCLI, folder: RunFolder, fresh: bool) -> int:
+    # The first process has emptied a fresh folder, but others may look before it did.
+    checkpoint = None if fresh else latest_checkpoint(folder.checkpoints)
     step = int(re.sub(r"\D", "", checkpoint.stem)) if checkpoint else None
     trainer = cli.build_trainer(folder, step)
     if checkpoint:
@@ -344,8 +354,13 @@ def _fit(cli: FitCLI, folder: RunFolder) -> int:
     else:
         found = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
         metrics = found[0] if found else {}  # limit_val_batches: 0
-    if trainer.is_global_zero:
-        _finish(cli, folder, trainer, metrics)
+    with whole_weights(cli.model):
+        if trainer.is_global_zero:
+            _finish(cli, folder, trainer, metrics)
+    if is_sharded(cli.model):  # other strategies move them to the CPU, so that there is room for evaluations
+        trainer.strategy.optimizers, cli.model.model = [], None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()  # else the metrics of evaluations would wait for ranks that are gone
     return 0
 
 
@@ -366,6 +381,7 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
     _print_end(folder)
 
 
+@rank_zero_only
 def _print_end(folder: RunFolder) -> None:
     results = json.loads(folder.results.read_text(encoding="utf-8"))
     print(as_table(results))
@@ -394,6 +410,7 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*Trying to infer the `batch_size`.*",
         ".*`ModelCheckpoint`.*",
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nobody changes logits in place
         ".*on epoch level in distributed setting to accumulate the metric.*",  # the metrics are summed over ranks
     ):
         warnings.filterwarnings("ignore", message=text)

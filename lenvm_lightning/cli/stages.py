@@ -20,7 +20,7 @@ from ..rollouts.sample import is_server
 
 _OF_RANKS = (
     "LOCAL_RANK", "RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
-    "MASTER_PORT", "TORCHELASTIC_",
+    "MASTER_PORT", "TORCHELASTIC_", "SLURM_",
 )  # fmt: skip
 
 

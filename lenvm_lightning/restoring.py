@@ -1,0 +1,42 @@
+"""The model in a checkpoint of training, without a Trainer."""
+
+import inspect
+import pickle
+from pathlib import Path
+
+import torch
+
+from . import sharding
+from .adapters import LoRA, digest_of_frozen
+from .errors import CheckpointError
+from .module import LenVMModule, build_model
+from .value_model import LengthValueModel, LenVMConfig
+
+
+def model_of_checkpoint(path: Path) -> LengthValueModel:
+    """The model in a checkpoint of a run.
+
+    What it was trained from is loaded again, then what was trained is put into it.
+
+    Args:
+        path: a ``.ckpt`` file, or folder of the shares of ranks.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit.
+    """
+    try:
+        about = path / sharding.METADATA_FILE if path.is_dir() else path
+        saved = torch.load(about, map_location="cpu", mmap=True, weights_only=True)
+        h, config = saved["hyper_parameters"], saved["lenvm_config"]
+    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of a length value model: {error!r}") from error
+    model = build_model(h, LenVMConfig(**config), None)
+    given = {name: h[name] for name in inspect.signature(LenVMModule).parameters}
+    module = LenVMModule(**{**given, "lora": LoRA(**h["lora"]) if h["lora"] else None})
+    module.model, module._frozen = model, digest_of_frozen(model)
+    module.on_load_checkpoint(saved)
+    module.load_state_dict(sharding.full_weights(path), strict=False)
+    return model.eval()

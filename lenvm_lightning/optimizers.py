@@ -24,7 +24,7 @@ def build_optimizer(
         optimizer = torch.optim.AdamW(groups, fused=precision != "16-mixed", **options)
         # Lightning refuses to clip before a step that undoes AMP's scale, for which it takes every fused one; under
         # bf16-mixed there is no scale to undo.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = False
         return optimizer
     import bitsandbytes  # takes seconds, and only these need it
 

@@ -247,9 +247,18 @@ def test_command_on_a_real_config(capsys):
 
 
 def test_command_for_people(capsys):
-    assert main(["plan", "vlm_lenvm", "--fit.trainer.devices", "2", "--fit.model.keep_layers", "1"]) == 0
+    words = "--fit.trainer.devices 2 --fit.model.keep_layers 1 --fit.data.layout shared --fit.data.together 4"
+    assert main(["plan", "vlm_lenvm", *words.split()]) == 0
     text = capsys.readouterr().out
-    for words in ("2 devices", "vision tower", "communication buckets", "most pictures", "image tokens", "Not counted"):
+    for words in (
+        "2 devices",
+        "vision tower",
+        "communication buckets",
+        "most pictures",
+        "image tokens",
+        "Not counted",
+        "layout: shared",
+    ):
         assert words in text
     assert "51 x 80 tokens" in text  # 16 image tokens of the largest picture that the processor leaves, and 64 beside
 

@@ -44,6 +44,8 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
         print(json.dumps(as_json(found, str(path), arguments.tflops, arguments.tokens)))
     else:
         print(describe(found, model, str(path), arguments.tflops, arguments.tokens))
+        if data.layout != "rows":
+            print(f"Batches are planned as padded rows; layout: {data.layout} takes as much at most.")
     return 0
 
 

@@ -104,13 +104,16 @@ def test_metrics(two, text_rollouts, way):
     assert found == pytest.approx(expected, rel=1e-6)  # float32 logits of rows in other batches
 
 
-def test_only_one_rank_has_pictures(two, vision_rollouts):
+@pytest.mark.parametrize("freeze", [True, False])
+def test_only_one_rank_has_pictures(two, vision_rollouts, freeze):
     from two_ranks import mixed_gradient
 
-    expected = mixed_gradient(str(vision_rollouts), accumulate_grad_batches=2)
+    expected = mixed_gradient(str(vision_rollouts), freeze, accumulate_grad_batches=2)
     assert float(expected.norm()) > 0
     for rank in RANKS:
-        assert relative(load(two / f"pictures-{rank}.pt"), expected) < TOLERANCE
+        found = load(two / f"pictures-{rank}.pt")
+        for way in ("fsdp", "ddp"):
+            assert relative(found[f"{way} {freeze}"], expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["adapters", "shares", "whole"])

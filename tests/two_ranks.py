@@ -179,10 +179,10 @@ class Mixed(L.LightningDataModule):
         return DataLoader(self.batches()[self.trainer.global_rank :: self.trainer.world_size], batch_size=None)
 
 
-def mixed_gradient(vision: str, **options: Any) -> torch.Tensor:
-    """Of a step in which only one batch has pictures; the tower is frozen."""
+def mixed_gradient(vision: str, freeze_vision: bool, **options: Any) -> torch.Tensor:
+    """Of a step in which only one batch has pictures."""
     L.seed_everything(0, verbose=False)
-    model = VisionLenVM("tiny-vl", gamma=0.97, dtype="float64", lr=1e-30)
+    model = VisionLenVM("tiny-vl", gamma=0.97, dtype="float64", lr=1e-30, freeze_vision=freeze_vision)
     record = Gradients()
     L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[record], **QUIET, **options).fit(model, Mixed(vision))
     return record.seen[0]
@@ -190,7 +190,11 @@ def mixed_gradient(vision: str, **options: Any) -> torch.Tensor:
 
 def pictures(folder: Path, text: str, vision: str, rank: int) -> None:
     """The tower is called by one rank only: that must not stop the other."""
-    torch.save(mixed_gradient(vision, strategy=FullySharded(), devices=2), folder / f"pictures-{rank}.pt")
+    found = {}
+    for freeze in (True, False):
+        found[f"fsdp {freeze}"] = mixed_gradient(vision, freeze, strategy=FullySharded(), devices=2)
+        found[f"ddp {freeze}"] = mixed_gradient(vision, freeze, strategy="ddp", devices=2)
+    torch.save(found, folder / f"pictures-{rank}.pt")
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------

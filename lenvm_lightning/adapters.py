@@ -101,6 +101,9 @@ def _inject(backbone: PreTrainedModel, config: Any) -> None:
 
     backbone.requires_grad_(False)
     inject_adapter_in_model(config, backbone, _NAME)
+    for name, parameter in backbone.named_parameters():
+        if ".lora_" in name and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()  # most of AdamW's steps are too small for the type of the base
 
 
 def adapter_weights(backbone: PreTrainedModel) -> dict[str, Tensor]:

@@ -180,8 +180,8 @@ def build(module: LenVMModule, fake: FakeTensorMode | None, precision: str = "32
         if h["lora"]:
             add_adapter(backbone, LoRA(**h["lora"]))
             for name, parameter in backbone.named_parameters():
-                if ".lora_" in name:
-                    parameter.data = parameter.data.to(dtype)  # as PEFT does, but not on meta
+                if ".lora_" in name:  # float32, unless the Trainer casts everything
+                    parameter.data = parameter.data.to(_PRECISIONS[precision][1] or torch.float32)
         model = LengthValueModel(backbone, LenVMConfig(gamma, target=h["target"], dropout=h["head_dropout"]))
         module.model = model
         module._prepare_backbone(model)

@@ -81,6 +81,20 @@ def test_adapters_sit_on_the_language_model_and_nothing_else_is_trained(quantise
     assert {p.dtype for name, p in model.named_parameters() if name in trained} == {torch.float32}
 
 
+@pytest.mark.parametrize("quantise", [None, "nf4"])
+def test_adapters_are_float32_on_a_base_of_less(quantise, tmp_path):
+    model = LengthValueModel.from_backbone(
+        "tiny-text", LenVMConfig(0.99), lora=LoRA(4), quantise=quantise, dtype="bfloat16"
+    ).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert model.backbone.embed_tokens.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in trained} == {torch.float32}
+    model.save_pretrained(tmp_path)
+    again = LengthValueModel.from_pretrained(tmp_path)
+    assert {p.dtype for name, p in again.named_parameters() if ".lora_" in name} == {torch.float32}
+    assert torch.equal(values(again), values(model.eval()))
+
+
 def test_four_bits_hold_the_language_model_and_leave_vision_and_head():
     model = adapted("tiny-vl", "nf4")
     kinds = {name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, nn.Linear)}

@@ -182,6 +182,9 @@ def build(module: LenVMModule, fake: FakeTensorMode | None, precision: str = "32
             for name, parameter in backbone.named_parameters():
                 if ".lora_" in name:  # float32, unless the Trainer casts everything
                     parameter.data = parameter.data.to(_PRECISIONS[precision][1] or torch.float32)
+            for part in backbone.modules():  # on four bits, PEFT leaves casting to autocast
+                if h["quantise"] and hasattr(part, "cast_input_dtype_enabled"):
+                    part.cast_input_dtype_enabled = False
         model = LengthValueModel(backbone, LenVMConfig(gamma, target=h["target"], dropout=h["head_dropout"]))
         module.model = model
         module._prepare_backbone(model)

@@ -2,7 +2,7 @@ r"""What is saved when completions of one prompt compute it once, in training.
 
 A step, forward and backward, on n completions of one prompt: as padded rows, over a prompt cache, and as a tree. All
 three are compared in values and gradients first, then timed interleaved in one process, medians of the rounds. Read the
-ratios: times belong to the machine and to whatever else ran on it. The bound is that of the real tokens, n(P + C) to
+ratios: times belong to the machine, and on a CPU are CPU seconds. The bound is that of the real tokens, n(P + C) to
 P + nC; what rows lose to padding and to attention comes on top. ``chosen`` is the way that training takes by itself.
 
 With pictures, rows run the vision tower for every completion and the two ways run it once.
@@ -137,23 +137,28 @@ def check_parity(model: LengthValueModel, inputs: dict[str, LengthBatch]) -> dic
     return {"values": values, "gradients": slopes}
 
 
-def interleave(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of every candidate's calls, A B A B."""
+def interleave(candidates: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, float]:
+    """Median seconds of every candidate's calls, A B A B; on a CPU those that the process had it, not others."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
-            began = time.perf_counter()
+            began = clock()
             run()
-            if torch.cuda.is_available():
+            if device == "cuda":
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def measure(name: str, model: LengthValueModel, inputs: dict[str, LengthBatch], rounds: int) -> dict[str, Any]:
     """Compare, time and print one case."""
     parity = check_parity(model, inputs)  # warms up, too
-    times = interleave({way: lambda way=way: step(model, inputs[way], way) for way in WAYS}, rounds)
+    times = interleave(
+        {way: lambda way=way: step(model, inputs[way], way) for way in WAYS},
+        rounds,
+        inputs["rows"]["input_ids"].device.type,
+    )
     layout, pictures = inputs["tree"]["layout"], bool(inputs["tree"]["vision"])
     ways = WAYS[1:] if pictures else WAYS
     chosen = make_plan(layout, ways, ordered=pictures).way  # type: ignore[arg-type]

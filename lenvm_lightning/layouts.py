@@ -261,7 +261,9 @@ def _fill(layout: Layout, bins: list[list[int]], groups: list[list[int]], trunks
                 sources[number, part], depth[number, part], branch[number, part] = row * total + own, own, twig
                 places[row, own] = number * shape[1] + at + np.arange(len(own))
                 at += len(own)
-        depth[number, at:] = np.arange(shape[1] - at)
+        # Filler starts over as one more row does. Where no bin holds two trees it counts on: nothing real sees what
+        # comes later, and sdpa then needs no mask.
+        depth[number, at:] = np.arange(shape[1] - at) + (at if len(bins) == len(sizes) else 0)
     return _Bins(sources, tree, branch, depth, places)
 
 

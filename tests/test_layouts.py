@@ -20,7 +20,7 @@ from datamodules.collate import Collator
 from lenvm_lightning import LengthValueModel, LenVMConfig, layouts
 from lenvm_lightning.batch import Layout
 from lenvm_lightning.errors import RecipeError
-from lenvm_lightning.layouts import compute, make_plan, possible_ways, row_logits, sharing_ways, try_out
+from lenvm_lightning.layouts import Plan, compute, make_plan, possible_ways, row_logits, sharing_ways, try_out
 
 VALUES, GRADIENTS = 1e-12, 1e-9  # float64; a vision tower computes parts in float32, the same ones in every layout
 # Completions of three prompts, in no order, one of them alone.
@@ -118,6 +118,26 @@ def test_values_and_gradients_are_those_of_padded_rows(made, kind, way):
     assert (ours - theirs).abs().max() / theirs.abs().max() <= VALUES
     assert (our_gradient - their_gradient).norm() / their_gradient.norm() <= GRADIENTS
     assert len(our_gradient) == len(their_gradient)
+
+
+def test_rows_that_fill_their_bins_need_no_mask(made, monkeypatch):
+    """Filler counts on then, so that transformers finds nothing packed and leaves causal attention to the kernel."""
+    model, _ = made("text")
+    rows = random_rows(prompts=(9,), completions=[(0, 11), (0, 9), (0, 10)])
+    plain, packed = (Collator(0, None, layout)(rows) for layout in ("rows", "packed"))
+    seen, forward = [], type(model).forward
+
+    def watched(self, input_ids, attention_mask=None, **inputs):
+        seen.append((attention_mask, inputs["position_ids"]))
+        return forward(self, input_ids, attention_mask, **inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "forward", watched)
+        ours = compute(model, packed, Plan("packed", [[0], [1], [2]], 60, 57))
+    ((mask, positions),) = seen
+    assert mask is None
+    assert positions.tolist() == [list(range(20))] * 3
+    assert (ours - row_logits(model, plain))[plain["attention_mask"].bool()].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["text", "vision"])

@@ -195,6 +195,7 @@ class RolloutsDataModule(L.LightningDataModule):
         self._split(self._table)
         plan = plan_batches(self.train_sizes, self.batch_tokens, **self._plan_options)
         padding = (packed_padding_share if self.layout == "packed" else padding_share)(self.train_sizes, plan)
+        self.rows_per_batch = len(self.train_rows) / len(plan)
         meeting = completions_meeting(self.train_numbers, plan) if self.together > 1 else None
         shared = None
         if self.layout == "shared":

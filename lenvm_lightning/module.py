@@ -22,7 +22,7 @@ from .errors import CheckpointError, LenVMError, RecipeError
 from .layouts import row_logits, try_out
 from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .model_files import some
-from .objectives import LossKind, TargetKind, token_losses
+from .objectives import LossKind, TargetKind, WeightKind, state_weights, token_losses
 from .optimizers import OptimizerKind, build_optimizer
 from .returns import lambda_returns
 from .value_model import LengthValueModel, LenVMConfig
@@ -49,6 +49,8 @@ class LenVMModule(L.LightningModule):
         gamma: discount, or ``auto``: 99% of the value range at the 99th-percentile training length.
         target: what the head regresses on, see :class:`~lenvm_lightning.objectives.LengthTarget`.
         loss: how errors count, see :func:`~lenvm_lightning.objectives.token_losses`.
+        weight: what counts alike in the loss, every ``token`` or every ``completion``, see
+            :func:`~lenvm_lightning.objectives.state_weights`.
         lam: lambda of the lambda-returns; 1 is the closed form. Below 1 only with the discounted target.
         censored: what completions that hit their token limit teach, see :mod:`~lenvm_lightning.censoring`.
         head_dropout: dropout in the value head.
@@ -76,6 +78,7 @@ class LenVMModule(L.LightningModule):
         gamma: float | Literal["auto"] = "auto",
         target: TargetKind = "discounted",
         loss: LossKind = "mse",
+        weight: WeightKind = "token",
         lam: float = 1.0,
         censored: CensoredKind = "anchored",
         head_dropout: float = 0.0,
@@ -94,6 +97,7 @@ class LenVMModule(L.LightningModule):
         self.model: LengthValueModel | None = None
         self._frozen: str | None = None  # None where this process has none of the weights
         self.tail_after_cut: float | None = None  # tokens, for censored: anchored; the data know
+        self._rows_per_batch: float | None = None  # for weight: completion; the data know
         self._step_tokens: Tensor | float = 0.0
         self.train_loss = TokenMean()
         self.val_loss = TokenMean()
@@ -130,6 +134,7 @@ class LenVMModule(L.LightningModule):
         for name, kinds in (
             ("target", TargetKind),
             ("loss", LossKind),
+            ("weight", WeightKind),
             ("censored", CensoredKind),
             ("optimizer", OptimizerKind),
         ):
@@ -179,6 +184,8 @@ class LenVMModule(L.LightningModule):
         with sharding.one_copy(self.device_mesh):
             self.model = build_model(h, config, facts.p50 / 2 if facts else None)
         self.tail_after_cut = facts.tail_after_cut if facts else None
+        if data is not None and h["weight"] == "completion":
+            self._rows_per_batch = data.rows_per_batch
         self._prepare_backbone(self.model)
         self._frozen = digest_of_frozen(self.model)
         if self.device_mesh is not None:
@@ -279,7 +286,10 @@ class LenVMModule(L.LightningModule):
         return row_logits(self._lenvm, batch)
 
     def loss_sum(self, logits: Tensor, batch: LengthBatch) -> tuple[Tensor, Tensor]:
-        """Summed loss of the supervised states of a batch, and their number (float64)."""
+        """Weighted loss of the supervised states of a batch, and the sum of their weights (float64).
+
+        Where every token counts alike, these are the sum of losses and the number of states.
+        """
         rule, h = self._lenvm.config.rule, self.hparams
         predicted = rule.remaining(logits.detach())
         beyond = anchor(predicted, self.tail_after_cut, rule.gamma) if h["censored"] == "anchored" else predicted
@@ -293,13 +303,20 @@ class LenVMModule(L.LightningModule):
         target = target.to(logits.dtype)
         losses = token_losses(logits, target, remaining, h["loss"], rule)
         counts = mask & ~(lower_bound & (predicted >= remaining))
-        return torch.where(counts, losses, 0.0).sum(), mask.sum(dtype=torch.float64)
+        weights = state_weights(batch["remaining"], mask, h["weight"])
+        return (weights.to(losses.dtype) * torch.where(counts, losses, 0.0)).sum(), weights.sum()
 
     def training_step(self, batch: LengthBatch, batch_idx: int) -> Tensor:
-        """The *sum* over supervised states; ``on_before_optimizer_step`` makes it the mean over the whole step."""
+        """The *sum* over supervised states; ``on_before_optimizer_step`` makes it the mean over the whole step.
+
+        Where completions count alike, that mean is over as many as a batch has on average. Divided by its own number,
+        a batch of a few long ones would count as much as one of many short ones.
+        """
         total, tokens = self.loss_sum(self(batch), batch)
+        if self._rows_per_batch is not None:
+            tokens = torch.full_like(tokens, self._rows_per_batch)
         self._step_tokens = self._step_tokens + tokens
-        self.train_loss.update(total.detach() / tokens.clamp(min=1), tokens)
+        self.train_loss.update(total.detach() / _or_one(tokens), tokens)
         if self.trainer.world_size > 1 and not batch["vision"]:
             # Ranks wait for each other's gradients of every part: a tower that is trained takes part without pictures.
             tower = (p for part in self._lenvm.vision_modules() for p in part.parameters() if p.requires_grad)
@@ -307,7 +324,7 @@ class LenVMModule(L.LightningModule):
         return total * _SUM_SCALE
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the number of supervised tokens of all micro-batches on all ranks.
+        """Divide the gradients by the number (or weight) of supervised states of all micro-batches on all ranks.
 
         Runs after AMP has unscaled them and before they are clipped. Lightning has divided by
         ``accumulate_grad_batches``, even in a short last window, and the strategy has averaged over ranks.
@@ -316,7 +333,7 @@ class LenVMModule(L.LightningModule):
         self._step_tokens = 0.0
         if self.trainer.world_size > 1:
             dist.all_reduce(tokens)
-        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / (_SUM_SCALE * tokens.clamp(min=1))
+        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / (_SUM_SCALE * _or_one(tokens))
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
@@ -334,7 +351,7 @@ class LenVMModule(L.LightningModule):
         """Add a held-out batch to the metrics; returns its logits for callbacks."""
         logits = self(batch)
         total, tokens = self.loss_sum(logits, batch)
-        self.val_loss.update(total / tokens.clamp(min=1), tokens)
+        self.val_loss.update(total / _or_one(tokens), tokens)
         predicted = self._lenvm.remaining(logits)
         states = (predicted, batch["remaining"], batch["mask"], batch["censored"])
         self.val_errors.update(*states)
@@ -382,6 +399,11 @@ def build_model(h: Mapping[str, Any], config: LenVMConfig, expected_length: floa
         quantise=h["quantise"],
         lora=LoRA(**h["lora"]) if h["lora"] else None,
     )
+
+
+def _or_one(weight: Tensor) -> Tensor:
+    """A total weight to divide by; it is 0 for no state at all, and so is what it divides."""
+    return torch.where(weight > 0, weight, 1.0)
 
 
 class TextLenVM(LenVMModule):

@@ -10,7 +10,12 @@ from torch import Tensor
 from .values import inverse_softplus, logit_to_remaining, logit_to_value, remaining_to_value, softplus
 
 TargetKind = Literal["discounted", "length", "normalised", "log_length"]
-LossKind = Literal["mse", "huber", "relative_huber", "bce"]
+LossKind = Literal["mse", "huber", "relative_huber", "bce", "absolute"]
+WeightKind = Literal["token", "completion"]
+
+# What the prompt boundary counts of its completion under ``weight: completion``. Every completion passes it, so it must
+# weigh the same in all: divided by their lengths, it would teach the length of the short ones.
+_START_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ def token_losses(logit: Tensor, target: Tensor, remaining: Tensor, kind: LossKin
         target: regression target as ``rule.of`` or lambda-returns give it. Shape (B, T).
         remaining: tokens to come, 0 at the EOS state. Shape (B, T).
         kind: ``mse`` (half the squared error), ``huber`` (delta 1), ``relative_huber`` (the error is first divided
-            by max(|target|, |target of one token|); the EOS state stays absolute), ``bce`` (on the size of the target).
+            by max(|target|, |target of one token|); the EOS state stays absolute), ``bce`` (on the size of the target),
+            ``absolute`` (its best prediction is the target of the median length, not the mean target).
         rule: the target rule that made ``target``.
 
     Returns:
@@ -117,4 +123,35 @@ def token_losses(logit: Tensor, target: Tensor, remaining: Tensor, kind: LossKin
         return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=1.0)
     if kind == "mse":
         return 0.5 * error.square()
+    if kind == "absolute":
+        return error.abs()
     raise ValueError(f"loss must be one of {', '.join(get_args(LossKind))}; got {kind!r}")
+
+
+def state_weights(remaining: Tensor, mask: Tensor, kind: WeightKind) -> Tensor:
+    """How much every state counts in the mean loss.
+
+    ``token`` lets all states count alike, the paper's choice: the loss is that of a random token, and the model learns
+    the lengths of all completions that may follow a state. ``completion`` lets all completions count alike, whatever
+    their length: the loss of a random moment of a random completion, as in errors at 25, 50 and 75% of completions. A
+    length is known in the future only, so predictions then lean towards the short completions that may follow a state.
+
+    Args:
+        remaining: tokens to come as the batch labels them, whole length at the prompt boundary. Shape (B, T).
+        mask: True = state with a count. Shape (B, T).
+        kind: ``token`` or ``completion``.
+
+    Returns:
+        Weights, 0 where ``mask`` is False. Shape (B, T), float64. With ``completion`` those of a row that is there to
+        its end add up to 1.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind == "token":
+        return mask.double()
+    if kind == "completion":
+        length = torch.where(mask, remaining, 0).amax(dim=1, keepdim=True).double()
+        later = (1.0 - _START_SHARE) / length.clamp(min=1.0)
+        return torch.where(remaining == length, _START_SHARE, later) * mask
+    raise ValueError(f"weight must be one of {', '.join(get_args(WeightKind))}; got {kind!r}")

@@ -63,6 +63,7 @@ class FixedSplit(L.LightningDataModule):
         self.source = TextRollouts(str(file), processor="tiny-text", max_length=300, val_share=0.2)
         self.source.setup()
         self.batches, self.facts, self.val_prompts = batches, self.source.facts, 1
+        self.rows_per_batch = sum(map(len, batches)) / len(batches)
 
     def train_dataloader(self):
         mine = self.batches[self.trainer.global_rank :: self.trainer.world_size]
@@ -129,6 +130,18 @@ def test_lambda_returns_and_censoring_split_alike(text_rollouts):
     one = gradient(text_rollouts, [list(range(ROWS))], model_options=options)[0]
     many = gradient(text_rollouts, [[i] for i in range(ROWS)], accumulate=ROWS, model_options=options)[0]
     assert relative(many, one) < TOLERANCE
+
+
+def test_completions_count_alike_in_batches_of_few_and_of_many(text_rollouts, whole):
+    """Steps of one batch each: their mean is the gradient of all completions in one batch, none counts more."""
+    alike = {"weight": "completion"}
+    batches = [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11]]
+    one = gradient(text_rollouts, [list(range(ROWS))], model_options=alike)[0]
+    steps = gradient(text_rollouts, batches, model_options=alike)
+    (accumulated,) = gradient(text_rollouts, batches, model_options=alike, accumulate=len(batches))
+    assert relative(torch.stack(steps).mean(dim=0), one) < TOLERANCE
+    assert relative(accumulated, one) < TOLERANCE
+    assert relative(whole, one) > 0.01  # negative control: what counts every token alike is something else
 
 
 def test_train_mode_is_set_and_vision_frozen(vision_rollouts):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lenvm_lightning.objectives import LengthTarget, token_losses
+from lenvm_lightning.objectives import LengthTarget, state_weights, token_losses
 from lenvm_lightning.values import logit_to_value, remaining_to_value
 
 DISCOUNTED = LengthTarget("discounted", gamma=0.5)
@@ -111,6 +111,7 @@ ZERO = math.log(3)  # sigmoid(ln 3) = 3/4
         # one token of a length is 1, of a log length ln 2: |3 - 1/2| / 1 - 1/2 and |ln 4 - ln 2| / ln 2 = 1
         ("relative_huber", LENGTH, [math.log(math.expm1(3))], [0.5], [1], [2.0]),
         ("relative_huber", LOG_LENGTH, [math.log(3)], [math.log(2)], [1], [0.5]),
+        ("absolute", DISCOUNTED, [ZERO, ZERO], [-0.5, 0.0], [1, 0], [1 / 4, 3 / 4]),
         # cross-entropy of 3/4 against 1/2 and 0
         ("bce", DISCOUNTED, [ZERO] * 2, [-0.5, 0.0], [1, 0], [-0.5 * math.log(3 / 16), math.log(4)]),
         ("bce", NORMALISED, [ZERO], [0.5], [5], [-0.5 * math.log(3 / 16)]),
@@ -143,8 +144,31 @@ def test_cross_entropy_needs_a_probability(rule):
         losses("bce", rule, [0.0], [0.5], [1])
 
 
+def test_the_least_absolute_error_is_at_the_median_and_the_least_squared_one_at_the_mean():
+    lengths = torch.tensor([[1, 2, 100]])
+    target, grid = RULES[0].of(lengths), torch.linspace(-6, 6, 4001)[:, None]
+    best = {
+        kind: RULES[0].remaining(grid[token_losses(grid, target, lengths, kind, RULES[0]).sum(1).argmin()]).item()
+        for kind in ("absolute", "mse")
+    }
+    assert best["absolute"] == pytest.approx(2, rel=0.01)  # steps of the grid
+    assert best["mse"] == pytest.approx(float(RULES[0].remaining(torch.logit(-target.mean()))), rel=0.01)
+
+
+def test_weights_by_hand():
+    # completions of 3 and 1 tokens after prompts of 2 and 1, the second one padded; the last is cut after 1 token of 4
+    remaining = torch.tensor([[0, 3, 2, 1, 0], [1, 0, 0, 0, 0], [0, 0, 4, 3, 0]])
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]).bool()
+    assert torch.equal(state_weights(remaining, mask, "token"), mask.double())
+    start, third, fourth = 1 / 16, 15 / 16 / 3, 15 / 16 / 4
+    expected = [[0, start, third, third, third], [start, 15 / 16, 0, 0, 0], [0, 0, start, fourth, 0]]
+    assert state_weights(remaining, mask, "completion").tolist() == expected
+
+
 def test_errors_name_the_choices():
-    with pytest.raises(ValueError, match="loss must be one of mse, huber, relative_huber, bce; got 'l1'"):
+    with pytest.raises(ValueError, match="weight must be one of token, completion; got 'row'"):
+        state_weights(torch.zeros(1, 1), torch.ones(1, 1).bool(), "row")
+    with pytest.raises(ValueError, match="loss must be one of mse, huber, relative_huber, bce, absolute; got 'l1'"):
         losses("l1", DISCOUNTED, [0.0], [0.0], [0])
     with pytest.raises(ValueError, match="got 'steps'"):
         LengthTarget("steps", gamma=0.9)

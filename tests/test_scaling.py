@@ -117,7 +117,9 @@ def test_runs_of_the_command_line(runs, tmp_path):
     ]
     results = json.loads((runs / "all" / "results.json").read_text())
     assert results["train_completions_per_prompt"] == 2.0
-    assert results["objective"] == {"loss": "mse", "lam": 1.0, "censored": results["objective"]["censored"]}
+    assert results["objective"] == {
+        "loss": "mse", "weight": "token", "lam": 1.0, "censored": results["objective"]["censored"]
+    }  # fmt: skip
 
 
 def test_other_held_out_completions_are_refused(runs):

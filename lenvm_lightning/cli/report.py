@@ -35,7 +35,7 @@ def _of_lenvm(module: Any, data: Any) -> dict[str, Any]:
     return {
         "gamma": config.gamma,
         "target": config.target,
-        "objective": {name: module.hparams[name] for name in ("loss", "lam", "censored")},
+        "objective": {name: module.hparams[name] for name in ("loss", "weight", "lam", "censored")},
         "backbone": config.backbone,
         "train_prompts": data.facts.prompts,
         "train_completions": data.facts.completions,

@@ -26,7 +26,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .errors import CheckpointError, RecipeError
@@ -133,7 +132,7 @@ def _deal_out(model: nn.Module, weights: dict[str, Any], device: str) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether weights are shared out over ranks."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
@@ -209,6 +210,12 @@ class LenVMModule(L.LightningModule):
             raise RecipeError(
                 "Lightning's FSDPStrategy is torch's first FSDP, which cannot clip gradients by their norm: use "
                 "strategy: fsdp in a recipe, or lenvm_lightning.sharding.FullySharded()"
+            )
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            rank_zero_warn(
+                f"precision: {self.trainer.precision} keeps the weights of the backbone in half precision, where most "
+                f"steps of a learning rate like {self.hparams['lr']:g} are rounded away (benchmarks/precision.py): "
+                "bf16-mixed learns more"
             )
         trial = getattr(getattr(self.trainer, "datamodule", None), "trial", None)
         if trial is not None and (batches := trial()) is not None:

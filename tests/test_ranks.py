@@ -17,6 +17,8 @@ from lenvm_lightning import LengthValueModel, TextLenVM
 from lenvm_lightning.cli.run import parse_fit
 from lenvm_lightning.cli.runs import RunFolder
 from lenvm_lightning.errors import CheckpointError, DataError, RecipeError
+from lenvm_lightning.layouts import sharing_ways
+from lenvm_lightning.restoring import model_of_checkpoint
 from lenvm_lightning.sharding import FullySharded, full_weights, is_sharded, shard
 from lenvm_lightning.value_model import LenVMConfig
 
@@ -130,12 +132,18 @@ def test_going_on_from_a_checkpoint(two, kind):
     assert (two / kind / "step-000000004.ckpt").is_dir() == (kind != "whole")
 
 
-def test_model_directory_of_shares(two):
-    model = LengthValueModel.from_pretrained(two / "model")
-    assert not is_sharded(model)
+@pytest.mark.parametrize("kind", ["adapters", "shares", "whole"])
+def test_models_of_ranks(two, kind):
+    """The model directory, and the newest checkpoint, give what the ranks computed together."""
     ids = torch.arange(40, 60)[None]
-    with torch.no_grad():
-        assert torch.equal(model(ids, torch.ones_like(ids)), load(two / "logits.pt"))
+    expected = load(two / f"{kind}-logits.pt")
+    for model in (
+        LengthValueModel.from_pretrained(two / f"{kind}-model", dtype="float32"),
+        model_of_checkpoint(two / kind / "step-000000004.ckpt"),
+    ):
+        assert not is_sharded(model)
+        with torch.no_grad():
+            assert torch.equal(model.eval()(ids, torch.ones_like(ids)), expected)
 
 
 def same_after_a_kill(folder: Path) -> None:
@@ -246,6 +254,14 @@ def test_no_weights_are_read_where_there_is_no_memory_for_them(monkeypatch):
         model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), keep_layers=2, expected_length=50.0)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert len(model.backbone.layers) == 2
+
+
+def test_ranks_that_share_weights_make_as_many_passes(monkeypatch):
+    """A prompt cache takes two, and one rank of them would wait for the others."""
+    model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), pretrained=False)
+    assert sharing_ways(model, training=True) == ["tree", "cache"]
+    monkeypatch.setattr("lenvm_lightning.layouts.is_sharded", lambda module: True)
+    assert sharing_ways(model, training=True) == ["tree"]
 
 
 def test_lightnings_own_fsdp_is_refused(monkeypatch):

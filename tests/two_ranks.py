@@ -20,14 +20,14 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from peft import LoraConfig, inject_adapter_in_model
 from test_exact_gradient import QUIET, Gradients, gathered, gradient
 from torch.utils.data import DataLoader
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 import lenvm_lightning.cli.run  # noqa: F401  (what every process would import again)
 from datamodules import TextRollouts, VisionRollouts
-from lenvm_lightning import LengthValueModel, TextLenVM, VisionLenVM
+from lenvm_lightning import TextLenVM, VisionLenVM
+from lenvm_lightning.adapters import LoRA
 from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.callbacks import ResumableCheckpoint, latest_checkpoint
 from lenvm_lightning.cli.main import main
@@ -200,29 +200,12 @@ def pictures(folder: Path, text: str, vision: str, rank: int) -> None:
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-class Adapted(TextLenVM):
-    """Trains adapters and head, and keeps nothing else in its checkpoints."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.strict_loading = False
-
-    def _prepare_backbone(self, model: LengthValueModel) -> None:
-        inject_adapter_in_model(LoraConfig(r=4, target_modules=["q_proj", "down_proj"]), model.backbone)
-        for name, parameter in model.backbone.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what is frozen."""
-        kept = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {key: x for key, x in checkpoint["state_dict"].items() if key in kept}
-
-
-def trained(text: str, folder: Path, whole: bool, resume: bool, kind: type[TextLenVM] = TextLenVM) -> L.Trainer:
+def trained(text: str, folder: Path, whole: bool, resume: bool, lora: LoRA | None) -> L.Trainer:
     """A short run that saves after two steps, or goes on from there."""
     L.seed_everything(2, verbose=False)
     overrides = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
-    model = kind("tiny-text", pretrained=False, overrides=overrides, head_dropout=0.2, lr=1e-2, warmup_steps=0)
+    start_from: dict[str, Any] = {"lora": lora} if lora else {"pretrained": False, "overrides": overrides}
+    model = TextLenVM("tiny-text", head_dropout=0.2, lr=1e-2, warmup_steps=0, **start_from)
     trainer = L.Trainer(
         **QUIET, **RANKS, max_steps=4, max_epochs=-1, limit_val_batches=0, gradient_clip_val=1.0,
         strategy=FullySharded(save_distributed_checkpoint=not whole),
@@ -236,25 +219,25 @@ def trained(text: str, folder: Path, whole: bool, resume: bool, kind: type[TextL
 
 def checkpoints(folder: Path, text: str, vision: str, rank: int) -> None:
     """Weights of a run, of the same run that goes on from a checkpoint, and of the model directory."""
-    for name, whole, kind in (
-        ("adapters", False, Adapted),
-        ("shares", False, TextLenVM),
-        ("whole", True, TextLenVM),
+    for name, whole, lora in (
+        ("adapters", False, LoRA(rank=4)),
+        ("shares", False, None),
+        ("whole", True, None),
     ):
         for resume in (False, True):
-            trainer = trained(text, folder / name, whole, resume, kind)
+            trainer = trained(text, folder / name, whole, resume, lora)
             module = trainer.lightning_module
             weights = {key: gathered(p).detach().clone() for key, p in module.named_parameters()}
             if rank == 0:
                 torch.save(weights, folder / f"{name}-{'resumed' if resume else 'through'}.pt")
-    with whole_weights(module):
+        with whole_weights(module):
+            if rank == 0:
+                module.save_pretrained(folder / f"{name}-model", trainer.datamodule.processor)
+        ids = torch.arange(40, 60)[None]
+        with torch.no_grad():  # by the shares, as before
+            logits = module.eval().model(ids, torch.ones_like(ids))
         if rank == 0:
-            module.save_pretrained(folder / "model", trainer.datamodule.processor)
-    ids = torch.arange(40, 60)[None]
-    with torch.no_grad():  # by the shares, as before
-        logits = module.eval().model(ids, torch.ones_like(ids))
-    if rank == 0:
-        torch.save(logits, folder / "logits.pt")
+            torch.save(logits, folder / f"{name}-logits.pt")
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

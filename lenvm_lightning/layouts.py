@@ -9,7 +9,8 @@ masks of sdpa and eager attention from them, and flash attention, which skips wh
 cost:
 
 - *cache*: the prompts run once, with gradients; their keys and values are gathered for the rows, and the completions
-  run on top of them. Cheap masks, but recomputing activations drops caches.
+  run on top of them. Cheap masks, but recomputing activations drops caches, and ranks that share out weights (FSDP)
+  could not choose it each for itself.
 - *tree*: prompt and completions one after the other under a mask, each completion seeing the prompt and itself. No
   padding between completions, but attention over them costs their whole length squared.
 
@@ -23,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import DynamicCache
 
 from . import checkpoint
@@ -122,7 +124,12 @@ def sharing_ways(model: LengthValueModel, training: bool) -> list[Way]:
     config = model.backbone.config.get_text_config()
     made_here = config._attn_implementation in _MASKED and set(attention_kinds(config)) <= set(KINDS)
     ways: list[Way] = ["tree"] if made_here and model.takes_positions else []
-    return ways if training and recomputes(model) else [*ways, "cache"]
+    return ways if (training and recomputes(model)) or _is_sharded(model) else [*ways, "cache"]
+
+
+def _is_sharded(model: LengthValueModel) -> bool:
+    """Whether ranks gather weights together: they would wait for each other where one runs the backbone twice."""
+    return any(isinstance(module, (FullyShardedDataParallel, FSDPModule)) for module in model.modules())
 
 
 def recomputes(model: LengthValueModel) -> bool:
@@ -365,9 +372,9 @@ def _never(model: LengthValueModel, layout: Layout, ways: Sequence[Way]) -> str 
         return "it takes no positions, which have to start over with every row"
     if not ways:
         return (
-            "gradient_checkpointing drops the cache, and a tree needs attn_implementation: sdpa or eager, a model that "
-            f"takes positions, and attention over whole sequences, windows or chunks (found "
-            f"{config._attn_implementation}, {', '.join(attention_kinds(config))})"
+            "gradient_checkpointing drops the cache, as sharded weights rule it out, and a tree needs "
+            "attn_implementation: sdpa or eager, a model that takes positions, and attention over whole sequences, "
+            f"windows or chunks (found {config._attn_implementation}, {', '.join(attention_kinds(config))})"
         )
     return None
 

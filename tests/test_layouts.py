@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from test_exact_gradient import exact_norm
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoModel,
     BloomConfig,
@@ -224,6 +225,19 @@ def test_where_activations_are_computed_again_the_tree_is_taken(made):
         model.eval()
 
 
+def test_ranks_that_share_out_weights_run_the_backbone_once(made):
+    """Which way is taken goes by a rank's own batch: two forwards on one of them would wait for the others."""
+    model, _ = made("text")
+    layer = model.backbone.layers[0]
+    plain = type(layer)
+    try:
+        layer.__class__ = type("Sharded", (FSDPModule, plain), {})  # as fully_shard does
+        assert sharing_ways(model, training=False) == ["tree"]
+    finally:
+        layer.__class__ = plain
+    assert sharing_ways(model, training=False) == ["tree", "cache"]
+
+
 # -- planning -----------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +345,7 @@ def test_without_any_way_it_is_said_what_to_change(made):
     try:
         model.recompute_activations()
         config._attn_implementation_internal = "flash_attention_2"
-        with pytest.raises(RecipeError, match=r"gradient_checkpointing drops the cache, and a tree needs .*flash"):
+        with pytest.raises(RecipeError, match=r"gradient_checkpointing drops the cache, .* and a tree needs .*flash"):
             try_out(model, batches["rows"], batches["shared"])
     finally:
         config._attn_implementation_internal = "sdpa"

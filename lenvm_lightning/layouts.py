@@ -155,7 +155,7 @@ def row_logits(model: LengthValueModel, batch: LengthBatch) -> Tensor:
     """
     layout = batch.get("layout")
     if layout is None or layout.kind == "rows":
-        return model(batch["input_ids"], batch["attention_mask"], **batch["vision"])
+        return _as_rows(model, batch)
     return compute(model, batch, plan_batch(model, batch))
 
 
@@ -163,7 +163,7 @@ def compute(model: LengthValueModel, batch: LengthBatch, plan: Plan) -> Tensor:
     """Logits of the rows of a batch, computed as planned. Shape (B, T), 0 at padding."""
     ids, layout = batch["input_ids"], batch["layout"]
     if plan.way == "rows":
-        logits, places = model(ids, batch["attention_mask"], **batch["vision"]), None
+        logits, places = _as_rows(model, batch), None
     elif plan.way == "cache":
         logits, places = _on_cache(model, ids, layout, batch["vision"])
     else:
@@ -171,6 +171,12 @@ def compute(model: LengthValueModel, batch: LengthBatch, plan: Plan) -> Tensor:
     if places is not None:
         logits = logits.take(torch.from_numpy(places).to(ids.device))
     return torch.where(batch["attention_mask"].bool(), logits, 0.0)
+
+
+def _as_rows(model: LengthValueModel, batch: LengthBatch) -> Tensor:
+    """Padded rows. Padding is on the right, where causal attention does not look: without a mask, kernels skip half."""
+    mask = batch["attention_mask"] if _skips_masked(model) else None
+    return model(batch["input_ids"], mask, **batch["vision"])
 
 
 def _on_cache(

@@ -106,13 +106,27 @@ def planned(model, batch, way):
 CASES = [(kind, way) for kind in KINDS for way in ("cache", "tree", "packed") if (kind, way) != ("vision", "packed")]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_need_no_mask_for_padding_on_their_right(made, kind):
+    model, batches = made(kind)
+    plain = batches["rows"]
+    assert not plain["attention_mask"].all()
+    theirs, their_gradient = run(
+        model, lambda: model(plain["input_ids"], plain["attention_mask"], **plain["vision"]), plain
+    )
+    ours, our_gradient = run(model, lambda: row_logits(model, plain), plain)
+    assert (ours - theirs).abs().max() / theirs.abs().max() <= VALUES
+    assert (our_gradient - their_gradient).norm() / their_gradient.norm() <= GRADIENTS
+
+
 @pytest.mark.parametrize(("kind", "way"), CASES)
 def test_values_and_gradients_are_those_of_padded_rows(made, kind, way):
     model, batches = made(kind)
     plain, batch = batches["rows"], batches["packed" if way == "packed" else "shared"]
     assert batch["layout"].prompts == [0, 1, 0, 2, 1, 0, 1]
     assert len(set(batch["layout"].prompt_lengths)) == 3
-    theirs, their_gradient = run(model, lambda: row_logits(model, plain), plain)
+    mask = plain["attention_mask"]
+    theirs, their_gradient = run(model, lambda: model(plain["input_ids"], mask, **plain["vision"]), plain)
     ours, our_gradient = run(model, lambda: planned(model, batch, way), plain)
     assert theirs.std() > 0.05
     assert (ours - theirs).abs().max() / theirs.abs().max() <= VALUES

@@ -118,7 +118,7 @@ def test_activations_grow_with_rows_and_checkpointing_keeps_few():
     one, two = activations(TEXT), activations(Shape("text", 6, 96))
     assert two.memory["forward"][LANGUAGE] / one.memory["forward"][LANGUAGE] == pytest.approx(2, rel=0.01)
     saving = activations(TEXT, gradient_checkpointing=True)
-    assert saving.memory["forward"][LANGUAGE] < 0.5 * one.memory["forward"][LANGUAGE]
+    assert saving.memory["forward"][LANGUAGE] < 0.6 * one.memory["forward"][LANGUAGE]  # four layers only
     assert saving.memory["backward"][RECOMPUTED] > 0
     assert 0.5 < saving.flops["recompute"] / saving.flops["forward"] < 1.0
     assert saving.flops["forward"] == one.flops["forward"]

@@ -263,7 +263,7 @@ class LenVMModule(L.LightningModule):
         wrong += [f"{key} has no place" for key in sorted(there - kept)]
         if wrong:
             raise CheckpointError(f"the checkpoint is of another model: {some(wrong)}. Start another run with --name.")
-        if self._frozen is not None and checkpoint["frozen"] != self._frozen:
+        if self._frozen is not None and checkpoint.get("frozen", self._frozen) != self._frozen:
             raise CheckpointError(
                 f"the weights of {self.backbone_source} that are not trained have changed since this run began, so it "
                 "cannot go on as it was: put the old ones back, or start another run with --name"

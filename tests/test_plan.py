@@ -236,6 +236,11 @@ def test_a_precision_nobody_knows():
 # -- command ----------------------------------------------------------------------------------------------------------
 
 
+def test_numbers_that_cannot_be(capsys):
+    assert main(["plan", "text_lenvm", "--row-tokens", "-5", "--tflops", "0"]) == 2
+    assert "--row-tokens must be above 0, got -5; --tflops must be above 0, got 0.0" in capsys.readouterr().err
+
+
 def test_command_on_a_real_config(capsys):
     """No weights and no rollouts are there; two of the layers are enough to see that all settings count."""
     folder = str(CONFIGS / "qwen2.5-1.5b-instruct")

@@ -82,7 +82,7 @@ def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
         if found is None:
             raise CheckpointError(f"{source} has neither been finished nor saved a checkpoint yet")
         source = found
-    if str(source).endswith(".ckpt"):
+    if Path(source).suffix == ".ckpt":
         model = model_of_checkpoint(Path(source))
         return model, checkpoint.load_processor(str(model.config.backbone))
     options = {"trust_remote_code": True} if arguments.trust_remote_code else {}

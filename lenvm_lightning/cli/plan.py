@@ -30,6 +30,9 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
         RecipeError: a recipe that trains no length value model, or settings that cannot be planned.
         CheckpointError: no config of its backbone.
     """
+    given = {"row-tokens": arguments.row_tokens, "tflops": arguments.tflops, "tokens": arguments.tokens}
+    if wrong := [f"--{name} must be above 0, got {n}" for name, n in given.items() if n is not None and not n > 0]:
+        raise RecipeError("; ".join(wrong))
     quieten()
     path = find_recipe(arguments.recipe)
     recipe = read_recipe(path, overrides)

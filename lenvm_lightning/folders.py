@@ -1,10 +1,12 @@
 """A folder with one owner at a time: its lock, files that appear only when whole, settings compared."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -129,3 +131,25 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif a != b:
             found.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return found
+
+
+@contextlib.contextmanager
+def full_disk_in_a_sentence(advice: str) -> Iterator[None]:
+    """Turn what a full disk makes of writing into an error for people.
+
+    Args:
+        advice: what to do, a sentence.
+
+    Raises:
+        StoreError: no room, or a disk that cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Writers of safetensors and tokenizers raise errors of their own, which say no more than the system's text.
+        full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
+        if not any(text in str(error) for text in full):
+            raise
+        where = getattr(error, "filename", None) or "a file"
+        reason = next(text for text in full if text in str(error))
+        raise StoreError(f"{where} cannot be written: {reason}. {advice}") from error

@@ -181,6 +181,8 @@ class LenVMModule(L.LightningModule):
             rollouts=vars(facts).copy() if facts else {},
             dropout=h["head_dropout"],
         )
+        if self.device_mesh is not None and h["quantise"] is not None:
+            raise RecipeError("quantised weights cannot be shared out over ranks: train them with strategy: ddp")
         with sharding.one_copy(self.device_mesh):
             self.model = build_model(h, config, facts.p50 / 2 if facts else None)
         self.tail_after_cut = facts.tail_after_cut if facts else None

@@ -329,6 +329,13 @@ def test_settings_that_contradict_each_other_are_all_named():
         TextLenVM("tiny-text", quantise="nf4")
 
 
+def test_four_bits_are_not_shared_out_over_ranks():
+    module = text_module(**WAYS["qlora"])
+    module._device_mesh = object()  # as the strategy sets it, in every rank
+    with pytest.raises(RecipeError, match="cannot be shared out over ranks: train them with strategy: ddp"):
+        module.configure_model()
+
+
 @pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw_8bit"])
 def test_moments_in_eight_bits(text_rollouts, kind):
     module = fit(text_module(optimizer=kind), text_data(text_rollouts), steps=2)

@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from lenvm_lightning import LengthValueModel, tinyworld
+from lenvm_lightning import LengthValueModel, checkpoint, tinyworld
 from lenvm_lightning.cli.main import main
+from lenvm_lightning.errors import CheckpointError
 
 IDS = torch.arange(30)[None] * 31 % 300 + 20
 SETTINGS = {
@@ -83,3 +85,17 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, capsys):
         assert main(["export", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_full_disk_is_said_and_leaves_no_model(run, tmp_path, capsys, monkeypatch, error):
+    def full(*args, **options):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "save_file", full)  # the head, which comes last
+    assert main(["export", str(run), str(tmp_path / "x")]) == 2
+    assert "No space left on device. Make room, delete" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="no value head"):
+        LengthValueModel.from_pretrained(tmp_path / "x")

@@ -41,10 +41,12 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     Raises:
         CheckpointError: the source cannot be used, or the target is there already.
+        StoreError: the disk is full.
     """
     import torch
 
     from .. import adapters
+    from ..folders import full_disk_in_a_sentence
 
     if arguments.target.exists() and (not arguments.target.is_dir() or any(arguments.target.iterdir())):
         raise CheckpointError(f"{arguments.target} is there already: name another place")
@@ -56,13 +58,14 @@ def run_export(arguments: argparse.Namespace) -> int:
         raise CheckpointError("--dtype is of whole weights; an adapter stays in the type it was trained in")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     before = _probe(model)
-    if arguments.adapter:
-        model.save_pretrained(arguments.target, processor)
-    elif adapted:
-        in_four_bits = model.config.base.get("quantise") is not None
-        model.save_merged(arguments.target, processor, dtype or (torch.float32 if in_four_bits else None))
-    else:
-        (model.to(dtype) if dtype else model).save_pretrained(arguments.target, processor)
+    with full_disk_in_a_sentence(f"Make room, delete {arguments.target}, then type the same command again."):
+        if arguments.adapter:
+            model.save_pretrained(arguments.target, processor)
+        elif adapted:
+            in_four_bits = model.config.base.get("quantise") is not None
+            model.save_merged(arguments.target, processor, dtype or (torch.float32 if in_four_bits else None))
+        else:
+            (model.to(dtype) if dtype else model).save_pretrained(arguments.target, processor)
     _report(arguments.target, before)
     return 0
 

@@ -1,7 +1,6 @@
 """Running a recipe: settings -> data and model -> fit -> model directory, results, next commands."""
 
 import contextlib
-import errno
 import json
 import logging
 import re
@@ -9,7 +8,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ from ..callbacks import (
     Throughput,
     latest_checkpoint,
 )
-from ..errors import LenVMError, RecipeError, StoreError
+from ..errors import LenVMError, RecipeError
 from ..evaluation.settings import WITHOUT_GENERATOR, EvaluationSettings
+from ..folders import full_disk_in_a_sentence
 from ..module import LenVMModule
 from ..sharding import FullySharded, is_sharded, whole_weights
 from ..tinyworld.language_model import TinyLanguageModel
@@ -181,20 +181,7 @@ def _ours(error: BaseException | None) -> LenVMError | None:
     return error
 
 
-@contextlib.contextmanager
-def _full_disk_in_a_sentence() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise
-        raise StoreError(
-            f"{error.filename or 'a file'} cannot be written: {error.strerror}. What is done stays: make room, then "
-            "type the same command again."
-        ) from error
-
-
-@_full_disk_in_a_sentence()
+@full_disk_in_a_sentence("What is done stays: make room, then type the same command again.")
 def run_recipe(
     recipe: str,
     overrides: list[tuple[str, str | None]],

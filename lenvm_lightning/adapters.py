@@ -121,11 +121,12 @@ def save_adapter(folder: Path, backbone: PreTrainedModel, base: str) -> None:
     Args:
         folder: an existing directory.
         backbone: with adapters.
-        base: where the weights under them come from: hub id, directory or embedded name.
+        base: where the weights under them come from, hub id, directory or embedded name; an adapter that was loaded
+            keeps what its own file said.
     """
     config: Any = copy.copy(backbone.peft_config[_NAME])
-    path = Path(base)
-    config.base_model_name_or_path = str(path.resolve()) if path.is_dir() else base
+    path = Path(config.base_model_name_or_path or base)
+    config.base_model_name_or_path = str(path.resolve()) if path.is_dir() else config.base_model_name_or_path or base
     config.inference_mode = True
     config.save_pretrained(str(folder))
     save_file(adapter_weights(backbone), folder / ADAPTER_FILE, metadata={"format": "pt"})

@@ -194,7 +194,10 @@ def load_backbone(
             options["dtype"] = torch.float32
         elif isinstance(dtype, str):
             options["dtype"] = getattr(torch, dtype)
-        return AutoModel.from_config(config, **options).eval()
+        try:
+            return AutoModel.from_config(config, **options).eval()
+        except ImportError as error:
+            raise CheckpointError(f"a model like {str(source)!r} cannot be built: {first_line(error)}") from error
     try:
         with _quiet_transformers():
             model, info = AutoModel.from_pretrained(
@@ -205,6 +208,8 @@ def load_backbone(
                 ignore_mismatched_sizes=True,  # listed below
                 **options,
             )
+    except ImportError as error:  # attention kernels, say
+        raise CheckpointError(f"{str(source)!r} cannot be loaded as it was asked for: {first_line(error)}") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"no weights could be read from {str(source)!r} (looked for safetensors files): {first_line(error)}"

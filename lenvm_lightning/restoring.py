@@ -36,7 +36,9 @@ def model_of_checkpoint(path: Path) -> LengthValueModel:
     model = build_model(h, LenVMConfig(**config), None)
     given = {name: h[name] for name in inspect.signature(LenVMModule).parameters}
     module = LenVMModule(**{**given, "lora": LoRA(**h["lora"]) if h["lora"] else None})
-    module.model, module._frozen = model, digest_of_frozen(model)
+    module.model = model
+    module._prepare_backbone(model)
+    module._frozen = digest_of_frozen(model)
     module.on_load_checkpoint(saved)
     module.load_state_dict(sharding.full_weights(path), strict=False)
     return model.eval()

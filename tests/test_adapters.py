@@ -19,6 +19,7 @@ from lenvm_lightning.callbacks import ResumableCheckpoint
 from lenvm_lightning.errors import CheckpointError, RecipeError
 from lenvm_lightning.optimizers import build_optimizer
 from lenvm_lightning.restoring import model_of_checkpoint
+from lenvm_lightning.rollouts.local.loading import digest
 
 QUIET = {
     "logger": False,
@@ -169,6 +170,13 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_else(text_rollouts, tmp_
     assert torch.equal(values(again), values(module.model.eval()))
 
 
+def test_a_checkpoint_without_its_frozen_vision_tower_is_read(vision_rollouts, tmp_path):
+    data = VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2)
+    module = fit(VisionLenVM("tiny-vl", gamma=0.99), data, steps=1, folder=tmp_path, every=1)
+    again = model_of_checkpoint(tmp_path / "step-000000001.ckpt")
+    assert torch.equal(values(again), values(module.model.eval()))
+
+
 def test_frozen_vision_is_not_in_the_checkpoint_and_random_weights_are(vision_rollouts, tmp_path):
     data = VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2)
     for pretrained, expected in ((True, False), (False, True)):
@@ -282,6 +290,34 @@ def test_round_trips_in_a_fresh_process(text_rollouts, vision_rollouts, tmp_path
     assert set(found) == set(cases)
     # The same weights give the same bits; sums with the adapter in another order do not quite.
     assert {folder: apart for folder, apart in found.items() if float(apart) > 1e-5 * ("merged" in folder)} == {}
+
+
+def test_an_adapter_saved_again_elsewhere_still_knows_its_base(tmp_path, monkeypatch):
+    shutil.copytree(tinyworld.path("tiny-text"), tmp_path / "there" / "base")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    adapted("base").save_pretrained(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    first = LengthValueModel.from_pretrained(tmp_path / "a")
+    first.save_pretrained(tmp_path / "b")
+    assert torch.equal(values(LengthValueModel.from_pretrained(tmp_path / "b")), values(first))
+    settings = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "there" / "base")
+
+
+def test_evaluations_tell_adapters_apart(tmp_path):
+    model = adapted()
+    model.save_pretrained(tmp_path / "a")
+    with torch.no_grad():
+        model.backbone.layers[0].self_attn.q_proj.lora_B["default"].weight.add_(1)
+    model.save_pretrained(tmp_path / "b")
+    assert digest(str(tmp_path / "a")) != digest(str(tmp_path / "b"))
+
+
+def test_kernels_that_are_not_installed_are_said():
+    for pretrained in (True, False):
+        with pytest.raises(CheckpointError, match=r"tiny-text' cannot be .*FlashAttention2"):
+            checkpoint.load_backbone("tiny-text", pretrained=pretrained, attn_implementation="flash_attention_2")
 
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path):

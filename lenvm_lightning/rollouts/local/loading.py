@@ -20,6 +20,7 @@ _WHOLE = 2**30  # bytes of weights up to which all of them are digested
 _FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "value_head.safetensors", "lenvm_config.json",
+    "adapter_config.json",
 )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def digest(source: str) -> str:
 
 def _weight_files(source: str) -> list[Path]:
     index = _file(source, "model.safetensors.index.json")
-    names = ["model.safetensors"]
+    names = ["model.safetensors", "adapter_model.safetensors"]
     if index is not None:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     return [file for name in names if (file := _file(source, name)) is not None]

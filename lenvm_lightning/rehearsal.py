@@ -22,7 +22,8 @@ from transformers import AutoModel
 from . import checkpoint
 from .adapters import LoRA, add_adapter
 from .batch import LengthBatch
-from .errors import RecipeError
+from .errors import CheckpointError, RecipeError
+from .model_files import first_line
 from .module import LenVMModule
 from .optimizers import build_optimizer
 from .tally import MemoryTally
@@ -176,7 +177,10 @@ def build(module: LenVMModule, fake: FakeTensorMode | None, precision: str = "32
     dtype = _PRECISIONS[precision][1] or getattr(torch, h["dtype"])
     gamma = 0.997 if h["gamma"] == "auto" else h["gamma"]
     with torch.device("meta") if fake else contextlib.nullcontext():
-        backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=h["trust_remote_code"], **options)
+        try:
+            backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=h["trust_remote_code"], **options)
+        except ImportError as error:  # attention kernels that are not installed here
+            raise CheckpointError(f"{h['backbone']!r} cannot be rehearsed here: {first_line(error)}") from error
         if h["lora"]:
             add_adapter(backbone, LoRA(**h["lora"]))
             for name, parameter in backbone.named_parameters():

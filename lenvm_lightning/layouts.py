@@ -333,7 +333,7 @@ def _picture_positions(
 
 
 def try_out(model: LengthValueModel, plain: LengthBatch, laid_out: LengthBatch) -> None:
-    """Compare the ways that training can take with plain rows, on a few of them.
+    """Compare the ways that training and validation can take with plain rows, on a few of them.
 
     Args:
         model: put into eval mode, so that nothing is dropped.
@@ -350,6 +350,8 @@ def try_out(model: LengthValueModel, plain: LengthBatch, laid_out: LengthBatch) 
     exact = model.backbone.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(
         plain["input_ids"].device.type
     )
+    if layout.kind == "shared":
+        ways = sharing_ways(model, training=False)  # validation may take the cache where training cannot
     for way in ways if reason is None else ():
         try:
             apart = _difference(model, plain, laid_out, way)

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_exact_gradient import QUIET as BARE
 from torch import nn
 
 from datamodules import TextRollouts, VisionRollouts
@@ -21,15 +22,7 @@ from lenvm_lightning.optimizers import build_optimizer
 from lenvm_lightning.restoring import model_of_checkpoint
 from lenvm_lightning.rollouts.local.loading import digest
 
-QUIET = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "use_distributed_sampler": False,
-    "accelerator": "cpu",
-    "num_sanity_val_steps": 0,
-}
+QUIET = {**BARE, "accelerator": "cpu", "num_sanity_val_steps": 0}
 WAYS = {"full": {}, "lora": {"lora": LoRA(4)}, "qlora": {"lora": LoRA(4, dropout=0.1), "quantise": "nf4"}}
 IDS = torch.arange(40)[None] * 37 % 300 + 20
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from lenvm_lightning import LengthValueModel, checkpoint, tinyworld
 from lenvm_lightning.cli.main import main
+from lenvm_lightning.cli.report import next_commands
 from lenvm_lightning.errors import CheckpointError
 
 IDS = torch.arange(30)[None] * 31 % 300 + 20
@@ -41,6 +42,10 @@ def run(tmp_path_factory):
 def difference(capsys) -> float:
     """What the command says of the values before and after."""
     return float(re.search(r"differ from the source's by at most (\S+)", capsys.readouterr().out)[1])
+
+
+def test_the_end_of_a_run_says_how(run):
+    assert f"lenvm export {run} r-whole" in next_commands(run, {"gamma": 0.99})
 
 
 def test_a_run_becomes_whole_weights_of_the_same_values(run, tmp_path, capsys):

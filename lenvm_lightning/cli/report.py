@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, tinyworld
-from ..adapters import count_parameters
+from ..adapters import ADAPTER_CONFIG, count_parameters
 from ..metrics import POSITION_NAMES, POSITIONS
 from ..module import LenVMModule
 from ..tinyworld import quality
@@ -87,7 +87,8 @@ def _gain(ours: float, constant: float) -> str:
 def next_commands(folder: Path, results: dict[str, Any]) -> str:
     """What to type next."""
     model, rollouts = folder / "model", Path("rollouts") / folder.name
-    return f"\nmodel:   {model}\ncurves:  tensorboard --logdir {folder.parent}\n" + (
+    adapter = f"whole:   lenvm export {folder} {folder.name}-whole\n" if (model / ADAPTER_CONFIG).exists() else ""
+    return f"\nmodel:   {model}\n{adapter}curves:  tensorboard --logdir {folder.parent}\n" + (
         f'python:  from lenvm_lightning import LengthValueModel; LengthValueModel.from_pretrained("{model}")'
         if "gamma" in results
         else f"sample:  lenvm sample --generator {model} --prompts {results['prompts']} --out {rollouts}"

@@ -93,6 +93,7 @@ fit:
       backbone: tiny-text
       lr: fast
       betas: [0.9]
+      lora: {rnk: 4, dropout: none}
   data:
     class_path: datamodules.TextRollouts
     init_args:
@@ -112,10 +113,12 @@ def test_wrong_values_are_named_all_at_once(here, capsys):
     for words in (
         "r.yaml:6: lr must be float, found 'fast'",
         "r.yaml:7: betas: ",
-        "r.yaml:11: max_length must be int, found 'long'",
-        "r.yaml:12: bucket must be bool, found 'perhaps'",
-        "r.yaml:14: precision must be ",
-        "r.yaml:16: keep must be int, found 'few'",
+        "r.yaml:8: 'rnk' is no setting of lora; did you mean 'rank'?",
+        "r.yaml:8: dropout must be float, found 'none'",
+        "r.yaml:12: max_length must be int, found 'long'",
+        "r.yaml:13: bucket must be bool, found 'perhaps'",
+        "r.yaml:15: precision must be ",
+        "r.yaml:17: keep must be int, found 'few'",
         "--fit.trainer.max_epochs: max_epochs must be Optional[int], found 'many'",
     ):
         assert words in err

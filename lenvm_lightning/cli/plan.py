@@ -12,8 +12,9 @@ from ..errors import CheckpointError, RecipeError
 from ..module import LenVMModule
 from ..plan import NOT_COUNTED, Plan, plan
 from ..rehearsal import COPIES, KINDS, LANGUAGE, Settings, Shape, Step
+from .quiet import quieten
 from .recipe import find_recipe, read_recipe
-from .run import FitCLI, parse_fit, quieten
+from .run import FitCLI, parse_fit
 
 _ANSWER = 64  # tokens beside the picture, in the shortest rows that are planned for
 _SAID = {LANGUAGE: "activations, language model", "vision tower": "activations, vision tower",

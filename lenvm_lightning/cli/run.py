@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import re
 import shlex
 import shutil
@@ -38,6 +37,7 @@ from ..folders import full_disk_in_a_sentence
 from ..module import LenVMModule
 from ..sharding import FullySharded, is_sharded, whole_weights
 from ..tinyworld.language_model import TinyLanguageModel
+from .quiet import quieten
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
 from .runs import RunFolder, claimed_folder, is_first_process
@@ -385,41 +385,3 @@ def _print_help(path: Path) -> int:
             FitCLI([word])
         print()
     return 0
-
-
-def quieten() -> None:
-    """Leave the screen to what matters: what we print, warnings that need an answer, the progress bar."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
-    for text in (
-        ".*does not have many workers.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*module\\(s\\) in eval mode at the start of training.*",  # on_train_start sets the mode right after
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*`ModelCheckpoint`.*",
-        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nobody changes logits in place
-        ".*on epoch level in distributed setting to accumulate the metric.*",  # the metrics are summed over ranks
-    ):
-        warnings.filterwarnings("ignore", message=text)
-    for name in _TALKATIVE:
-        logging.getLogger(name).addFilter(_not_advertising)
-
-
-_TALKATIVE = (
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.fabric.utilities.seed",
-    "lightning.pytorch.trainer.connectors.checkpoint_connector",
-)
-_UNASKED = (
-    "litlogger",
-    "litmodels",
-    "TPU available",
-    "GPU available",
-    "Seed set to",
-    "`weights_only` was",
-    "Loading `",
-)
-
-
-def _not_advertising(record: logging.LogRecord) -> bool:
-    return not any(part in record.getMessage() for part in _UNASKED)

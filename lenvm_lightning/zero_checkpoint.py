@@ -13,12 +13,13 @@ from .errors import CheckpointError
 TAG = "checkpoint"  # the folder within a checkpoint that Lightning has DeepSpeed write into
 
 
-class _Scaler:
-    """In the place of DeepSpeed's loss scaler, which every file of an optimizer holds."""
+class _Known:
+    """In the place of the objects that DeepSpeed stores beside its tensors; they hold numbers."""
 
 
 _KNOWN: list[Any] = [
-    (_Scaler, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (_Known, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (_Known, "deepspeed.utils.tensor_fragment.fragment_address"),
     (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
 ]
 
@@ -45,7 +46,8 @@ def look_through(folder: Path) -> list[dict[str, Any]]:
             with torch.serialization.safe_globals(_KNOWN):
                 found[path.name] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} cannot be read safely: {str(error).partition(chr(10))[0]}") from error
+            reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0].partition(". ")[0]
+            raise CheckpointError(f"{path} cannot be read safely: {reason}") from error
     optimizers: list[dict[str, Any]] = []
     while (state := found.get(f"zero_pp_rank_{len(optimizers)}_mp_rank_00_optim_states.pt")) is not None:
         optimizers.append(state["optimizer_state_dict"])

@@ -9,7 +9,6 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
 from . import sharding
 from .adapters import LoRA, digest_of_frozen
@@ -21,7 +20,7 @@ from .layouts import row_logits, try_out
 from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .model_files import some
 from .objectives import LossKind, TargetKind, WeightKind, state_weights, token_losses
-from .optimizers import OptimizerKind, build_optimizer
+from .optimizers import OptimizerKind, build_optimizer, warmup_and_cosine
 from .returns import lambda_returns
 from .strategies import name_of, refused
 from .token_mean import SUM_SCALE, divide_by_tokens, or_one
@@ -362,7 +361,7 @@ class LenVMModule(L.LightningModule):
         if steps == float("inf"):
             raise RecipeError("an endless run has no learning-rate schedule: set trainer.max_steps or max_epochs")
         warmup = int(h["warmup_steps"] if h["warmup_steps"] >= 1 else h["warmup_steps"] * steps)
-        schedule = get_cosine_schedule_with_warmup(optimizer, min(warmup, int(steps)), int(steps))
+        schedule = warmup_and_cosine(optimizer, min(warmup, int(steps)), int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -285,7 +285,7 @@ def test_a_generator_is_trained_and_can_be_loaded(kind, here, capsys):
         f"fit:\n"
         f"  model:\n"
         f"    class_path: lenvm_lightning.tinyworld.language_model.TinyLanguageModel\n"
-        f"    init_args: {{name: {name}, judged_prompts: 2}}\n"
+        f"    init_args: {{name: {name}, judged_prompts: 1}}\n"
         f"  data: {{class_path: datamodules.corpus.TinyCorpus, init_args: {{kind: {kind}, documents: 24,"
         f" val_documents: 6, batch_tokens: 2048}}}}\n"
         f"  trainer: {{max_epochs: 1}}\n"

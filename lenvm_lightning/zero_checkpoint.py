@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def look_through(folder: Path) -> list[dict[str, Any]]:
         try:
             with torch.serialization.safe_globals(_KNOWN):
                 found[path.name] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0].partition(". ")[0]
+        except (OSError, RuntimeError, IndexError, EOFError, pickle.UnpicklingError) as error:
+            strange = re.search(r"GLOBAL ([\w.]+)", str(error))
+            reason = f"it holds {strange[1]}, which is none of DeepSpeed's" if strange else "it is damaged"
             raise CheckpointError(f"{path} cannot be read safely: {reason}") from error
     optimizers: list[dict[str, Any]] = []
     while (state := found.get(f"zero_pp_rank_{len(optimizers)}_mp_rank_00_optim_states.pt")) is not None:

@@ -37,6 +37,7 @@ from ..folders import full_disk_in_a_sentence
 from ..module import LenVMModule
 from ..sharding import FullySharded, is_sharded, whole_weights
 from ..tinyworld.language_model import TinyLanguageModel
+from ..zero import ZeRO
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
@@ -147,7 +148,9 @@ class FitCLI(LightningCLI):
             chosen["logger"] = logger
         if given["strategy"] == "fsdp":  # Lightning's own of that name is torch's first FSDP
             chosen["strategy"] = FullySharded()
-        if isinstance(chosen.get("strategy", given["strategy"]), ModelParallelStrategy) and not isinstance(
+        if isinstance(given["strategy"], str) and given["strategy"].startswith("deepspeed"):
+            chosen["strategy"] = ZeRO.named(given["strategy"])
+        if isinstance(chosen.get("strategy", given["strategy"]), (ModelParallelStrategy, ZeRO)) and not isinstance(
             self.model, LenVMModule
         ):
             raise RecipeError(f"{type(self.model).__name__} cannot be shared out over ranks: use strategy: auto")
@@ -344,6 +347,8 @@ def _fit(cli: FitCLI, folder: RunFolder, fresh: bool) -> int:
     with whole_weights(cli.model):
         if trainer.is_global_zero:
             _finish(cli, folder, trainer, metrics)
+    if isinstance(trainer.strategy, ZeRO):
+        trainer.strategy.release()
     if is_sharded(cli.model):  # other strategies move them to the CPU, so that there is room for evaluations
         trainer.strategy.optimizers, cli.model.model = [], None
     if dist.is_available() and dist.is_initialized():

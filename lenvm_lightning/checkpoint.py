@@ -75,11 +75,17 @@ def load_config(source: Source, overrides: dict[str, Any] | None = None, **optio
     """The backbone's config, with some entries changed.
 
     Raises:
-        CheckpointError: no such model here or on the hub, or an override that the config does not have.
+        CheckpointError: no such model here or on the hub, one whose code is not trusted, or an override that the
+            config does not have.
     """
     try:
         config = AutoConfig.from_pretrained(resolve(source), **options)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{str(source)!r} comes with modelling code of its own: look at that code and, if it may run here, say "
+                "trust_remote_code: true in a recipe, or --trust-remote-code on a command line that takes it"
+            ) from error
         raise CheckpointError(
             f"no model could be read from {str(source)!r}: {first_line(error)} Give a Hugging Face id (needs "
             f"the hub), a directory with a config.json, or an embedded name ({', '.join(tinyworld.NAMES)})."

@@ -29,7 +29,7 @@ from . import checkpoint
 from .batch import Layout, LengthBatch
 from .errors import RecipeError
 from .packing import cost, pack, width_of
-from .sharding import is_sharded
+from .sharding import is_in_step
 from .tree import KINDS, attention_kinds, forest_mask
 from .value_model import LengthValueModel
 
@@ -123,8 +123,8 @@ def sharing_ways(model: LengthValueModel, training: bool) -> list[Way]:
     config = model.backbone.config.get_text_config()
     made_here = config._attn_implementation in _MASKED and set(attention_kinds(config)) <= set(KINDS)
     ways: list[Way] = ["tree"] if made_here and model.takes_positions else []
-    # A cache takes two passes; ranks that share out the weights must make as many as each other.
-    return ways if (training and recomputes(model)) or is_sharded(model) else [*ways, "cache"]
+    # A cache takes two passes; ranks that share out weights or gradients must make as many as each other.
+    return ways if (training and recomputes(model)) or is_in_step(model) else [*ways, "cache"]
 
 
 def recomputes(model: LengthValueModel) -> bool:

@@ -7,11 +7,8 @@ from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
-import torch.distributed as dist
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
 from . import sharding
 from .adapters import LoRA, digest_of_frozen
@@ -23,13 +20,11 @@ from .layouts import row_logits, try_out
 from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .model_files import some
 from .objectives import LossKind, TargetKind, WeightKind, state_weights, token_losses
-from .optimizers import OptimizerKind, build_optimizer
+from .optimizers import OptimizerKind, build_optimizer, warmup_and_cosine
 from .returns import lambda_returns
+from .strategies import name_of, refused
+from .token_mean import SUM_SCALE, divide_by_tokens, or_one
 from .value_model import LengthValueModel, LenVMConfig
-
-# Losses are summed over thousands of tokens; this power of two keeps the sum, and its float16 gradients, in range.
-# It is exact, and undone where the gradients are divided by the number of tokens.
-_SUM_SCALE = 2.0**-10
 
 
 class LenVMModule(L.LightningModule):
@@ -165,10 +160,18 @@ class LenVMModule(L.LightningModule):
         return self.hparams["backbone"]
 
     def configure_model(self) -> None:
-        """Build the model, once the data has said how long completions are; no weight is loaded before."""
+        """Build the model, once the data has said how long completions are; no weight is loaded before.
+
+        Raises:
+            RecipeError: the Trainer's strategy would compute something else, or nothing.
+        """
         if self.model is not None:
             return
         h = self.hparams
+        if self._trainer is not None:
+            name, precision = name_of(self.trainer.strategy), str(self.trainer.precision)
+            if problems := refused(h, name, precision, isinstance(self, VisionLenVM)):
+                raise RecipeError("the strategy and the settings contradict each other:\n  " + "\n  ".join(problems))
         data = getattr(self._trainer, "datamodule", None)
         facts = data.facts if data is not None else None
         if facts is None and (h["gamma"] == "auto" or h["target"] == "normalised"):
@@ -181,8 +184,6 @@ class LenVMModule(L.LightningModule):
             rollouts=vars(facts).copy() if facts else {},
             dropout=h["head_dropout"],
         )
-        if self.device_mesh is not None and h["quantise"] is not None:
-            raise RecipeError("quantised weights cannot be shared out over ranks: train them with strategy: ddp")
         with sharding.one_copy(self.device_mesh):
             self.model = build_model(h, config, facts.p50 / 2 if facts else None)
         self.tail_after_cut = facts.tail_after_cut if facts else None
@@ -203,23 +204,11 @@ class LenVMModule(L.LightningModule):
                 part.requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        """Refuse a strategy under which the loss would silently be another one, and a layout that the model gets wrong.
+        """Warn of a precision that learns little, and refuse a layout that the model gets wrong.
 
         Raises:
-            RecipeError: DeepSpeed, whose gradients are not where :meth:`on_before_optimizer_step` could scale them;
-                torch's first FSDP, which cannot clip them by their norm; a layout of the data in which the model gives
-                other values.
+            RecipeError: a layout of the data in which the model gives other values.
         """
-        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
-            raise RecipeError(
-                "DeepSpeed keeps gradients to itself, so they cannot be divided by the tokens of the whole optimizer "
-                "step: use strategy: fsdp, which shares out the same things, or strategy: ddp"
-            )
-        if isinstance(self.trainer.strategy, FSDPStrategy):
-            raise RecipeError(
-                "Lightning's FSDPStrategy is torch's first FSDP, which cannot clip gradients by their norm: use "
-                "strategy: fsdp in a recipe, or lenvm_lightning.sharding.FullySharded()"
-            )
         if self.trainer.precision in ("bf16-true", "16-true"):
             rank_zero_warn(
                 f"precision: {self.trainer.precision} keeps the weights of the backbone in half precision, where most "
@@ -318,27 +307,17 @@ class LenVMModule(L.LightningModule):
         if self._rows_per_batch is not None:
             tokens = torch.full_like(tokens, self._rows_per_batch)
         self._step_tokens = self._step_tokens + tokens
-        self.train_loss.update(total.detach() / _or_one(tokens), tokens)
+        self.train_loss.update(total.detach() / or_one(tokens), tokens)
         if self.trainer.world_size > 1 and not batch["vision"]:
             # Ranks wait for each other's gradients of every part: a tower that is trained takes part without pictures.
             tower = (p for part in self._lenvm.vision_modules() for p in part.parameters() if p.requires_grad)
             total = total + sum(0.0 * p.sum() for p in tower)
-        return total * _SUM_SCALE
+        return total * SUM_SCALE
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the number (or weight) of supervised states of all micro-batches on all ranks.
-
-        Runs after AMP has unscaled them and before they are clipped. Lightning has divided by
-        ``accumulate_grad_batches``, even in a short last window, and the strategy has averaged over ranks.
-        """
-        tokens = torch.as_tensor(self._step_tokens, dtype=torch.float64, device=self.device)
+        """Divide the gradients by the number (or weight) of supervised states, see :func:`divide_by_tokens`."""
+        divide_by_tokens(self, self._step_tokens)
         self._step_tokens = 0.0
-        if self.trainer.world_size > 1:
-            dist.all_reduce(tokens)
-        factor = self.trainer.world_size * self.trainer.accumulate_grad_batches / (_SUM_SCALE * _or_one(tokens))
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor.to(parameter.grad.dtype))
 
     def on_train_batch_end(self, outputs: Any, batch: LengthBatch, batch_idx: int) -> None:
         """Log the token-mean loss of the optimizer step that has just ended."""
@@ -353,7 +332,7 @@ class LenVMModule(L.LightningModule):
         """Add a held-out batch to the metrics; returns its logits for callbacks."""
         logits = self(batch)
         total, tokens = self.loss_sum(logits, batch)
-        self.val_loss.update(total / _or_one(tokens), tokens)
+        self.val_loss.update(total / or_one(tokens), tokens)
         predicted = self._lenvm.remaining(logits)
         states = (predicted, batch["remaining"], batch["mask"], batch["censored"])
         self.val_errors.update(*states)
@@ -382,7 +361,7 @@ class LenVMModule(L.LightningModule):
         if steps == float("inf"):
             raise RecipeError("an endless run has no learning-rate schedule: set trainer.max_steps or max_epochs")
         warmup = int(h["warmup_steps"] if h["warmup_steps"] >= 1 else h["warmup_steps"] * steps)
-        schedule = get_cosine_schedule_with_warmup(optimizer, min(warmup, int(steps)), int(steps))
+        schedule = warmup_and_cosine(optimizer, min(warmup, int(steps)), int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -401,11 +380,6 @@ def build_model(h: Mapping[str, Any], config: LenVMConfig, expected_length: floa
         quantise=h["quantise"],
         lora=LoRA(**h["lora"]) if h["lora"] else None,
     )
-
-
-def _or_one(weight: Tensor) -> Tensor:
-    """A total weight to divide by; it is 0 for no state at all, and so is what it divides."""
-    return torch.where(weight > 0, weight, 1.0)
 
 
 class TextLenVM(LenVMModule):

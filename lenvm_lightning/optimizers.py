@@ -1,4 +1,4 @@
-"""AdamW, in float32 or with its moments in eight bits."""
+"""AdamW, in float32 or with its moments in eight bits, and its schedule."""
 
 from typing import Any, Literal
 
@@ -30,3 +30,10 @@ def build_optimizer(
 
     optimizers = {"adamw_8bit": bitsandbytes.optim.AdamW8bit, "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit}
     return optimizers[kind](groups, **options)
+
+
+def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up from 0, then a cosine to 0 at the last of all ``steps``."""
+    from transformers import get_cosine_schedule_with_warmup  # brings PEFT and bitsandbytes with it, which take seconds
+
+    return get_cosine_schedule_with_warmup(optimizer, warmup, steps)

@@ -26,6 +26,7 @@ from .errors import CheckpointError, RecipeError
 from .model_files import first_line
 from .module import LenVMModule
 from .optimizers import build_optimizer
+from .strategies import stage_of
 from .tally import MemoryTally
 from .value_model import LengthValueModel, LenVMConfig
 
@@ -105,12 +106,7 @@ class Settings:
     @property
     def stage(self) -> int:
         """What is divided among devices: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too."""
-        name = self.strategy.lower()
-        if self.devices == 1:
-            return 0
-        if name.startswith("deepspeed"):
-            return next((int(letter) for letter in name if letter.isdigit()), 2)
-        return 3 if name.startswith(("fsdp", "fullyshard", "modelparallel")) else 0
+        return stage_of(self.strategy) if self.devices > 1 else 0
 
     @property
     def computes_in(self) -> torch.dtype:

@@ -30,6 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .errors import CheckpointError, RecipeError
 from .value_model import LengthValueModel
+from .zero_checkpoint import is_zero_checkpoint, read_weights
 
 _WEIGHTS = "state_dict"  # what Lightning calls them in its checkpoints
 
@@ -131,8 +132,25 @@ def _deal_out(model: nn.Module, weights: dict[str, Any], device: str) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether weights are shared out over ranks."""
-    return any(isinstance(part, FSDPModule) for part in module.modules())
+    """Whether weights are shared out over ranks, by FSDP or by DeepSpeed."""
+    return any(isinstance(part, FSDPModule) for part in module.modules()) or _is_zero3(module)
+
+
+def _is_zero3(module: nn.Module) -> bool:
+    """Whether DeepSpeed has shared out the weights."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
+def keep_in_step(module: nn.Module) -> None:
+    """Mark a model whose gradients ranks add up in the order they come: all must make the same passes."""
+    for part in module.modules():
+        if isinstance(part, LengthValueModel):
+            part.in_step = True
+
+
+def is_in_step(model: LengthValueModel) -> bool:
+    """Whether all ranks must make the same passes through a model."""
+    return model.in_step or is_sharded(model)
 
 
 @contextlib.contextmanager
@@ -145,7 +163,9 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
         yield
         return
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole: Mapping[str, Any] = get_model_state_dict(module, options=options)  # empty in all ranks but the first
+    whole: Mapping[str, Any] = (  # empty in all ranks but the first
+        _gather(module) if _is_zero3(module) else get_model_state_dict(module, options=options)
+    )
     shares: list[tuple[nn.Module, str, Any]] = []
     for prefix, part in module.named_modules():
         for name, parameter in part._parameters.items():
@@ -158,6 +178,19 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
     finally:
         for part, name, parameter in shares:
             part._parameters[name] = parameter
+
+
+def _gather(module: nn.Module) -> dict[str, Tensor]:
+    """Weights that DeepSpeed has shared out, on the CPU of the first process; one part after the other is gathered."""
+    import deepspeed
+
+    whole = {}
+    for prefix, part in module.named_modules():
+        own = dict(part.named_parameters(prefix, recurse=False))
+        with deepspeed.zero.GatheredParameters(list(own.values())):
+            if dist.get_rank() == 0:
+                whole.update({name: parameter.detach().to("cpu", copy=True) for name, parameter in own.items()})
+    return whole
 
 
 def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
@@ -179,6 +212,8 @@ def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
         weights: Mapping[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)[_WEIGHTS]
     elif (path / ".metadata").is_file():
         weights = _read_shares(path)
+    elif is_zero_checkpoint(path):
+        weights = read_weights(path)
     else:
         raise CheckpointError(
             f"{path} is no checkpoint of training: neither a file nor a folder with the shares of ranks (looked for "

@@ -93,6 +93,7 @@ fit:
       backbone: tiny-text
       lr: fast
       betas: [0.9]
+      lora: {rnk: 4, dropout: none}
   data:
     class_path: datamodules.TextRollouts
     init_args:
@@ -112,10 +113,12 @@ def test_wrong_values_are_named_all_at_once(here, capsys):
     for words in (
         "r.yaml:6: lr must be float, found 'fast'",
         "r.yaml:7: betas: ",
-        "r.yaml:11: max_length must be int, found 'long'",
-        "r.yaml:12: bucket must be bool, found 'perhaps'",
-        "r.yaml:14: precision must be ",
-        "r.yaml:16: keep must be int, found 'few'",
+        "r.yaml:8: 'rnk' is no setting of lora; did you mean 'rank'?",
+        "r.yaml:8: dropout must be float, found 'none'",
+        "r.yaml:12: max_length must be int, found 'long'",
+        "r.yaml:13: bucket must be bool, found 'perhaps'",
+        "r.yaml:15: precision must be ",
+        "r.yaml:17: keep must be int, found 'few'",
         "--fit.trainer.max_epochs: max_epochs must be Optional[int], found 'many'",
     ):
         assert words in err
@@ -282,7 +285,7 @@ def test_a_generator_is_trained_and_can_be_loaded(kind, here, capsys):
         f"fit:\n"
         f"  model:\n"
         f"    class_path: lenvm_lightning.tinyworld.language_model.TinyLanguageModel\n"
-        f"    init_args: {{name: {name}, judged_prompts: 2}}\n"
+        f"    init_args: {{name: {name}, judged_prompts: 1}}\n"
         f"  data: {{class_path: datamodules.corpus.TinyCorpus, init_args: {{kind: {kind}, documents: 24,"
         f" val_documents: 6, batch_tokens: 2048}}}}\n"
         f"  trainer: {{max_epochs: 1}}\n"

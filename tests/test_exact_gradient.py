@@ -169,12 +169,12 @@ def test_train_mode_is_set_and_vision_frozen(vision_rollouts):
 
 
 def test_a_strategy_that_would_leave_the_loss_a_sum_is_refused(monkeypatch):
-    model = TextLenVM("tiny-text")
+    model = TextLenVM("tiny-text", gamma=0.97)
     model.trainer = L.Trainer(accelerator="cpu", **QUIET)
-    model.on_fit_start()
     monkeypatch.setattr(model.trainer.strategy, "__class__", DeepSpeedStrategy)
-    with pytest.raises(RecipeError, match="use strategy: fsdp"):
-        model.on_fit_start()
+    with pytest.raises(RecipeError, match="use strategy: deepspeed_stage_2"):
+        model.configure_model()
+    assert model.model is None  # before anything was loaded
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])

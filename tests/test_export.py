@@ -1,10 +1,13 @@
 """`lenvm export`: runs, checkpoints, adapters and whole directories in; model directories out."""
 
+import json
 import re
 import shutil
+import sys
 
 import pytest
 import torch
+import transformers
 from safetensors import SafetensorError
 
 from lenvm_lightning import LengthValueModel, checkpoint, tinyworld
@@ -104,3 +107,43 @@ def test_a_full_disk_is_said_and_leaves_no_model(run, tmp_path, capsys, monkeypa
     assert "No space left on device. Make room, delete" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="no value head"):
         LengthValueModel.from_pretrained(tmp_path / "x")
+
+
+CODE = """
+from transformers import Qwen2Config, Qwen2Model
+
+
+class MineConfig(Qwen2Config):
+    model_type = "mine"
+
+
+class Mine(Qwen2Model):
+    config_class = MineConfig
+"""
+
+
+def test_code_that_comes_with_a_backbone_runs_where_that_is_asked_for(tmp_path, capsys, monkeypatch, text_rollouts):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    base = tmp_path / "base"
+    shutil.copytree(tinyworld.path("tiny-text"), base)
+    (base / "mine.py").write_text(CODE)
+    config = json.loads((base / "config.json").read_text())
+    classes = {"AutoConfig": "mine.MineConfig", "AutoModel": "mine.Mine"}
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "mine", "auto_map": classes}))
+    options = {"fit.model.backbone": str(base), "fit.model.trust_remote_code": "true", "fit.trainer.max_steps": "2"}
+    options |= {"fit.data.files": str(text_rollouts), "fit.data.batch_tokens": "600", "fit.model.lora.rank": "4"}
+    overrides = [word for key, value in options.items() for word in (f"--{key}", value)]
+    (tmp_path / "r.yaml").write_text(
+        "fit: {model: {class_path: lenvm_lightning.TextLenVM}, data: {class_path: datamodules.TextRollouts}}"
+    )
+    run = ["run", str(tmp_path / "r.yaml"), "--runs", str(tmp_path), "--name", "own", *overrides]
+    assert main(run) == 0
+    checkpoint = next((tmp_path / "own" / "checkpoints").glob("*.ckpt"))
+    for number, source in enumerate((checkpoint, tmp_path / "own")):
+        command = ["export", str(source), str(tmp_path / f"out-{number}")]
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "--trust-remote-code" in capsys.readouterr().err
+        assert main([*command, "--trust-remote-code"]) == 0
+        assert difference(capsys) < 1e-6

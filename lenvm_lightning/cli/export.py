@@ -66,7 +66,7 @@ def run_export(arguments: argparse.Namespace) -> int:
             model.save_merged(arguments.target, processor, dtype or (torch.float32 if in_four_bits else None))
         else:
             (model.to(dtype) if dtype else model).save_pretrained(arguments.target, processor)
-    _report(arguments.target, before)
+    _report(arguments, before)
     return 0
 
 
@@ -79,6 +79,7 @@ def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
     from .runs import RunFolder
 
     source: str | Path = arguments.source
+    trust = {"trust_remote_code": arguments.trust_remote_code}
     run = RunFolder(Path(source))
     if run.settings() is not None:
         found = run.model if run.complete else latest_checkpoint(run.checkpoints)
@@ -86,12 +87,11 @@ def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
             raise CheckpointError(f"{source} has neither been finished nor saved a checkpoint yet")
         source = found
     if Path(source).suffix == ".ckpt":
-        model = model_of_checkpoint(Path(source))
-        return model, checkpoint.load_processor(str(model.config.backbone))
-    options = {"trust_remote_code": True} if arguments.trust_remote_code else {}
-    model = LengthValueModel.from_pretrained(source, gamma=arguments.gamma, **options)
+        model = model_of_checkpoint(Path(source), **trust)
+        return model, checkpoint.load_processor(str(model.config.backbone), **trust)
+    model = LengthValueModel.from_pretrained(source, gamma=arguments.gamma, **trust)
     try:
-        return model, checkpoint.load_processor(source)
+        return model, checkpoint.load_processor(source, **trust)
     except CheckpointError:  # a published directory may be weights alone
         return model, None
 
@@ -106,10 +106,11 @@ def _probe(model: "LengthValueModel") -> "torch.Tensor":
         return model.value(model(ids))
 
 
-def _report(target: Path, before: "torch.Tensor") -> None:
+def _report(arguments: argparse.Namespace, before: "torch.Tensor") -> None:
     from ..value_model import LengthValueModel
 
-    written = LengthValueModel.from_pretrained(target).to(before.device)
+    target: Path = arguments.target
+    written = LengthValueModel.from_pretrained(target, trust_remote_code=arguments.trust_remote_code).to(before.device)
     apart = float((_probe(written) - before).abs().max())
     size = sum(file.stat().st_size for file in target.iterdir())
     kind = "adapter and head" if written.config.base else f"whole weights, {written.backbone.dtype}"

@@ -12,8 +12,10 @@ from ..errors import CheckpointError, RecipeError
 from ..module import LenVMModule
 from ..plan import NOT_COUNTED, Plan, plan
 from ..rehearsal import COPIES, KINDS, LANGUAGE, Settings, Shape, Step
+from ..strategies import name_of, refused
+from .quiet import quieten
 from .recipe import find_recipe, read_recipe
-from .run import FitCLI, parse_fit, quieten
+from .run import FitCLI, parse_fit
 
 _ANSWER = 64  # tokens beside the picture, in the shortest rows that are planned for
 _SAID = {LANGUAGE: "activations, language model", "vision tower": "activations, vision tower",
@@ -42,7 +44,10 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
     model, data = cli.model, cli.datamodule
     if not isinstance(model, LenVMModule) or not isinstance(data, RolloutsDataModule):
         raise RecipeError(f"{path} trains {type(model).__name__}; only length value models on rollouts can be planned")
-    found = plan(model, shapes_of(model, data, arguments.row_tokens), settings_of(cli))
+    settings = settings_of(cli)
+    if problems := refused(model.hparams, settings.strategy, settings.precision, data.kind != "text"):
+        raise RecipeError(f"{path} cannot be trained:\n  " + "\n  ".join(problems))
+    found = plan(model, shapes_of(model, data, arguments.row_tokens), settings)
     if arguments.json:
         print(json.dumps(as_json(found, str(path), arguments.tflops, arguments.tokens)))
     else:
@@ -63,7 +68,7 @@ def settings_of(cli: FitCLI) -> Settings:
         precision=str(trainer["precision"] or "32-true"),
         accumulate=trainer["accumulate_grad_batches"],
         devices=max(1, count) * trainer["num_nodes"],
-        strategy=strategy if isinstance(strategy, str) else type(strategy).__name__.lower(),
+        strategy=name_of(strategy),
         gpu=trainer["accelerator"] != "cpu",
     )
 

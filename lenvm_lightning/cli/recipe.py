@@ -6,8 +6,9 @@ import importlib
 import inspect
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import yaml
@@ -244,8 +245,18 @@ def _mistakes_of_arguments(
     known = [name for name in _parameters(cls) if name not in own]
     yield from _against(given, known, path, what)
     for key, value in given.items():
-        if key in known and (problem := _misfit(cls, key, value)):
+        parts = _dataclass_of(cls, key)
+        if parts is not None and isinstance(value, dict):
+            yield from _mistakes_of_arguments(value, parts, (*path, key), f"setting of {key}")
+        elif key in known and (problem := _misfit(cls, key, value)):
             yield (*path, key), problem
+
+
+def _dataclass_of(cls: type, name: str) -> type | None:
+    """The dataclass that an argument of a class is, or may be."""
+    parameter = inspect.signature(cls).parameters.get(name)
+    choices = (parameter.annotation, *get_args(parameter.annotation)) if parameter is not None else ()
+    return next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
 
 
 def _misfit(cls: type, name: str, value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import re
 import shlex
 import shutil
@@ -38,6 +37,8 @@ from ..folders import full_disk_in_a_sentence
 from ..module import LenVMModule
 from ..sharding import FullySharded, is_sharded, whole_weights
 from ..tinyworld.language_model import TinyLanguageModel
+from ..zero import ZeRO
+from .quiet import quieten
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
 from .runs import RunFolder, claimed_folder, is_first_process
@@ -147,7 +148,9 @@ class FitCLI(LightningCLI):
             chosen["logger"] = logger
         if given["strategy"] == "fsdp":  # Lightning's own of that name is torch's first FSDP
             chosen["strategy"] = FullySharded()
-        if isinstance(chosen.get("strategy", given["strategy"]), ModelParallelStrategy) and not isinstance(
+        if isinstance(given["strategy"], str) and given["strategy"].startswith("deepspeed"):
+            chosen["strategy"] = ZeRO.named(given["strategy"])
+        if isinstance(chosen.get("strategy", given["strategy"]), (ModelParallelStrategy, ZeRO)) and not isinstance(
             self.model, LenVMModule
         ):
             raise RecipeError(f"{type(self.model).__name__} cannot be shared out over ranks: use strategy: auto")
@@ -344,6 +347,8 @@ def _fit(cli: FitCLI, folder: RunFolder, fresh: bool) -> int:
     with whole_weights(cli.model):
         if trainer.is_global_zero:
             _finish(cli, folder, trainer, metrics)
+    if isinstance(trainer.strategy, ZeRO):
+        trainer.strategy.release()
     if is_sharded(cli.model):  # other strategies move them to the CPU, so that there is room for evaluations
         trainer.strategy.optimizers, cli.model.model = [], None
     if dist.is_available() and dist.is_initialized():
@@ -385,41 +390,3 @@ def _print_help(path: Path) -> int:
             FitCLI([word])
         print()
     return 0
-
-
-def quieten() -> None:
-    """Leave the screen to what matters: what we print, warnings that need an answer, the progress bar."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
-    for text in (
-        ".*does not have many workers.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*module\\(s\\) in eval mode at the start of training.*",  # on_train_start sets the mode right after
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*`ModelCheckpoint`.*",
-        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nobody changes logits in place
-        ".*on epoch level in distributed setting to accumulate the metric.*",  # the metrics are summed over ranks
-    ):
-        warnings.filterwarnings("ignore", message=text)
-    for name in _TALKATIVE:
-        logging.getLogger(name).addFilter(_not_advertising)
-
-
-_TALKATIVE = (
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.fabric.utilities.seed",
-    "lightning.pytorch.trainer.connectors.checkpoint_connector",
-)
-_UNASKED = (
-    "litlogger",
-    "litmodels",
-    "TPU available",
-    "GPU available",
-    "Seed set to",
-    "`weights_only` was",
-    "Loading `",
-)
-
-
-def _not_advertising(record: logging.LogRecord) -> bool:
-    return not any(part in record.getMessage() for part in _UNASKED)

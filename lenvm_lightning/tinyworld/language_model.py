@@ -8,8 +8,9 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, get_cosine_schedule_with_warmup
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from ..optimizers import warmup_and_cosine
 from . import path, quality
 
 
@@ -115,5 +116,5 @@ class TinyLanguageModel(L.LightningModule):
         groups = [{"params": tables, "weight_decay": h["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
         adamw = torch.optim.AdamW(groups, lr=h["lr"], betas=tuple(h["betas"]))
         steps = int(self.trainer.estimated_stepping_batches)
-        schedules = [get_cosine_schedule_with_warmup(o, min(h["warmup_steps"], steps), steps) for o in (muon, adamw)]
+        schedules = [warmup_and_cosine(o, min(h["warmup_steps"], steps), steps) for o in (muon, adamw)]
         return [muon, adamw], schedules

@@ -1,9 +1,9 @@
 """The compiled step: one forward of new tokens as a function of tensors alone, of few shapes.
 
-Eagerly, a step of a small model, or of a large one on a GPU, is mostly the time to launch its operations. Compiled, they
-are fused; on a GPU they are recorded as CUDA graphs too, which read and write at fixed addresses: the keys and values of
-a :class:`~lenvm_lightning.slots.SlotCache` with ``static`` shapes, whose rows and columns are powers of two, so that few
-graphs serve a long run. The book-keeping of the cache, different in every step, stays outside.
+A step of a small model, or of a large one on a GPU, is mostly the time to launch its operations. Compiled, they are
+fused; on a GPU they are recorded as CUDA graphs, too, which read and write at fixed addresses. Keys and values lie in a
+:class:`~lenvm_lightning.slots.SlotCache` with ``static`` shapes, whose rows and columns are powers of two, so that few
+graphs serve a long run. Its book-keeping, different in every step, stays outside.
 """
 
 import os

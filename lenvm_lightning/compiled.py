@@ -148,9 +148,9 @@ class CompiledForward:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # seconds, for those who compile
 
         name = type(self._model).__name__
-        limits = {"recompile_limit": MOST_GRAPHS, "accumulated_recompile_limit": 2 * MOST_GRAPHS}
+        limits: dict[str, Any] = {"recompile_limit": MOST_GRAPHS, "accumulated_recompile_limit": 2 * MOST_GRAPHS}
         try:
-            with torch._dynamo.config.patch(**limits):
+            with torch._dynamo.config.patch(limits):
                 return self._whole(*arguments)
         except FailOnRecompileLimitHit as error:
             raise GenerationError(

@@ -11,10 +11,14 @@ A B C …), and medians of steps are compared:
     copied    the value model's cache copied K times, one candidate a row, as by one who knows no tree masks
     limit     one forward of the base model and one forward of a single token of the value model, nothing else
 
+With `--compile`, unguided, guided and limit with compiled steps, too (`generate(compile=True)`; CUDA graphs on a GPU),
+the steps that compile apart.
+
 *Share of the limit* is what guided reaches of that, 1 being free of charge; *share of unguided* what is left of plain
-sampling's speed. That guided and two forwards choose the same tokens is checked first, and that their values agree.
+sampling's speed. Ways that guide must choose the same tokens, but for one in a hundred, which rounding may part.
 
     python benchmarks/decoding.py                                    # about three minutes on one core
+    python benchmarks/decoding.py --compile                          # and about ten for the compiler
     python benchmarks/decoding.py --batch 1 8 64 --prefix 1024 --device cuda --dtype bfloat16
     python benchmarks/decoding.py --base 3584 28 28 4 18944 --value 1536 28 12 2 8960 --vocabulary 151936 --device cuda
 """
@@ -25,6 +29,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -98,19 +103,26 @@ class Bench:
         lenvm: the length value model.
         batch: rows.
         prefix: tokens of the prompts.
+        compiled: with the compiled ways.
     """
 
-    def __init__(self, base: AutoModelForCausalLM, lenvm: LengthValueModel, batch: int, prefix: int) -> None:
+    def __init__(
+        self, base: AutoModelForCausalLM, lenvm: LengthValueModel, batch: int, prefix: int, compiled: bool
+    ) -> None:
         self.device = base.device
         self.prompts = torch.randint(base.config.vocab_size, (batch, prefix)).tolist()
-        self.decoder = SlotDecoder(base)
+        self.decoders = {False: SlotDecoder(base), True: SlotDecoder(base, compiled=True)}
         self.guides = {
             "guided": Guide(lenvm),
             "two": TwoForwards(lenvm),
             "copied": Copied(lenvm),
             "limit": Guide(lenvm),
         }
-        self.caches = {name: self._filled(self.decoder, self.decoder.slots(1)) for name in ("unguided", *self.guides)}
+        names = ["unguided", *self.guides]
+        if compiled:
+            self.guides |= {name: Guide(lenvm, compiled=True) for name in ("guided_compiled", "limit_compiled")}
+            names += ["unguided_compiled", "guided_compiled", "limit_compiled"]
+        self.caches = {name: self._filled(self._decoder(name), self._decoder(name).slots(1)) for name in names}
         for guide in self.guides.values():
             self._filled(guide.decoder, guide.cache)
         feed = torch.tensor([[ids[-1]] for ids in self.prompts], device=self.device)
@@ -121,6 +133,9 @@ class Bench:
         self.stop = torch.tensor([0], device=self.device)
         self.generated = torch.zeros(batch, dtype=torch.int64, device=self.device)
 
+    def _decoder(self, name: str) -> SlotDecoder:
+        return self.decoders[name.endswith("_compiled")]
+
     def _filled(self, decoder: SlotDecoder, cache: SlotCache) -> SlotCache:
         for start in range(0, len(self.prompts), 8):
             part = self.prompts[start : start + 8]
@@ -129,40 +144,44 @@ class Bench:
             cache.fill(rows, prefix, list(range(len(part))), len(part[0]) - 1)
         return cache
 
-    def unguided(self, uniforms: Tensor) -> Tensor:
+    def base_logits(self, name: str) -> Tensor:
+        """What follows the token chosen last, by the base model."""
+        return self._decoder(name).forward(self.caches[name], self.feeds[name]).logits[:, -1]
+
+    def unguided(self, name: str, uniforms: Tensor) -> Tensor:
         """One step."""
-        logits = self.decoder.forward(self.caches["unguided"], self.feeds["unguided"]).logits[:, -1]
-        tokens = draw(logits, uniforms, **self.drawing)[0]
-        self.feeds["unguided"] = tokens[:, None]
+        tokens = draw(self.base_logits(name), uniforms, **self.drawing)[0]
+        self.feeds[name] = tokens[:, None]
         return tokens.cpu()
 
-    def with_guide(self, name: str, uniforms: Tensor) -> Tensor:
+    def guided(self, name: str, uniforms: Tensor) -> Tensor:
         """One step."""
-        logits = self.decoder.forward(self.caches[name], self.feeds[name]).logits[:, -1]
         choice = self.guides[name].choose(
-            self.feeds[name], logits, uniforms, self.generated, self.rules, self.stop, None
+            self.feeds[name], self.base_logits(name), uniforms, self.generated, self.rules, self.stop, None
         )
         self.feeds[name] = choice.tokens[:, None]
         return choice.tokens.cpu()
 
-    def limit(self, uniforms: Tensor) -> Tensor:
+    def limit(self, name: str, uniforms: Tensor) -> Tensor:
         """One step that chooses nothing."""
-        guide, feed = self.guides["limit"], self.feeds["limit"]
-        logits = self.decoder.forward(self.caches["limit"], feed).logits
-        guide.decoder.forward(guide.cache, feed)
-        return logits[:1, 0, :1].cpu()
+        guide = self.guides[name]
+        logits = self.base_logits(name)
+        guide.decoder.forward(guide.cache, self.feeds[name])
+        return logits[:1, :1].cpu()
 
     def ways(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """All of them."""
-        guided = {name: lambda u, name=name: self.with_guide(name, u) for name in ("guided", "two", "copied")}
-        return {"unguided": self.unguided, "limit": self.limit, **guided}
+        kinds = {"unguided": self.unguided, "limit": self.limit}
+        return {name: partial(kinds.get(name.removesuffix("_compiled"), self.guided), name) for name in self.caches}
 
 
 def measure(bench: Bench, steps: int, seed: int) -> dict[str, float]:
-    """Median seconds of a step of each way; the same tokens are asserted of the guided ones."""
+    """Median seconds of a step of each way; the same tokens are asserted of the ways that guide."""
     random = torch.Generator().manual_seed(seed)
     times: dict[str, list[float]] = {name: [] for name in bench.ways()}
-    differ = total = 0
+    guiding = [name for name in times if name.split("_")[0] not in ("unguided", "limit")]
+    differ = dict.fromkeys(guiding, 0)
+    total = 0
     for step in range(-3, steps):  # the first ones warm up
         uniforms = torch.rand(len(bench.prompts), dtype=torch.float64, generator=random).to(bench.device)
         written = {}
@@ -173,16 +192,28 @@ def measure(bench: Bench, steps: int, seed: int) -> dict[str, float]:
             written[name] = way(uniforms)
             if step >= 0:
                 times[name].append(time.perf_counter() - began)
-        differ += int((written["guided"] != written["two"]).sum())
-        total += len(bench.prompts)
-        bench.feeds["two"] = bench.feeds["copied"] = bench.feeds["guided"]  # one rounding must not part them for good
-        if step % 4:  # the step that `copied` left out
+        if "copied" not in written:  # its caches get the token all the same
             guide = bench.guides["copied"]
-            guide.decoder.forward(guide.cache, bench.feeds["guided"])
-            bench.decoder.forward(bench.caches["copied"], bench.feeds["guided"])
-    if differ > 0.01 * total:
-        sys.exit(f"guided and two forwards chose {differ} of {total} tokens differently")
+            guide.decoder.forward(guide.cache, bench.feeds["copied"])
+            bench.base_logits("copied")
+        for name in guiding:
+            differ[name] += int((written["guided"] != written.get(name, written["guided"])).sum())
+            bench.feeds[name] = bench.feeds["guided"]  # one rounding must not part them for good
+        total += len(bench.prompts)
+    if max(differ.values()) > 0.01 * total:
+        sys.exit(f"of {total} tokens so many were not those of guided: {differ}")
     return {name: statistics.median(values) for name, values in times.items() if values}
+
+
+def compiled_ratios(seconds: dict[str, float]) -> dict[str, float]:
+    """How the compiled ways compare with one another, and each with itself uncompiled."""
+    ways = ("unguided", "guided", "limit")
+    compiled = {name: seconds[f"{name}_compiled"] for name in ways}
+    return {
+        "compiled_share_of_limit": compiled["limit"] / compiled["guided"],
+        "compiled_share_of_unguided": compiled["unguided"] / compiled["guided"],
+        **{f"{name}_compiled_speedup_ratio": seconds[name] / compiled[name] for name in ways},
+    }
 
 
 @torch.inference_mode()
@@ -201,7 +232,7 @@ def main() -> None:
           "against two  against copied | share of unguided")  # fmt: skip
     for batch in args.batch:
         for prefix in args.prefix:
-            seconds = measure(Bench(base, lenvm, batch, prefix), args.steps, seed=batch)
+            seconds = measure(Bench(base, lenvm, batch, prefix, args.compile), args.steps, seed=batch)
             speed = {name: batch / value for name, value in seconds.items()}
             row = {
                 "batch": batch,
@@ -218,6 +249,10 @@ def main() -> None:
                   f"{speed['copied']:7.1f} | {row['share_of_limit']:18.2f} {row['two_forwards_share_of_limit']:5.2f} | "
                   f"{row['against_two_forwards']:10.2f}x {row['against_copied']:14.2f}x | "
                   f"{row['share_of_unguided']:17.2f}", flush=True)  # fmt: skip
+            if args.compile:
+                row |= compiled_ratios(seconds)
+                told = ", ".join(f"{name} {row[name]:.2f}" for name in compiled_ratios(seconds))
+                print(f"             | {told}", flush=True)
     print(json.dumps({"benchmark": "decoding", "candidates": CANDIDATES, "device": args.device, "rows": results}))
 
 
@@ -233,6 +268,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--compile", action="store_true", help="with compiled steps, too")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean nothing")
     args = parser.parse_args()
     if args.quick:

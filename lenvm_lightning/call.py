@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .compiled import missing_for_compile
 from .continuous import ContinuousBatch, Job, Prefix, Row
 from .decoding import SlotDecoder
 from .drawing import Drawing, completion_seed
@@ -52,6 +53,7 @@ class Call:
         eos_token_id: int | Sequence[int] | None = None,
         tokenizer: Any = None,
         ends: Callable[[int, list[int]], bool] | None = None,
+        compile: bool = False,
     ) -> None:
         if lenvm is not None and not isinstance(lenvm, LengthValueModel):
             raise GenerationError(
@@ -78,6 +80,9 @@ class Call:
         one = isinstance(seed, Integral)
         seeds = self._per_prompt("seed", [seed + row for row in range(count)] if one else seed)  # type: ignore[operator]
         self._check_models()
+        self._compile = compile
+        missing = missing_for_compile(generator.device) if compile else None
+        self._problems += [missing] if missing else []
         self._check_controls(controls)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if stops and tokenizer is None:
@@ -201,8 +206,8 @@ class Call:
         Args:
             most: completions written side by side.
         """
-        decoder = open_generator(self._generator)
-        guide = open_lenvm(self._lenvm) if self._lenvm else None
+        decoder = open_generator(self._generator, self._compile)
+        guide = open_lenvm(self._lenvm, compiled=self._compile) if self._lenvm else None
         if self._vision:
             self._prefill(decoder, guide)
         spare = range(vocabulary(self._lenvm.backbone) if self._lenvm else 2**31, vocabulary(self._generator))

@@ -286,7 +286,8 @@ class ContinuousBatch(Generic[Passed]):
                 self._free(place, wipe=row.finish == "error")
         self._steps_left -= 1
         waits = bool(self._waiting or self._ready)
-        idle = not waits and len(self._rows) > max(self._fewest, 1.2 * self._live)
+        # Compiled steps keep their rows: another number of them would have to be compiled, which takes longer.
+        idle = not (waits or self._cache.static) and len(self._rows) > max(self._fewest, 1.2 * self._live)
         if self._live and (idle or (self._cache.tight and self._steps_left <= 0)):
             self._lay_out(self._most - self._live if waits else 0)
         return written

@@ -26,8 +26,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .checkpoint import cache_argument, takes_argument, token_types
+from .compiled import CompiledForward, packed_attention
 from .slots import COLUMNS, FEWEST_ROWS, SlotCache, Span, Step, round_up
-from .tree import KINDS, attention_kinds
+from .tree import KINDS, attention_kinds, step_mask
 
 PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
 _ATTENTION = "lenvm_slots"
@@ -41,6 +42,7 @@ def slot_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     slot_spans: list[Span] | None = None,
+    slot_packed: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over spans of slots; without spans, transformers' ``sdpa``.
@@ -58,11 +60,14 @@ def slot_attention(
         attention_mask: added to the scores: 0 or -inf. Shape (B, 1, T, columns of the widest span).
         scaling: of the scores.
         slot_spans: which rows lie where.
+        slot_packed: compute :func:`~lenvm_lightning.compiled.packed_attention`.
         kwargs: for ``sdpa``.
 
     Returns:
         Shape (B, T, heads, head size), and None for the weights.
     """
+    if slot_packed and attention_mask is not None:
+        return packed_attention(query, key, value, attention_mask, scaling), None
     if slot_spans is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     assert attention_mask is not None
@@ -98,12 +103,13 @@ class SlotDecoder:
 
     Args:
         model: decoder of text, or of text and pictures. On a CPU its language model gets :func:`slot_attention`.
+        compiled: compile its forward of new tokens, see :mod:`~lenvm_lightning.compiled`; prompts are run as they are.
 
     Raises:
         ValueError: its layers are not all attention over keys and values, so that there is nothing to put into slots.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, compiled: bool = False) -> None:
         config = model.config.get_text_config()
         self.kinds = attention_kinds(config)
         strange = [kind for kind in self.kinds if kind not in KINDS]
@@ -114,19 +120,20 @@ class SlotDecoder:
         self._dtype = model.dtype
         self._rope: list[Any] = [module for module in model.modules() if hasattr(module, "rope_deltas")]
         exact = model.device.type == "cpu" and self._dtype in (torch.float32, torch.float64)
-        self._tight = exact and config._attn_implementation in ("sdpa", _ATTENTION)
-        if self._tight:
+        if (exact or compiled) and config._attn_implementation in ("sdpa", _ATTENTION):
             text = next((name for name in model.config.sub_configs if getattr(model.config, name) is config), None)
             model.set_attn_implementation({text: _ATTENTION} if text else _ATTENTION)
-            self._tight = config._attn_implementation == _ATTENTION  # a few models have an sdpa of their own
+        # A few models have an sdpa of their own.
+        self._tight = exact and not compiled and config._attn_implementation == _ATTENTION
 
         self._last_logits = {"logits_to_keep": 1} if takes_argument(model, "logits_to_keep") else {}
         self._cache_name = cache_argument(model)
         self._takes_types = takes_argument(model, "mm_token_type_ids")
+        self._compiled = CompiledForward(model, self.kinds, self._cache_name, self._axes) if compiled else None
 
     def slots(self, fewest_rows: int = FEWEST_ROWS) -> SlotCache:
         """An empty cache of the kind that the model's attention reads; see :class:`SlotCache`."""
-        return SlotCache(tight=self._tight, fewest_rows=fewest_rows)
+        return SlotCache(tight=self._tight, fewest_rows=fewest_rows, static=self._compiled is not None)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Cache:
         """Run the beginnings of text sequences, of different lengths.
@@ -214,6 +221,12 @@ class SlotDecoder:
         step = cache.begin(input_ids.shape[1], input_ids.device)
         if depth is None:
             depth = torch.arange(input_ids.shape[1], device=input_ids.device)
+        if self._compiled and cache.layers:  # which rows of a single token have yet to make
+            if within is None:
+                within = torch.ones(len(depth), len(depth), dtype=torch.bool, device=depth.device).tril()
+            both = [layer.both for layer in cache.layers]
+            keys, values = [keys for keys, _ in both], [values for _, values in both]
+            return self._compiled(input_ids, step, within, depth, keys, values)
         masks = {kind: self._mask(step, kind, within, depth) for kind in self.kinds}
         options: dict[str, Any] = {"slot_spans": cache.spans} if self._tight else {}
         options[self._cache_name] = cache
@@ -231,19 +244,6 @@ class SlotDecoder:
 
     def _mask(self, step: Step, kind: str, within: Tensor | None, depth: Tensor) -> Tensor:
         """What is added to the scores of one kind of layer: 0 or -inf. Shape (B, 1, T, width)."""
-        columns = torch.arange(step.width, device=step.columns.device)
-        start = step.columns[:, :1, None]  # (B, 1, 1)
-        places = start + depth[:, None]  # (B, T, 1)
-        if within is None:
-            seen = columns <= step.columns[:, :, None]
-        else:
-            tokens = within.shape[0]
-            seen = (columns < start).expand(-1, tokens, -1).clone()
-            seen.scatter_(2, step.columns[:, None].expand(-1, tokens, -1), within.expand(len(seen), -1, -1))
-        if kind == "sliding_attention":
-            seen &= (columns > places - self._config.sliding_window) | (columns >= start)
-        elif kind == "chunked_attention":
-            chunk = self._config.attention_chunk_size
-            seen &= (columns // chunk == places // chunk) | (columns >= start)
+        seen = step_mask(step.columns, step.width, within, depth, kind, self._config)
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=seen.device)
         return mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)

@@ -100,6 +100,7 @@ def generate(
     eos_token_id: int | Sequence[int] | None = None,
     tokenizer: Any = None,
     ends: Callable[[int, list[int]], bool] | None = None,
+    compile: bool = False,
     trace: bool = False,
 ) -> list[Completion]:
     """Write completions whose length is controlled.
@@ -124,6 +125,9 @@ def generate(
         eos_token_id: ids that end a completion; where None, those that the generator names.
         tokenizer: what decodes them.
         ends: whether a completion is to end, called with the number of its prompt and the tokens written.
+        compile: compile the steps of both models with torch.compile, on a GPU into CUDA graphs. That takes a minute or
+            so for each of a few shapes, once in a process, and pays in long runs. Rounding differs from that of models
+            that are not compiled, as it does between one batch and another.
         trace: keep how each token was chosen.
 
     Returns:
@@ -153,6 +157,7 @@ def generate(
         eos_token_id=eos_token_id,
         tokenizer=tokenizer,
         ends=ends,
+        compile=compile,
     )
     done = {(row, index): Completion(row, index, error=reason) for row, reason in call.failed for index in range(n)}
     traces: dict[tuple[int, int], list[Step]] = {}

@@ -17,6 +17,7 @@ from .drawing import Drawing
 from .guidance import Control
 from .rows import per_row
 from .sampling import candidates, choose, draw
+from .slots import round_up_to_power
 from .tree import tree_layout
 from .value_model import LengthValueModel
 
@@ -54,14 +55,17 @@ class Guide:
     Args:
         lenvm: in eval mode.
         fewest_rows: of the caches of both models, see :class:`~lenvm_lightning.slots.SlotCache`.
+        compiled: see :class:`~lenvm_lightning.decoding.SlotDecoder`; so many candidates are scored then that there are
+            few shapes.
 
     Raises:
         ValueError: its layers keep no slots.
     """
 
-    def __init__(self, lenvm: LengthValueModel, fewest_rows: int = 1) -> None:
+    def __init__(self, lenvm: LengthValueModel, fewest_rows: int = 1, compiled: bool = False) -> None:
         self.lenvm = lenvm
-        self.decoder = SlotDecoder(lenvm.backbone)
+        self.compiled = compiled
+        self.decoder = SlotDecoder(lenvm.backbone, compiled)
         self.fewest_rows = fewest_rows
         self.cache = self.decoder.slots(fewest_rows)
 
@@ -115,9 +119,12 @@ class Guide:
             stop: ids of end tokens. Shape (n,), int64.
             forbidden: ids that are never drawn. Shape (n,), int64.
         """
-        ids, probs = candidates(logits, rules.drawings, rules.most_candidates, forbidden)
+        most = rules.most_candidates
+        if self.compiled:  # with the token chosen last, a power of two
+            most = min(round_up_to_power(most + 1) - 1, MOST_CANDIDATES)
+        ids, probs = candidates(logits, rules.drawings, most, forbidden)
         decides = rules.guided & ((probs > 0).sum(-1) != 1)  # NaN is passed on
-        if logits.device.type == "cpu":  # as few as are needed; elsewhere, one shape and no wait
+        if logits.device.type == "cpu" and not self.compiled:  # as few as are needed; else one shape and no wait
             width = int(((probs > 0).sum(-1) * decides).amax()) if bool(decides.any()) else 0
             ids, probs = ids[:, : max(width, 1)], probs[:, : max(width, 1)]
         else:

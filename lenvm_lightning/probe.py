@@ -20,26 +20,37 @@ _TOKENS, _CANDIDATES = range(10, 22), (23, 24, 25)
 _found: WeakKeyDictionary[nn.Module, tuple[torch.dtype, str | None]] = WeakKeyDictionary()
 
 
-def open_generator(generator: Any) -> SlotDecoder:
+def open_generator(generator: Any, compiled: bool = False) -> SlotDecoder:
     """Ready to decode in slots.
+
+    Args:
+        generator: with a vocabulary head.
+        compiled: see :class:`~.decoding.SlotDecoder`. What is tried is the model as it is: to compile for that would
+            take as long as for the steps themselves.
 
     Raises:
         GenerationError: it does not work so.
     """
-    return _opened("generator", generator, SlotDecoder, lambda decoder: decoder.difference(list(_TOKENS), {}))
+    return _opened(
+        "generator",
+        generator,
+        lambda model: SlotDecoder(model, compiled),
+        lambda _: SlotDecoder(generator).difference(list(_TOKENS), {}),
+    )
 
 
-def open_lenvm(lenvm: LengthValueModel, fewest_rows: int = 1) -> Guide:
+def open_lenvm(lenvm: LengthValueModel, fewest_rows: int = 1, compiled: bool = False) -> Guide:
     """Ready to score candidates in slots.
 
     Args:
         lenvm: in eval mode.
         fewest_rows: see :class:`~.guide.Guide`.
+        compiled: see :func:`open_generator`.
 
     Raises:
         GenerationError: it does not work so.
     """
-    return _opened("lenvm", lenvm, lambda model: Guide(model, fewest_rows), lambda _: _difference(lenvm))
+    return _opened("lenvm", lenvm, lambda model: Guide(model, fewest_rows, compiled), lambda _: _difference(lenvm))
 
 
 def _opened(who: str, model: Any, build: Any, difference: Any) -> Any:

@@ -22,6 +22,12 @@ from transformers.cache_utils import CacheLayerMixin
 COLUMNS = 32  # widths are multiples of this
 FEWEST_ROWS = 16  # smaller batches take other kernels for their matrix products, which round differently
 SPAN_COST = 800  # what a span of its own costs, in columns of one row
+LEAST_WIDTH = 256  # of rows of a static cache
+
+
+def round_up_to_power(count: int) -> int:
+    """The next power of two."""
+    return 1 << max(count - 1, 0).bit_length()
 
 
 def round_up(count: int, multiple: int = COLUMNS) -> int:
@@ -102,9 +108,16 @@ class SlotLayer(CacheLayerMixin):
         self.heads = key_states.shape[1]
         lines = self.heads * sum(self._slots.widths)
         for name, states in (("keys", key_states), ("values", value_states)):
-            self.memory[name] = states.new_zeros(lines, states.shape[3])
-            setattr(self, name, self.memory[name])
+            self.hold(name, states.new_zeros(lines, states.shape[3]), lines)
         self.is_initialized = True
+
+    def hold(self, name: str, memory: Tensor, lines: int) -> None:
+        """Take the beginning of some memory, so many lines of it, for ``keys`` or ``values``."""
+        self.memory[name] = memory
+        kept = memory[:lines]
+        if self._slots.static:
+            torch._dynamo.mark_static_address(kept)
+        setattr(self, name, kept)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new tokens, shape (B, heads, T, head size) each, and return everything.
@@ -158,6 +171,7 @@ class SlotCache(Cache):
         tight: rows may be of different widths.
         fewest_rows: rows that there are at least, :data:`FEWEST_ROWS` where every batch is to round alike; 1 wastes
             nothing on small batches.
+        static: rows and their widths are powers of two, so that there are few shapes, all of one width.
 
     Attributes:
         lengths: tokens that each row holds; -1 = the row is free.
@@ -171,9 +185,10 @@ class SlotCache(Cache):
     layers: list[SlotLayer]  # type: ignore[assignment]
     current: Step
 
-    def __init__(self, tight: bool = False, fewest_rows: int = FEWEST_ROWS) -> None:
+    def __init__(self, tight: bool = False, fewest_rows: int = FEWEST_ROWS, static: bool = False) -> None:
         super().__init__(layers=[])
         self.tight = tight
+        self.static = static
         self._fewest_rows = fewest_rows
         self.lengths: list[int] = []
         self.offsets: list[int] = []
@@ -211,9 +226,11 @@ class SlotCache(Cache):
         lengths, offsets = [*self.lengths, -1], [*self.offsets, 0]
         old_befores, old_widths = [*self.befores, 0], [*self.widths, 1]
         wanted = [round_up(max(width, lengths[row], 1)) for row, width in zip(order, widths, strict=True)]
-        missing = self._fewest_rows - len(order)
-        order, wanted = [*order, *[-1] * missing], wanted + [COLUMNS] * missing
-        self.spans = cut_spans(wanted) if self.tight else [Span(0, len(order), max(wanted), 0)]
+        fewest = max(self._fewest_rows, len(order))
+        missing = (round_up_to_power(fewest) if self.static else fewest) - len(order)
+        least = round_up_to_power(max(LEAST_WIDTH, *wanted)) if self.static else COLUMNS
+        order, wanted = [*order, *[-1] * missing], wanted + [least] * missing
+        self.spans = cut_spans(wanted) if self.tight else [Span(0, len(order), max(least, *wanted), 0)]
         self.widths = [span.width for span in self.spans for _ in range(span.start, span.stop)]
         self.befores = [0, *itertools.accumulate(self.widths)][:-1]
         self.lengths, self.offsets = [lengths[row] for row in order], [offsets[row] for row in order]
@@ -237,10 +254,11 @@ class SlotCache(Cache):
                 kind = (old.shape[1], old.dtype)
                 memory = self._spare.pop(kind, None)
                 if memory is None or len(memory) < len(source):
-                    memory = old.new_zeros(len(source) * 5 // 4, old.shape[1])
+                    room = len(source) if self.static else len(source) * 5 // 4
+                    memory = old.new_zeros(room, old.shape[1])
                 torch.index_select(old, 0, source, out=memory[: len(source)])
-                self._spare[kind], layer.memory[name] = layer.memory[name], memory
-                setattr(layer, name, memory[: len(source)])
+                self._spare[kind] = layer.memory[name]
+                layer.hold(name, memory, len(source))
             for new in fresh:
                 for kept in layer.row(new):
                     kept.zero_()

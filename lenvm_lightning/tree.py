@@ -58,6 +58,39 @@ def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: 
     return seen.unsqueeze(1)
 
 
+def step_mask(
+    columns: Tensor, width: int, within: Tensor | None, depth: Tensor, kind: str, config: PreTrainedConfig
+) -> Tensor:
+    """Who sees whom where new tokens follow rows of a cache: of its row what is before, of the others ``within``.
+
+    Args:
+        columns: that the new tokens take, one after the other in each row. Shape (B, T), int64.
+        width: columns of the cache.
+        within: True = the new token t (row) sees the new token s (column). Shape (T, T); causal where None.
+        depth: tokens between the end of the row and each new token, from 0. Shape (T,), int64.
+        kind: of attention, one of :data:`KINDS`; windows and chunks leave out none of the new tokens.
+        config: of the language model, for the size of windows and chunks.
+
+    Returns:
+        True = new token t sees what column s holds. Shape (B, T, width).
+    """
+    every = torch.arange(width, device=columns.device)
+    start = columns[:, :1, None]  # (B, 1, 1)
+    if within is None:
+        seen = every <= columns[:, :, None]
+    else:
+        new = every - columns[:, :1]  # (B, width): which of the new tokens a column holds
+        beside = within[:, new.clamp(0, len(within) - 1)].transpose(0, 1)
+        seen = (new < 0)[:, None] | ((new < len(within))[:, None] & beside)
+    places = start + depth[:, None]  # (B, T, 1)
+    if kind == "sliding_attention":
+        seen &= (every > places - config.sliding_window) | (every >= start)
+    elif kind == "chunked_attention":
+        chunk = config.attention_chunk_size
+        seen &= (every // chunk == places // chunk) | (every >= start)
+    return seen
+
+
 def attention_kinds(config: PreTrainedConfig) -> list[str]:
     """Kinds of attention among the layers, each once; told as transformers' own caches tell them."""
     kinds = getattr(config, "layer_types", None)

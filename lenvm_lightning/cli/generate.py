@@ -51,6 +51,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     drawing.add_argument("--min-p", type=float, default=0.0, help="so likely beside the likeliest (default: 0)")
     drawing.add_argument("--seed", type=int, default=0, help="default: 0")
     drawing.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end after it; may be given again")
+    parser.add_argument("--compile", action="store_true", help="compile the steps: a minute or more first, then faster")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write how each token was chosen, as JSON lines")
 
 
@@ -103,7 +104,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     ids, vision = encode_prompt(generator.processor, [{"role": "user", "content": content}], pictures)
     settings: dict[str, Any] = {
         key: getattr(arguments, key)
-        for key in ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+        for key in ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "compile")
     }
     settings |= {"control": control, "tokenizer": tokenizer}
     inputs = {"input_ids": _row(ids), **vision} if vision else [ids]

@@ -21,6 +21,7 @@ from lenvm_lightning.errors import CheckpointError, RecipeError
 from lenvm_lightning.optimizers import build_optimizer
 from lenvm_lightning.restoring import model_of_checkpoint
 from lenvm_lightning.rollouts.local.loading import digest
+from lenvm_lightning.sharding import FullySharded
 
 QUIET = {**BARE, "accelerator": "cpu", "num_sanity_val_steps": 0}
 WAYS = {"full": {}, "lora": {"lora": LoRA(4)}, "qlora": {"lora": LoRA(4, dropout=0.1), "quantise": "nf4"}}
@@ -360,7 +361,7 @@ def test_settings_that_contradict_each_other_are_all_named():
 
 def test_four_bits_are_not_shared_out_over_ranks():
     module = text_module(**WAYS["qlora"])
-    module._device_mesh = object()  # as the strategy sets it, in every rank
+    module.trainer = L.Trainer(accelerator="cpu", strategy=FullySharded(), logger=False)
     with pytest.raises(RecipeError, match="cannot be shared out over ranks: train them with strategy: ddp"):
         module.configure_model()
 

@@ -133,7 +133,8 @@ def test_module_anchors_by_default():
 def test_the_data_tell_the_module_the_tail():
     facts = collect_facts([3, 6, 8, 10, 10], [False, False, False, True, True], list("aabbc"), [""] * 5, [""] * 5)
     module = TextLenVM("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1})
-    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(facts=facts, val_prompts=1))
+    data = SimpleNamespace(facts=facts, val_prompts=1)
+    module._trainer = SimpleNamespace(datamodule=data, strategy="auto", precision="32-true")
     module.configure_model()
     assert module.tail_after_cut == facts.tail_after_cut == 7.0
     assert "cut at their limit 40.0%, 7 more tokens expected there" in describe_facts(facts, 1, 1, 0.0, 1)

@@ -19,7 +19,7 @@ from lenvm_lightning.cli.runs import RunFolder
 from lenvm_lightning.errors import CheckpointError, DataError, RecipeError
 from lenvm_lightning.layouts import sharing_ways
 from lenvm_lightning.restoring import model_of_checkpoint
-from lenvm_lightning.sharding import FullySharded, full_weights, is_sharded, shard
+from lenvm_lightning.sharding import FullySharded, full_weights, is_sharded, keep_in_step, shard
 from lenvm_lightning.value_model import LenVMConfig
 
 RANKS = range(2)
@@ -256,11 +256,11 @@ def test_no_weights_are_read_where_there_is_no_memory_for_them(monkeypatch):
     assert len(model.backbone.layers) == 2
 
 
-def test_ranks_that_share_weights_make_as_many_passes(monkeypatch):
+def test_ranks_that_share_weights_make_as_many_passes():
     """A prompt cache takes two, and one rank of them would wait for the others."""
     model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), pretrained=False)
     assert sharing_ways(model, training=True) == ["tree", "cache"]
-    monkeypatch.setattr("lenvm_lightning.layouts.is_sharded", lambda module: True)
+    keep_in_step(model)
     assert sharing_ways(model, training=True) == ["tree"]
 
 
@@ -269,6 +269,6 @@ def test_lightnings_own_fsdp_is_refused(monkeypatch):
 
     model = TextLenVM("tiny-text")
     model.trainer = L.Trainer(accelerator="cpu", **QUIET)
-    monkeypatch.setattr(model.trainer.strategy, "__class__", FSDPStrategy)
+    monkeypatch.setattr(model.trainer._accelerator_connector, "strategy", FSDPStrategy())
     with pytest.raises(RecipeError, match=r"strategy: fsdp in a recipe, or lenvm_lightning\.sharding\.FullySharded"):
-        model.on_fit_start()
+        model.configure_model()

@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 
@@ -8,6 +9,12 @@ import torch
 
 from lenvm_lightning import checkpoint
 from lenvm_lightning.tinyworld.rollouts import write_rollouts
+
+
+def pytest_collection_finish(session):
+    """Let no search for garbage go through millions of imported objects again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,19 +1,17 @@
 """The training benchmarks run, and say what they measured in one JSON line."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import Fork, script
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """All of them, started together: most of their time is imports."""
+    """All of them, started together."""
     commands = {
         "train_step": (),
         "censoring": (),
@@ -21,29 +19,15 @@ def running(tmp_path_factory):
         "plan": (),
         "shared_prefix": (),
         "packing": (),
-        "precision": ("--folder", tmp_path_factory.mktemp("precision")),
+        "precision": ("--folder", str(tmp_path_factory.mktemp("precision"))),
     }
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, BENCHMARKS / f"{name}.py", "--quick", *more],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for name, more in commands.items()
-    }
-    yield processes
-    for process in processes.values():
-        process.kill()
-        process.communicate()
+    return {name: script(BENCHMARKS / f"{name}.py", "--quick", *more) for name, more in commands.items()}
 
 
-def finish(process: subprocess.Popen) -> tuple[str, dict]:
+def finish(fork: Fork) -> tuple[str, dict]:
     """Everything printed, and the JSON of the last line."""
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    output, errors = fork.communicate(timeout=120)
+    assert fork.returncode == 0, errors
     return output, json.loads(output.splitlines()[-1])
 
 

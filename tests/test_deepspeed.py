@@ -4,14 +4,12 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from test_exact_gradient import relative
-from test_ranks import RANKS, fit_of, load, same_after_a_kill
+from test_ranks import RANKS, drive, fit_of, load, same_after_a_kill
 
 from lenvm_lightning import LengthValueModel
 from lenvm_lightning.cli.main import main
@@ -29,14 +27,7 @@ SETTINGS = {"quantise": None, "lora": None, "dtype": "float32", "freeze_vision":
 def together(folder: Path, text: Path, vision: Path, names: list[str]) -> Path:
     """What two ranks found, see two_zero.py."""
     pytest.importorskip("deepspeed")
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, str(root / "tests/two_zero.py"), str(folder), str(text), str(vision), *names],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return drive("two_zero.py", folder, text, vision, names)
 
 
 @pytest.fixture(scope="module")

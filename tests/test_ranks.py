@@ -1,15 +1,13 @@
 """Two processes compute what one does, keep it when they are killed, and leave the ordinary model directory."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from forks import script
 from test_exact_gradient import QUIET, ROWS, TOLERANCE, gradient, relative
 
 from datamodules import TextRollouts
@@ -25,22 +23,12 @@ from lenvm_lightning.value_model import LenVMConfig
 RANKS = range(2)
 
 
-def start(folder: Path, text: Path, vision: Path, names: list[str]) -> subprocess.Popen:
-    """A driver of forked ranks, see two_ranks.py."""
-    root = Path(__file__).parents[1]
-    return subprocess.Popen(
-        [sys.executable, str(root / "tests/two_ranks.py"), str(folder), str(text), str(vision), *names],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> str:
-    told, _ = process.communicate(timeout=300)
+def drive(name: str, folder: Path, text: Path, vision: Path, names: list[str]) -> Path:
+    """Let two ranks do everything that is named, as two_ranks.py or two_zero.py tell."""
+    process = script(Path(__file__).with_name(name), *map(str, (folder, text, vision)), *names)
+    told = process.communicate(timeout=500)
     assert process.returncode == 0, told
-    return told
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +40,8 @@ def alone(text_rollouts):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, text_rollouts, vision_rollouts, alone):
     """The folder of everything that two ranks found."""
-    folder = tmp_path_factory.mktemp("two")
     names = ["gradients", "precisions", "metrics", "pictures", "checkpoints", "fsdp"]
-    finish(start(folder, text_rollouts, vision_rollouts, names))
-    return folder
+    return drive("two_ranks.py", tmp_path_factory.mktemp("two"), text_rollouts, vision_rollouts, names)
 
 
 def load(file: Path):
@@ -118,7 +104,7 @@ def test_only_one_rank_has_pictures(two, vision_rollouts, freeze):
             assert relative(found[f"{way} {freeze}"], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["adapters", "shares", "whole"])
+@pytest.mark.parametrize("kind", ["adapters", "shares", "whole", "halved"])
 def test_going_on_from_a_checkpoint(two, kind):
     """A folder of shares, or one file: weights are those of the run that was not interrupted, dropout included."""
     through, resumed = (load(two / f"{kind}-{name}.pt") for name in ("through", "resumed"))
@@ -162,7 +148,7 @@ def test_killed_recipe(two):
 
 @pytest.mark.slow
 def test_killed_recipe_ddp(tmp_path, text_rollouts, vision_rollouts):
-    finish(start(tmp_path, text_rollouts, vision_rollouts, ["ddp"]))
+    drive("two_ranks.py", tmp_path, text_rollouts, vision_rollouts, ["ddp"])
     same_after_a_kill(tmp_path / "ddp")
 
 

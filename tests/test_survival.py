@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forks import Fork, command, wait_until
 
 from lenvm_lightning.callbacks import latest_checkpoint
 
@@ -24,7 +22,7 @@ SMALL = {
 QLORA = {"model.lora": "{rank: 4, dropout: 0.1}", "model.quantise": "nf4"}
 
 
-def _command(runs: Path, model: dict[str, str]) -> list[str]:
+def _start(runs: Path, model: dict[str, str]) -> Fork:
     settings = {
         **model,
         "model.head_dropout": "0.2",  # draws random numbers: their state has to survive too
@@ -41,40 +39,23 @@ def _command(runs: Path, model: dict[str, str]) -> list[str]:
         "checkpoint.every_n_steps": "1",
     }
     overrides = [word for key, value in settings.items() for word in (f"--fit.{key}", value)]
-    return [
-        sys.executable,
-        "-m",
-        "lenvm_lightning",
-        "run",
-        "text_lenvm",
-        "--runs",
-        str(runs),
-        "--name",
-        "r",
-        *overrides,
-    ]
+    return command(["run", "text_lenvm", "--runs", str(runs), "--name", "r", *overrides])
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def _finish(runs: Path, model: dict[str, str]) -> tuple[str, str]:
+    process = _start(runs, model)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
 
 
-def _finish(runs: Path, model: dict[str, str]) -> subprocess.CompletedProcess:
-    done = subprocess.run(_command(runs, model), env=_environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def _kill_after_step(runs: Path, model: dict[str, str], step: int, how: signal.Signals, delay: float) -> int:
-    process = subprocess.Popen(
-        _command(runs, model), env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
+def _kill_after_step(runs: Path, model: dict[str, str], step: int, how: signal.Signals, delay: float) -> int | None:
+    def saved() -> bool:
         newest = latest_checkpoint(runs / "r" / "checkpoints")
-        if newest and int(newest.stem.split("-")[1]) >= step:
-            break
-        time.sleep(0.01)
+        return newest is not None and int(newest.stem.split("-")[1]) >= step
+
+    process = _start(runs, model)
+    wait_until(saved, process)
     time.sleep(delay)
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
@@ -96,14 +77,12 @@ def test_killed_run_ends_with_the_same_weights(tmp_path, model):
     assert _kill_after_step(broken, model, 3, signal.SIGTERM, 0.0) == 143
     for step in (7, 15):  # epochs of 15 batches, 8 steps each: one kill while an epoch ends
         assert _kill_after_step(broken, model, step, signal.SIGKILL, moments.uniform(0.0, 0.1)) == -signal.SIGKILL
-    done = _finish(broken, model)
-    assert "going on from step" in done.stderr
+    assert "going on from step" in _finish(broken, model)[1]
     assert _weights(whole) == _weights(broken)
     results = [json.loads((folder / "r" / "results.json").read_text()) for folder in (whole, broken)]
     assert results[0] == results[1]
     assert results[0]["optimizer_steps"] == STEPS
     assert (results[0]["train_prompts"], results[0]["train_completions"]) == (400, 1200)
 
-    again = _finish(broken, model)  # complete: nothing is trained again
-    assert "is complete for these settings" in again.stdout
+    assert "is complete for these settings" in _finish(broken, model)[0]  # nothing is trained again
     assert not list((broken / "r").glob(".*"))

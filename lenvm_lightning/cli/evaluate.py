@@ -10,6 +10,7 @@ from pathlib import Path
 from .. import __version__
 from ..errors import LenVMError
 from ..evaluation.settings import FIELDS, parser_of, read_settings
+from .main import as_process
 
 _EXAMPLES = """examples:
   lenvm-eval --task lifebench                                            the embedded tiny world
@@ -81,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def lenvm_eval() -> None:
     """Entry point."""
-    sys.exit(main())
+    as_process(main)

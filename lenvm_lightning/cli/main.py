@@ -1,10 +1,13 @@
 """The commands ``lightning`` and ``lenvm``: parse a line, do what it says, turn errors into sentences."""
 
 import argparse
+import atexit
+import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING
+from functools import partial
 from pathlib import Path
 
 from .. import __version__
@@ -293,11 +296,17 @@ _COMMANDS = {
 }
 
 
+def as_process(command: Callable[[], int]) -> None:
+    """Run a command and end the process, without a last search for garbage among all that torch brings: seconds."""
+    atexit.register(gc.freeze)
+    sys.exit(command())
+
+
 def lenvm() -> None:
     """Entry point of ``lenvm``."""
-    sys.exit(main(program="lenvm"))
+    as_process(partial(main, program="lenvm"))
 
 
 def lightning() -> None:
     """Entry point of ``lightning``."""
-    sys.exit(main(program="lightning"))
+    as_process(partial(main, program="lightning"))

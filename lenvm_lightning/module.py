@@ -52,8 +52,9 @@ class LenVMModule(L.LightningModule):
         lr: peak learning rate.
         weight_decay: AdamW's, on matrices only.
         betas: AdamW's.
-        optimizer: ``adamw``, fused where that can be; ``adamw_8bit`` keeps its moments in eight bits, a quarter of the
-            memory; ``paged_adamw_8bit`` moves them to the host where a GPU is full.
+        optimizer: ``adamw``, fused where that can be, and compensated for weights in half precision; ``adamw_8bit``
+            keeps moments in eight bits, a quarter of the memory; ``paged_adamw_8bit`` moves them to the host where a
+            GPU is full.
         warmup_steps: optimizer steps of linear warm-up; a number below 1 is a share of all steps.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         freeze_vision: leave vision tower and projector as they are.
@@ -209,11 +210,13 @@ class LenVMModule(L.LightningModule):
         Raises:
             RecipeError: a layout of the data in which the model gives other values.
         """
-        if self.trainer.precision in ("bf16-true", "16-true"):
+        precision, kind = str(self.trainer.precision), self.hparams["optimizer"]
+        if precision == "16-true":
+            rank_zero_warn("precision: 16-true: small gradients become 0 in float16; use 16-mixed or bf16-true")
+        elif precision == "bf16-true" and kind != "adamw":
             rank_zero_warn(
-                f"precision: {self.trainer.precision} keeps the weights of the backbone in half precision, where most "
-                f"steps of a learning rate like {self.hparams['lr']:g} are rounded away (benchmarks/precision.py): "
-                "bf16-mixed learns more"
+                f"precision: bf16-true with optimizer: {kind} rounds most steps of a learning rate like "
+                f"{self.hparams['lr']:g} away: use optimizer: adamw, which keeps what rounding takes"
             )
         trial = getattr(getattr(self.trainer, "datamodule", None), "trial", None)
         if trial is not None and (batches := trial()) is not None:

@@ -301,8 +301,8 @@ class Rehearsal:
             with self.tally, self.tally.making(TEMPORARY, OPTIMIZER):
                 optimizer.step()
             for state in optimizer.state.values():
-                for name in ("exp_avg", "exp_avg_sq"):
-                    self.tally.own(state[name], STATES)
+                for value in (value for name, value in state.items() if name != "step"):
+                    self.tally.own(value, STATES)
         self._states.append(optimizer)
 
     def _hold_8bit_states(self, trained: list[nn.Parameter]) -> None:

@@ -211,8 +211,8 @@ def test_precision_flags_train(text_rollouts, precision, monkeypatch):
     assert model.train_loss.weight.dtype == model.val_loss.mean_value.dtype == torch.float32
 
 
-def test_head_of_a_half_precision_run_learns_in_float32(text_rollouts):
-    """A step too small for bfloat16: the head takes it, the backbone's matrices mostly cannot."""
+def test_no_step_of_a_half_precision_run_is_lost(text_rollouts):
+    """One too small for bfloat16: the head takes it, and the rests of the backbone's matrices."""
     model = TextLenVM("tiny-text", gamma=0.97, lr=1e-6, warmup_steps=0)
     before = {}
 
@@ -223,13 +223,22 @@ def test_head_of_a_half_precision_run_learns_in_float32(text_rollouts):
     trainer = L.Trainer(
         max_steps=1, accelerator="cpu", precision="bf16-true", callbacks=[Look()], limit_val_batches=0, **QUIET
     )
-    with pytest.warns(match="bf16-true keeps the weights of the backbone in half precision"):
-        trainer.fit(model, FixedSplit(text_rollouts, [list(range(ROWS))]))
-    moved = {
-        name: float((p.detach() != before[name]).float().mean())
-        for name, p in model.model.named_parameters()
-        if p.ndim >= 2
-    }
+    trainer.fit(model, FixedSplit(text_rollouts, [list(range(ROWS))]))
+    states = trainer.optimizers[0].state
+    moved, kept = {}, {}
+    for name, p in model.model.named_parameters():
+        if p.ndim >= 2:
+            moved[name] = float((p.detach() != before[name]).float().mean())
+            kept[name] = float((states[p]["rest"] != 0).float().mean()) if "rest" in states[p] else None
     head = [share for name, share in moved.items() if name.startswith("v_head")]
     inside = [share for name, share in moved.items() if "layers" in name]
     assert min(head) > 0.5 > 0.1 > max(inside)
+    assert {name for name, share in kept.items() if share is None} == {n for n in kept if n.startswith("v_head")}
+    assert min(share for name, share in kept.items() if "layers" in name) > 0.9
+
+
+def test_half_precision_that_learns_little_warns(text_rollouts):
+    model = TextLenVM("tiny-text", gamma=0.97, optimizer="adamw_8bit")
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", precision="bf16-true", limit_val_batches=0, **QUIET)
+    with pytest.warns(match="bf16-true with optimizer: adamw_8bit .* use optimizer: adamw"):
+        trainer.fit(model, FixedSplit(text_rollouts, [list(range(ROWS))]))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from lenvm_lightning.optimizers import build_optimizer
+from lenvm_lightning.optimizers import CompensatedAdamW, build_optimizer
 
 
 def test_fused_adamw_lets_gradients_be_clipped_under_bf16_mixed():
@@ -18,3 +18,71 @@ def test_fused_adamw_lets_gradients_be_clipped_under_bf16_mixed():
     assert weight.grad.norm() == pytest.approx(1.0, rel=1e-4)
     optimizer.step()
     assert weight.detach().tolist() == pytest.approx([-0.1] * 4, rel=1e-3)
+
+
+def descend(start, dtype, adam, gradients):
+    """Weights after a step along each of the gradients, and their optimizer."""
+    weight = torch.nn.Parameter(start.to(dtype, copy=True))
+    optimizer = adam([weight], lr=2e-5, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
+    for gradient in gradients:
+        weight.grad = gradient.to(dtype)
+        optimizer.step()
+    return weight.detach(), optimizer
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """Of 300 steps: a slope that steadily points one way, and noise; as bfloat16 has them."""
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.randn(64, 32, generator=generator)
+    noise = torch.randn(300, 64, 32, generator=generator)
+    return (slope + noise).bfloat16().float()
+
+
+@pytest.fixture(scope="module")
+def start():
+    return (torch.randn(64, 32, generator=torch.Generator().manual_seed(1)) * 0.02).bfloat16().float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compensated_adamw_is_adamw_where_nothing_is_lost(start, gradients, dtype):
+    expected, plain = descend(start, dtype, torch.optim.AdamW, gradients[:20])
+    found, optimizer = descend(start, dtype, CompensatedAdamW, gradients[:20])
+    assert torch.equal(found, expected)
+    (state,), (there,) = optimizer.state.values(), plain.state.values()
+    assert all(torch.equal(state[name], there[name]) for name in there)
+    assert set(state) == set(there)
+
+
+def test_compensated_adamw_in_bfloat16_goes_where_float32_goes(start, gradients):
+    exact, _ = descend(start, torch.float32, torch.optim.AdamW, gradients)
+    found, optimizer = descend(start, torch.bfloat16, CompensatedAdamW, gradients)
+    plain, _ = descend(start, torch.bfloat16, torch.optim.AdamW, gradients)
+    way = float((exact - start).norm())
+    (state,) = optimizer.state.values()
+    assert {name: state[name].dtype for name in ("exp_avg", "exp_avg_sq", "rest")} == {
+        "exp_avg": torch.float32, "exp_avg_sq": torch.float32, "rest": torch.bfloat16
+    }  # fmt: skip
+    whole = found.float() + state["rest"].float()
+    assert float((whole - exact).norm()) < 1e-3 * way
+    assert float((found == whole.bfloat16()).float().mean()) > 0.99  # the nearest there is, but for ties
+    assert float((plain.float() - exact).norm()) > 0.3 * way  # what is lost otherwise
+
+
+def test_compensated_adamw_goes_on_from_its_state(start, gradients, tmp_path):
+    through, _ = descend(start, torch.bfloat16, CompensatedAdamW, gradients[:20])
+    half, optimizer = descend(start, torch.bfloat16, CompensatedAdamW, gradients[:10])
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    weight = torch.nn.Parameter(half.clone())
+    resumed = CompensatedAdamW([weight], lr=1.0, fused=True)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for gradient in gradients[10:20]:
+        weight.grad = gradient.bfloat16()
+        resumed.step()
+    assert torch.equal(weight.detach(), through)
+
+
+def test_what_is_trained_in_half_precision_is_compensated():
+    weights = [torch.nn.Parameter(torch.zeros(4, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    kinds = [type(build_optimizer("adamw", [{"params": weights[:n]}], "bf16-true", lr=0.1)) for n in (1, 2)]
+    assert kinds == [torch.optim.AdamW, CompensatedAdamW]

@@ -200,7 +200,7 @@ def pictures(folder: Path, text: str, vision: str, rank: int) -> None:
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def trained(text: str, folder: Path, whole: bool, resume: bool, lora: LoRA | None) -> L.Trainer:
+def trained(text: str, folder: Path, whole: bool, resume: bool, lora: LoRA | None, precision: Any) -> L.Trainer:
     """A short run that saves after two steps, or goes on from there."""
     L.seed_everything(2, verbose=False)
     overrides = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
@@ -208,7 +208,7 @@ def trained(text: str, folder: Path, whole: bool, resume: bool, lora: LoRA | Non
     model = TextLenVM("tiny-text", head_dropout=0.2, lr=1e-2, warmup_steps=0, **start_from)
     trainer = L.Trainer(
         **QUIET, **RANKS, max_steps=4, max_epochs=-1, limit_val_batches=0, gradient_clip_val=1.0,
-        strategy=FullySharded(save_distributed_checkpoint=not whole),
+        strategy=FullySharded(save_distributed_checkpoint=not whole), precision=precision,
         callbacks=[ResumableCheckpoint(str(folder), every_n_steps=2, keep=9)],
     )  # fmt: skip
     start = folder / "step-000000002.ckpt" if resume else None
@@ -219,13 +219,14 @@ def trained(text: str, folder: Path, whole: bool, resume: bool, lora: LoRA | Non
 
 def checkpoints(folder: Path, text: str, vision: str, rank: int) -> None:
     """Weights of a run, of the same run that goes on from a checkpoint, and of the model directory."""
-    for name, whole, lora in (
-        ("adapters", False, LoRA(rank=4)),
-        ("shares", False, None),
-        ("whole", True, None),
+    for name, whole, lora, precision in (
+        ("adapters", False, LoRA(rank=4), "32-true"),
+        ("shares", False, None, "32-true"),
+        ("whole", True, None, "32-true"),
+        ("halved", False, None, "bf16-true"),
     ):
         for resume in (False, True):
-            trainer = trained(text, folder / name, whole, resume, lora)
+            trainer = trained(text, folder / name, whole, resume, lora, precision)
             module = trainer.lightning_module
             weights = {key: gathered(p).detach().clone() for key, p in module.named_parameters()}
             if rank == 0:

@@ -16,6 +16,7 @@ from .rehearsal import (
     GATHERED,
     GRADIENTS,
     KINDS,
+    MASTER,
     OPTIMIZER,
     STATES,
     TEMPORARY,
@@ -29,6 +30,7 @@ from .rehearsal import (
     parameters_by_part,
     quantised,
 )
+from .strategies import stage_of
 from .value_model import LengthValueModel
 
 NOT_COUNTED = (
@@ -111,6 +113,8 @@ def on_one_device(step: Step, model: LengthValueModel, quantise: bool, settings:
             here[GATHERED] = _gathered_bytes(model)
             if checkpointing:
                 here[COPIES] = 0.0  # of the layer at work only, and those are among the gathered
+        if settings.strategy.startswith("deepspeed"):
+            _held_by_deepspeed(here, model, settings)
         if settings.devices > 1 and settings.strategy.startswith(("auto", "ddp")):
             here[BUCKETS] = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         if quantise and phase != OPTIMIZER:
@@ -120,6 +124,16 @@ def on_one_device(step: Step, model: LengthValueModel, quantise: bool, settings:
         if sum(here.values()) > sum(memory.get(name, {}).values()):
             memory[name] = {kind: here[kind] for kind in KINDS if here.get(kind)}
     return Step(step.shape, memory, step.flops)
+
+
+def _held_by_deepspeed(here: dict[str, float], model: LengthValueModel, settings: Settings) -> None:
+    """Change what a device holds: weights that stages 1 and 2 step are copies, and some kinds may lie on the host."""
+    stage = stage_of(settings.strategy)
+    if stage < 3:
+        here[MASTER] = sum(4.0 * p.numel() for p in model.parameters() if p.requires_grad) / settings.devices
+    if "offload" in settings.strategy:
+        for kind in (STATES, MASTER, WEIGHTS) if stage == 3 else (STATES, MASTER):
+            here.pop(kind, None)
 
 
 def _gathered_bytes(model: LengthValueModel) -> float:

@@ -38,9 +38,9 @@ _BLOCKWISE_FROM = 4096  # parameters of a tensor below which bitsandbytes keeps 
 WEIGHTS, GRADIENTS, STATES = "weights", "gradients", "optimizer states"
 COPIES, LANGUAGE, VISION, HEAD = "weight copies", "language model", "vision tower", "value head"
 RECOMPUTED, TEMPORARY, BATCH = "recomputed layer", "temporary", "batch"
-BUCKETS, GATHERED = "communication buckets", "gathered layers"
+BUCKETS, GATHERED, MASTER = "communication buckets", "gathered layers", "DeepSpeed's copy of its share"
 KINDS = (
-    WEIGHTS, GRADIENTS, STATES, COPIES, LANGUAGE, VISION, HEAD, RECOMPUTED, TEMPORARY, BATCH, BUCKETS, GATHERED
+    WEIGHTS, GRADIENTS, STATES, COPIES, LANGUAGE, VISION, HEAD, RECOMPUTED, TEMPORARY, BATCH, BUCKETS, GATHERED, MASTER
 )  # fmt: skip
 
 OPTIMIZER = "optimizer step"

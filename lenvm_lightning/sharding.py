@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from lightning.fabric.utilities.load import _METADATA_FILENAME as METADATA_FILE
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -29,6 +28,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .errors import CheckpointError, RecipeError
+from .model_files import some
+from .shares import INDEX, load_shares, read_index
 from .value_model import LengthValueModel
 from .zero_checkpoint import is_zero_checkpoint, read_weights
 
@@ -52,21 +53,27 @@ class FullySharded(ModelParallelStrategy):
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore weights and moments; without ``strict_loading``, only those weights that were kept."""
+        """Restore weights and moments; without ``strict_loading``, only those weights that were kept.
+
+        Raises:
+            CheckpointError: it cannot be read safely, or holds other weights.
+        """
         path = Path(self.broadcast(checkpoint_path))
         assert self.lightning_module is not None
         assert self.model is not None
-        if path.is_file() or self.lightning_module.strict_loading:
+        if path.is_file():
             return super().load_checkpoint(path, weights_only=weights_only)
-        there = _stored_weights(path)
-        weights = {key: share for key, share in get_model_state_dict(self.model).items() if key in there}
-        dcp.load({_WEIGHTS: weights}, checkpoint_id=path)
+        there, own = _stored_weights(path), get_model_state_dict(self.model)
+        if self.lightning_module.strict_loading and (other := own.keys() ^ there.keys()):
+            raise CheckpointError(f"{path} does not hold the weights of the model: {some(sorted(other))}")
+        weights = {key: share for key, share in own.items() if key in there}
+        load_shares({_WEIGHTS: weights}, path)
         self.model.load_state_dict(weights, strict=False)
         for number, optimizer in enumerate(self.optimizers):
             moments = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
-            dcp.load(moments, checkpoint_id=path)
+            load_shares(moments, path)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=moments[f"optimizer_{number}"])
-        return torch.load(path / METADATA_FILE, weights_only=weights_only)
+        return torch.load(path / METADATA_FILE, weights_only=True)
 
 
 @contextlib.contextmanager
@@ -210,14 +217,14 @@ def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     path = Path(checkpoint)
     if path.is_file():
         weights: Mapping[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)[_WEIGHTS]
-    elif (path / ".metadata").is_file():
+    elif (path / INDEX).is_file():
         weights = _read_shares(path)
     elif is_zero_checkpoint(path):
         weights = read_weights(path)
     else:
         raise CheckpointError(
             f"{path} is no checkpoint of training: neither a file nor a folder with the shares of ranks (looked for "
-            f"{path / '.metadata'}). Give one from the folder checkpoints of a run."
+            f"{path / INDEX}). Give one from the folder checkpoints of a run."
         )
     if not weights:
         raise CheckpointError(f"{path} holds no weights: the run was stopped while it wrote them, or changed them.")
@@ -229,7 +236,7 @@ def _stored_weights(folder: Path) -> dict[str, TensorStorageMetadata]:
     prefix = f"{_WEIGHTS}."
     return {
         name.removeprefix(prefix): stored
-        for name, stored in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.items()
+        for name, stored in read_index(folder).state_dict_metadata.items()
         if name.startswith(prefix) and isinstance(stored, TensorStorageMetadata)
     }
 
@@ -239,5 +246,5 @@ def _read_shares(folder: Path) -> dict[str, Tensor]:
     empty = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in stored.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is what no_dist asks for
-        dcp.load({_WEIGHTS: empty}, checkpoint_id=folder, no_dist=True)
+        load_shares({_WEIGHTS: empty}, folder, no_dist=True)
     return empty

@@ -228,7 +228,7 @@ class SlotCache(Cache):
         wanted = [round_up(max(width, lengths[row], 1)) for row, width in zip(order, widths, strict=True)]
         fewest = max(self._fewest_rows, len(order))
         missing = (round_up_to_power(fewest) if self.static else fewest) - len(order)
-        least = round_up_to_power(max(LEAST_WIDTH, *wanted)) if self.static else COLUMNS
+        least = round_up_to_power(max([LEAST_WIDTH, *wanted])) if self.static else COLUMNS
         order, wanted = [*order, *[-1] * missing], wanted + [least] * missing
         self.spans = cut_spans(wanted) if self.tight else [Span(0, len(order), max(least, *wanted), 0)]
         self.widths = [span.width for span in self.spans for _ in range(span.start, span.stop)]

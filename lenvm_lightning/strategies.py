@@ -13,7 +13,7 @@ _MEANT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixe
 def name_of(strategy: Strategy | str) -> str:
     """Name of a strategy, as a recipe gives it, or of its class; in lower case."""
     if isinstance(strategy, ZeRO):
-        return f"deepspeed_stage_{strategy.stage}"
+        return f"deepspeed_stage_{strategy.stage}{strategy.offloaded}"
     if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy)):  # or what is made from these
         return "deepspeedstrategy" if isinstance(strategy, DeepSpeedStrategy) else "fsdpstrategy"
     return strategy.lower() if isinstance(strategy, str) else type(strategy).__name__.lower()

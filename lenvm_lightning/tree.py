@@ -68,7 +68,7 @@ def step_mask(
         width: columns of the cache.
         within: True = the new token t (row) sees the new token s (column). Shape (T, T); causal where None.
         depth: tokens between the end of the row and each new token, from 0. Shape (T,), int64.
-        kind: of attention, one of :data:`KINDS`; windows and chunks leave out none of the new tokens.
+        kind: of attention, one of :data:`KINDS`; windows and chunks count in tokens before.
         config: of the language model, for the size of windows and chunks.
 
     Returns:
@@ -82,12 +82,14 @@ def step_mask(
         new = every - columns[:, :1]  # (B, width): which of the new tokens a column holds
         beside = within[:, new.clamp(0, len(within) - 1)].transpose(0, 1)
         seen = (new < 0)[:, None] | ((new < len(within))[:, None] & beside)
-    places = start + depth[:, None]  # (B, T, 1)
-    if kind == "sliding_attention":
-        seen &= (every > places - config.sliding_window) | (every >= start)
-    elif kind == "chunked_attention":
-        chunk = config.attention_chunk_size
-        seen &= (every // chunk == places // chunk) | (every >= start)
+    if kind != "full_attention":
+        places = start + depth[:, None]  # (B, T, 1)
+        which = (every - start).clamp(0, len(depth) - 1)
+        there = torch.where(every < start, every, start + depth[which])  # places of what columns hold, (B, 1, width)
+        if kind == "sliding_attention":
+            seen &= places - there < config.sliding_window
+        else:
+            seen &= places // config.attention_chunk_size == there // config.attention_chunk_size
     return seen
 
 

@@ -12,7 +12,7 @@ models of which a machine cannot hold as many copies as it has ranks, ``strategy
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from lightning.fabric.utilities.load import _METADATA_FILENAME as METADATA_FILE
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision, Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, StrategyRegistry
-from torch import nn
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
 
 from .errors import CheckpointError, RecipeError
 from .sharding import keep_in_step
-from .zero_checkpoint import TAG, look_through
+from .zero_checkpoint import TAG, look_through, read_weights
 
 
 class EnginePrecision(DeepSpeedPrecision):
@@ -104,6 +105,14 @@ class ZeRO(DeepSpeedStrategy):
         """What is shared out: 1 moments, 2 gradients too, 3 weights too."""
         assert isinstance(self.config, dict)
         return int(self.config.get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def offloaded(self) -> str:
+        """What Lightning's names say of what lies elsewhere than on the device: nothing, _offload, _offload_nvme."""
+        assert isinstance(self.config, dict)
+        settings = self.config.get("zero_optimization", {})
+        where = {(settings.get(f"offload_{what}") or {}).get("device", "none") for what in ("optimizer", "param")}
+        return "_offload_nvme" if "nvme" in where else "_offload" if "cpu" in where else ""
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -238,7 +247,7 @@ class ZeRO(DeepSpeedStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore weights and moments.
+        """Restore weights and, to train on, moments.
 
         Raises:
             CheckpointError: not a whole checkpoint of DeepSpeed, not one to be trusted, or of another number of ranks.
@@ -248,9 +257,28 @@ class ZeRO(DeepSpeedStrategy):
             raise CheckpointError(
                 f"{path} was not written by DeepSpeed (looked for {path / TAG}): use its own strategy"
             )
-        if (ranks := len(look_through(path))) != self.world_size:
+        assert self.lightning_module is not None
+        if self.lightning_module.trainer.state.fn != TrainerFn.FITTING:
+            self._put(read_weights(path))
+        elif (ranks := len(look_through(path))) != self.world_size:
             raise CheckpointError(
                 f"{path} was written by {ranks} ranks, and can be resumed by as many; here are {self.world_size}"
             )
-        super().load_checkpoint(path, weights_only=weights_only)
+        else:  # by its name: else it would take the folder that a file names, which nobody has looked through
+            strict = self.lightning_module.strict_loading
+            self._engine.load_checkpoint(path, TAG, load_module_strict=strict, load_lr_scheduler_states=False)
         return torch.load(path / METADATA_FILE, weights_only=True)
+
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        """Put weights into the module, of which each rank may hold a share."""
+        assert self.lightning_module is not None
+        if self.stage < 3:
+            self.lightning_module.load_state_dict(weights, strict=False)
+            return
+        import deepspeed
+
+        own = dict(self.lightning_module.named_parameters())
+        for name, value in weights.items():
+            with deepspeed.zero.GatheredParameters([own[name]], modifier_rank=0), torch.no_grad():
+                if self.is_global_zero:
+                    own[name].copy_(value)

@@ -3,6 +3,7 @@
 What they do is what a fresh process does, but for seconds of imports. Whoever tests imports starts a fresh one.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -32,6 +33,7 @@ class Fork:
         self._said = [Path(self._folder.name, name) for name in ("out", "err")]
         self._process = _CONTEXT.Process(target=_be, args=(self._said, dict(os.environ), work, arguments))
         self._process.start()
+        atexit.register(self._process.kill)  # before multiprocessing waits for it, when a test has failed
 
     @property
     def returncode(self) -> int | None:

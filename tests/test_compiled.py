@@ -137,6 +137,7 @@ def test_few_shapes_serve_many_rows(text, recorder):
 
 def test_static_caches_are_powers_of_two():
     assert [round_up_to_power(count) for count in (0, 1, 2, 3, 5, 8, 9)] == [1, 1, 2, 4, 8, 8, 16]
+    SlotCache(static=True).lay_out([], [])
     cache = SlotCache(static=True, fewest_rows=1)
     for rows, width, expected in ((1, 3, (1, 256)), (3, 256, (4, 256)), (5, 257, (8, 512)), (2, 10, (2, 512))):
         cache.lay_out([*range(min(rows, cache.rows)), *[-1] * (rows - cache.rows)][:rows], [width] * rows)

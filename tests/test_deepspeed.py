@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.strategies import StrategyRegistry
 from test_exact_gradient import relative
 from test_ranks import RANKS, drive, fit_of, load, same_after_a_kill
 
@@ -19,6 +20,7 @@ from lenvm_lightning.errors import CheckpointError, RecipeError
 from lenvm_lightning.restoring import model_of_checkpoint
 from lenvm_lightning.sharding import full_weights
 from lenvm_lightning.strategies import name_of, refused, stage_of
+from lenvm_lightning.zero import ZeRO
 
 ROUNDING = 1e-6  # of sums in float32; the mean of the micro-batches' means is half a gradient away
 SETTINGS = {"quantise": None, "lora": None, "dtype": "float32", "freeze_vision": True}
@@ -102,6 +104,8 @@ def same_from_a_checkpoint(folder: Path, kind: str) -> None:
         kept = model_of_checkpoint(folder / kind / "step-000000004.ckpt")(ids, torch.ones_like(ids))
         left = LengthValueModel.from_pretrained(folder / f"{kind}-model", dtype="float32")(ids, torch.ones_like(ids))
     assert torch.equal(kept, left)
+    found = json.loads((folder / f"{kind}-validated.json").read_text())
+    assert found["from the checkpoint"] == pytest.approx(found["trained"], rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["whole-3", "adapters-2"])
@@ -185,6 +189,12 @@ def test_what_a_strategy_cannot_train(name, changed, precision, vision, words):
     assert words in sentence
 
 
+@pytest.mark.parametrize("name", [name for name in StrategyRegistry if name.startswith("deepspeed_")])
+def test_names_are_told_by_what_is_made_of_them(name):
+    pytest.importorskip("deepspeed")
+    assert name_of(ZeRO.named(name)) == name
+
+
 def test_plans_refuse_what_training_refuses(capsys):
     assert main(["plan", "vlm_qlora", "--fit.trainer.devices", "2", "--fit.trainer.strategy", "fsdp"]) == 2
     assert "quantised weights cannot be shared out over ranks" in capsys.readouterr().err
@@ -194,7 +204,7 @@ def test_a_trainer_is_built_for_each_name(tmp_path):
     pytest.importorskip("deepspeed")
     cli = parse_fit(fit_of("deepspeed_stage_3_offload"), "r.yaml")
     trainer = cli.build_trainer(RunFolder(tmp_path), None)
-    assert name_of(trainer.strategy) == "deepspeed_stage_3"
+    assert name_of(trainer.strategy) == "deepspeed_stage_3_offload"
     assert trainer.strategy.config["zero_optimization"]["offload_param"]["device"] == "cpu"
     for strategy, words in (("deepspeed_stage_4", "there are deepspeed, deepspeed_stage_1"), ("deepspeed", "TinyLang")):
         model = "lenvm_lightning.tinyworld.language_model.TinyLanguageModel"

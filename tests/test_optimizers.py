@@ -2,7 +2,8 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from lenvm_lightning.optimizers import CompensatedAdamW, build_optimizer
+from lenvm_lightning.errors import CheckpointError
+from lenvm_lightning.optimizers import CompensatedAdamW, build_optimizer, join, split
 
 
 def test_fused_adamw_lets_gradients_be_clipped_under_bf16_mixed():
@@ -20,10 +21,10 @@ def test_fused_adamw_lets_gradients_be_clipped_under_bf16_mixed():
     assert weight.detach().tolist() == pytest.approx([-0.1] * 4, rel=1e-3)
 
 
-def descend(start, dtype, adam, gradients):
+def descend(start, dtype, adam, gradients, lr=2e-5):
     """Weights after a step along each of the gradients, and their optimizer."""
     weight = torch.nn.Parameter(start.to(dtype, copy=True))
-    optimizer = adam([weight], lr=2e-5, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
+    optimizer = adam([weight], lr=lr, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
     for gradient in gradients:
         weight.grad = gradient.to(dtype)
         optimizer.step()
@@ -41,7 +42,10 @@ def gradients():
 
 @pytest.fixture(scope="module")
 def start():
-    return (torch.randn(64, 32, generator=torch.Generator().manual_seed(1)) * 0.02).bfloat16().float()
+    """Weights of all sizes, from those of matrices to those of norms and beyond."""
+    generator = torch.Generator().manual_seed(1)
+    size = torch.logspace(-4, 1, 64)[:, None]
+    return (torch.randn(64, 32, generator=generator) * size).bfloat16().float()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -54,19 +58,26 @@ def test_compensated_adamw_is_adamw_where_nothing_is_lost(start, gradients, dtyp
     assert set(state) == set(there)
 
 
-def test_compensated_adamw_in_bfloat16_goes_where_float32_goes(start, gradients):
-    exact, _ = descend(start, torch.float32, torch.optim.AdamW, gradients)
-    found, optimizer = descend(start, torch.bfloat16, CompensatedAdamW, gradients)
-    plain, _ = descend(start, torch.bfloat16, torch.optim.AdamW, gradients)
-    way = float((exact - start).norm())
+@pytest.mark.parametrize("lr", [1e-3, 2e-5, 1e-7])
+def test_compensated_adamw_in_bfloat16_takes_the_steps_of_float32(start, gradients, lr):
+    exact, _ = descend(start, torch.float32, torch.optim.AdamW, gradients, lr)
+    found, optimizer = descend(start, torch.bfloat16, CompensatedAdamW, gradients, lr)
+    plain, _ = descend(start, torch.bfloat16, torch.optim.AdamW, gradients, lr)
     (state,) = optimizer.state.values()
-    assert {name: state[name].dtype for name in ("exp_avg", "exp_avg_sq", "rest")} == {
-        "exp_avg": torch.float32, "exp_avg_sq": torch.float32, "rest": torch.bfloat16
-    }  # fmt: skip
-    whole = found.float() + state["rest"].float()
-    assert float((whole - exact).norm()) < 1e-3 * way
-    assert float((found == whole.bfloat16()).float().mean()) > 0.99  # the nearest there is, but for ties
-    assert float((plain.float() - exact).norm()) > 0.3 * way  # what is lost otherwise
+    assert torch.equal(join(found, state["rest"]), exact)
+    assert float((found == exact.bfloat16()).float().mean()) > 0.99  # the nearest there is, but for ties
+    assert float((plain.float() - exact).norm()) > 0.3 * float((exact - start).norm())  # what is lost otherwise
+
+
+def test_numbers_are_split_and_joined():
+    numbers = torch.tensor([0.0, -0.0, 1.0, 1.00390625, -1.00390625, 3.0e38, 1e-40, float("inf"), -float("inf")])
+    numbers = torch.cat([numbers, torch.randn(10_000, generator=torch.Generator().manual_seed(2))])
+    nearest, rest = split(numbers)
+    assert torch.equal(join(nearest, rest), numbers)
+    assert nearest[3:5].tolist() == [1.0078125, -1.0078125]  # half-way: away from zero
+    assert float((nearest == numbers.bfloat16()).float().mean()) > 0.999
+    nearest, rest = split(torch.tensor([float("nan")]))
+    assert join(nearest, rest).isnan().all()
 
 
 def test_compensated_adamw_goes_on_from_its_state(start, gradients, tmp_path):
@@ -80,6 +91,16 @@ def test_compensated_adamw_goes_on_from_its_state(start, gradients, tmp_path):
         weight.grad = gradient.bfloat16()
         resumed.step()
     assert torch.equal(weight.detach(), through)
+    assert {name: value.dtype for name, value in resumed.state[weight].items() if name != "step"} == {
+        "exp_avg": torch.float32, "exp_avg_sq": torch.float32, "rest": torch.int16
+    }  # fmt: skip
+
+
+def test_states_of_another_optimizer_are_refused(start, gradients):
+    _, plain = descend(start, torch.bfloat16, torch.optim.AdamW, gradients[:2])
+    resumed = CompensatedAdamW([torch.nn.Parameter(start.bfloat16())])
+    with pytest.raises(CheckpointError, match="an AdamW that was not compensated"):
+        resumed.load_state_dict(plain.state_dict())
 
 
 def test_what_is_trained_in_half_precision_is_compensated():

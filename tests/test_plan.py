@@ -18,6 +18,7 @@ from lenvm_lightning.rehearsal import (
     GATHERED,
     GRADIENTS,
     LANGUAGE,
+    MASTER,
     NF4_BITS,
     OPTIMIZER,
     RECOMPUTED,
@@ -180,8 +181,17 @@ def test_sharded_devices_hold_a_share(alone, strategy, divided):
     for phase, memory in alone().items():
         for kind in (WEIGHTS, GRADIENTS, STATES):
             assert shared[phase][kind] == memory[kind] / (4 if kind in divided else 1)
+        assert shared[phase].get(MASTER, 0) == (memory[GRADIENTS] / 4 if strategy[-1] in "12" else 0)
     assert (GATHERED in shared["forward"]) == (WEIGHTS in divided)
     assert alone()["forward"][COPIES] > 0
+
+
+@pytest.mark.parametrize(("stage", "gone"), [(2, {STATES, MASTER}), (3, {STATES, MASTER, WEIGHTS})])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_what_is_offloaded_is_not_on_the_device(alone, stage, gone, devices):
+    here, there = alone(devices, f"deepspeed_stage_{stage}"), alone(devices, f"deepspeed_stage_{stage}_offload")
+    for phase, memory in there.items():
+        assert memory == {kind: nbytes for kind, nbytes in here[phase].items() if kind not in gone}
 
 
 def test_adapters_and_four_bits():

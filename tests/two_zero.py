@@ -158,18 +158,26 @@ KINDS: dict[str, tuple[int, LoRA | None, dict[str, Any]]] = {
 }
 
 
-def trained(text: str, folder: Path, kind: str, resume: bool, **model_options: Any) -> L.Trainer:
-    """A short run that saves after two steps, or goes on from there."""
-    stage, lora, options = KINDS[kind]
+def untrained(kind: str) -> TextLenVM:
+    """What is trained."""
     L.seed_everything(2, verbose=False)
+    lora = KINDS[kind][1]
     start_from: dict[str, Any] = {"lora": lora} if lora else SMALL
-    model = TextLenVM("tiny-text", head_dropout=0.2, lr=1e-2, warmup_steps=0, **start_from, **model_options)
+    return TextLenVM("tiny-text", head_dropout=0.2, lr=1e-2, warmup_steps=0, **start_from)
+
+
+def trained(text: str, folder: Path, kind: str, resume: bool) -> L.Trainer:
+    """A short run that saves after two steps, or goes on from there."""
+    stage, _, options = KINDS[kind]
+    model = untrained(kind)
     trainer = L.Trainer(
         **QUIET, **RANKS, max_steps=4, max_epochs=-1, limit_val_batches=0, gradient_clip_val=1.0,
         strategy=ZeRO(stage=stage, **options),
         callbacks=[ResumableCheckpoint(str(folder), every_n_steps=2, keep=9)],
     )  # fmt: skip
     start = folder / "step-000000002.ckpt" if resume else None
+    if start is not None:
+        (start / "latest").write_text("of a stranger")  # which DeepSpeed would follow
     torch.manual_seed(3 + 5 * resume + trainer.global_rank)  # dropout of its own in every rank
     trainer.fit(model, TextRollouts(text, batch_tokens=700, val_share=0.2), ckpt_path=start, weights_only=True)
     return trainer
@@ -185,6 +193,14 @@ def checkpoint(kind: str, folder: Path, text: str, vision: str, rank: int) -> No
                 weights = {key: p.detach().clone() for key, p in module.named_parameters()}
                 torch.save(weights, folder / f"{kind}-{'resumed' if resume else 'through'}.pt")
                 module.save_pretrained(folder / f"{kind}-model", trainer.datamodule.processor)
+    trainer.validate_loop.limit_val_batches = trainer.limit_val_batches = 1.0
+    validate = partial(L.Trainer.validate, verbose=False, weights_only=True)
+    found = {"trained": validate(trainer, module, trainer.datamodule)[0]}
+    again = L.Trainer(**QUIET, **RANKS, strategy=ZeRO(stage=KINDS[kind][0]))
+    last = folder / kind / "step-000000004.ckpt"
+    found["from the checkpoint"] = validate(again, untrained(kind), trainer.datamodule, last)[0]
+    if rank == 0:
+        (folder / f"{kind}-validated.json").write_text(json.dumps(found))
 
 
 def drive(folder: Path, text: str, vision: str, names: list[str]) -> None:

@@ -20,7 +20,7 @@ from .layouts import row_logits, try_out
 from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .model_files import some
 from .objectives import LossKind, TargetKind, WeightKind, state_weights, token_losses
-from .optimizers import OptimizerKind, build_optimizer, warmup_and_cosine
+from .optimizers import OptimizerKind, build_optimizer, warmup_and_cosine, what_is_lost
 from .returns import lambda_returns
 from .strategies import name_of, refused
 from .token_mean import SUM_SCALE, divide_by_tokens, or_one
@@ -210,14 +210,9 @@ class LenVMModule(L.LightningModule):
         Raises:
             RecipeError: a layout of the data in which the model gives other values.
         """
-        precision, kind = str(self.trainer.precision), self.hparams["optimizer"]
-        if precision == "16-true":
-            rank_zero_warn("precision: 16-true: small gradients become 0 in float16; use 16-mixed or bf16-true")
-        elif precision == "bf16-true" and kind != "adamw":
-            rank_zero_warn(
-                f"precision: bf16-true with optimizer: {kind} rounds most steps of a learning rate like "
-                f"{self.hparams['lr']:g} away: use optimizer: adamw, which keeps what rounding takes"
-            )
+        h = self.hparams
+        if (warning := what_is_lost(h["optimizer"], str(self.trainer.precision), h["lr"])) is not None:
+            rank_zero_warn(warning)
         trial = getattr(getattr(self.trainer, "datamodule", None), "trial", None)
         if trial is not None and (batches := trial()) is not None:
             with self.trainer.precision_plugin.forward_context():

@@ -137,6 +137,18 @@ def build_optimizer(
     return optimizers[kind](groups, **options)
 
 
+def what_is_lost(kind: OptimizerKind, precision: str, lr: float) -> str | None:
+    """A warning of a precision of the Trainer in which an optimizer learns little; None where nothing is known."""
+    if precision == "16-true":
+        return "precision: 16-true: small gradients become 0 in float16; use 16-mixed or bf16-true"
+    if precision == "bf16-true" and kind != "adamw":
+        return (
+            f"precision: bf16-true with optimizer: {kind} rounds most steps of a learning rate like {lr:g} away: use "
+            "optimizer: adamw, which keeps what rounding takes"
+        )
+    return None
+
+
 def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up from 0, then a cosine to 0 at the last of all ``steps``."""
     from transformers import get_cosine_schedule_with_warmup  # brings PEFT and bitsandbytes with it, which take seconds

@@ -4,7 +4,6 @@ What they do is what a fresh process does, but for seconds of imports. Whoever t
 """
 
 import atexit
-import contextlib
 import multiprocessing
 import os
 import runpy
@@ -33,7 +32,11 @@ class Fork:
         self._said = [Path(self._folder.name, name) for name in ("out", "err")]
         self._process = _CONTEXT.Process(target=_be, args=(self._said, dict(os.environ), work, arguments))
         self._process.start()
-        atexit.register(self._process.kill)  # before multiprocessing waits for it, when a test has failed
+        atexit.register(self._end)  # before multiprocessing waits for it, when a test has failed
+
+    def _end(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
 
     @property
     def returncode(self) -> int | None:
@@ -43,13 +46,13 @@ class Fork:
     def send_signal(self, number: signal.Signals) -> None:
         """To this process alone."""
         assert self._process.pid is not None
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.is_alive():
             os.kill(self._process.pid, number)
 
     def communicate(self, timeout: float) -> tuple[str, str]:
         """What it printed and what it complained of, when it has ended."""
         self._process.join(timeout)
-        if self._process.exitcode is None:
+        if self._process.is_alive():
             self._process.kill()
             self._process.join()
             raise TimeoutError(f"still at work after {timeout:g} s:\n" + "\n".join(self._texts()))

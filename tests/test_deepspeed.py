@@ -1,7 +1,6 @@
 """DeepSpeed's ZeRO in two processes trains what DDP trains, keeps it, and leaves the ordinary model directory."""
 
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import StrategyRegistry
 from test_exact_gradient import relative
 from test_ranks import RANKS, drive, fit_of, load, same_after_a_kill
+from test_shares import Harm
 
 from lenvm_lightning import LengthValueModel
 from lenvm_lightning.cli.main import main
@@ -129,13 +129,6 @@ def test_killed_recipe(tmp_path, text_rollouts, vision_rollouts, strategy, capsy
     assert main(["export", str(stopped.path), str(tmp_path / "exported")]) == 0
     for name in ("model.safetensors", "value_head.safetensors"):
         assert (tmp_path / "exported" / name).read_bytes() == (stopped.model / name).read_bytes()
-
-
-class Harm:
-    """What a checkpoint of a stranger may hold."""
-
-    def __reduce__(self):
-        return os.system, ("touch harmed",)
 
 
 def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -282,19 +282,19 @@ def reached(folder: Path, steps: int) -> bool:
     return newest is not None and int(newest.stem.removeprefix("step-")) >= steps
 
 
-def drive(folder: Path, text: str, vision: str, names: list[str]) -> None:
-    """Do what is asked for, one after the other."""
+def drive(work: Mapping[str, Callable[..., object]], words: list[str]) -> None:
+    """Do what the command line names, one after the other; a strategy's name is a recipe that is killed."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)  # so that there are no threads when it forks
-    work = {f.__name__: f for f in (gradients, precisions, metrics, pictures, checkpoints)}
+    folder, text, vision, *names = words
     for name in names:
         began = time.monotonic()
         if name in work:
-            together(partial(work[name], folder, text, vision))
+            together(partial(work[name], Path(folder), text, vision))
         else:
-            killed(folder, text, name)
+            killed(Path(folder), text, name)
         print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    drive(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
+    drive({f.__name__: f for f in (gradients, precisions, metrics, pictures, checkpoints)}, sys.argv[1:])

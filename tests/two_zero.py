@@ -6,8 +6,6 @@ os.environ["DS_ACCELERATOR"] = "cpu"  # before anything imports deepspeed, which
 
 import json
 import sys
-import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ import lightning as L
 import torch
 from test_exact_gradient import QUIET, FixedSplit
 from torch import Tensor, nn
-from two_ranks import RANKS, Mixed, killed, together, validated
+from two_ranks import RANKS, Mixed, drive, validated
 
 from datamodules import TextRollouts
 from lenvm_lightning import TextLenVM, VisionLenVM
@@ -203,20 +201,6 @@ def checkpoint(kind: str, folder: Path, text: str, vision: str, rank: int) -> No
         (folder / f"{kind}-validated.json").write_text(json.dumps(found))
 
 
-def drive(folder: Path, text: str, vision: str, names: list[str]) -> None:
-    """Do what is asked for, one after the other; a strategy's name is a recipe that is killed."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)  # so that there are no threads when it forks
-    work: dict[str, Callable[..., object]] = {f.__name__: f for f in (steps, pictures, layouts, metrics)}
-    work |= {kind: partial(checkpoint, kind) for kind in KINDS}
-    for name in names:
-        began = time.monotonic()
-        if name in work:
-            together(partial(work[name], folder, text, vision))
-        else:
-            killed(folder, text, name)
-        print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
-
-
 if __name__ == "__main__":
-    drive(Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
+    work: dict[str, Callable[..., object]] = {f.__name__: f for f in (steps, pictures, layouts, metrics)}
+    drive(work | {kind: partial(checkpoint, kind) for kind in KINDS}, sys.argv[1:])

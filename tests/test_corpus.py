@@ -45,10 +45,10 @@ def test_batches_mark_completions():
 @pytest.mark.parametrize(("kind", "name"), [("text", "tiny-text"), ("vision", "tiny-vl")])
 def test_a_little_training_lowers_the_loss(kind, name):
     torch.manual_seed(0)
-    data = TinyCorpus(kind, documents=600, val_documents=40, batch_tokens=2048)
+    data = TinyCorpus(kind, documents=600, val_documents=10, batch_tokens=1024)
     model = TinyLanguageModel(name, warmup_steps=3)
     trainer = L.Trainer(
-        max_steps=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     before = trainer.validate(model, data, verbose=False)[0]["val/loss"]
@@ -56,4 +56,4 @@ def test_a_little_training_lowers_the_loss(kind, name):
     trainer.fit(model, data)
     after = trainer.validate(model, data, verbose=False)[0]["val/loss"]
     assert before > 7  # log 2048 = 7.6: it knows nothing
-    assert after < 6
+    assert after < 6.5

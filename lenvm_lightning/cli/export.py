@@ -47,7 +47,9 @@ def run_export(arguments: argparse.Namespace) -> int:
 
     from .. import adapters
     from ..folders import full_disk_in_a_sentence
+    from .quiet import quieten
 
+    quieten()
     if arguments.target.exists() and (not arguments.target.is_dir() or any(arguments.target.iterdir())):
         raise CheckpointError(f"{arguments.target} is there already: name another place")
     model, processor = _open(arguments)

@@ -1,7 +1,10 @@
 """What Lightning says that nobody asked, kept off the screen."""
 
 import logging
+import os
 import warnings
+
+import torch
 
 _TALKATIVE = (
     "lightning.pytorch.utilities.rank_zero",
@@ -22,6 +25,8 @@ _UNASKED = (
 def quieten() -> None:
     """Leave the screen to what matters: what we print, warnings that need an answer, the progress bar."""
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    if not torch.cuda.is_available():  # where DeepSpeed is installed, transformers imports it to save any model
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it says that it found no other
     for text in (
         ".*does not have many workers.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",

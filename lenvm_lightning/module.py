@@ -52,7 +52,7 @@ class LenVMModule(L.LightningModule):
         lr: peak learning rate.
         weight_decay: AdamW's, on matrices only.
         betas: AdamW's.
-        optimizer: ``adamw``, fused where that can be, and compensated for weights in half precision; ``adamw_8bit``
+        optimizer: ``adamw``, fused where that can be, and compensated for weights in bfloat16; ``adamw_8bit``
             keeps moments in eight bits, a quarter of the memory; ``paged_adamw_8bit`` moves them to the host where a
             GPU is full.
         warmup_steps: optimizer steps of linear warm-up; a number below 1 is a share of all steps.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
 from .errors import CheckpointError
@@ -35,6 +35,16 @@ class _Unpickler(pickle.Unpickler):
         if name in _KNOWN.get(module, ()):
             return super().find_class(module, name)
         raise CheckpointError(f"it holds {module}.{name}, which no index of shares does")
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the index of all ranks, and never one of a single rank, which torch would fall back to."""
+
+    def read_metadata(self) -> Metadata:
+        found = read_index(Path(self.path))
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
 
 
 class _Planner(dcp.DefaultLoadPlanner):
@@ -73,9 +83,8 @@ def load_shares(state: dict[str, Any], folder: Path, no_dist: bool = False) -> N
     Raises:
         CheckpointError: see :func:`read_index`; or something wanted is not there, is damaged, or would have to be run.
     """
-    read_index(folder)
     try:
-        dcp.load(state, checkpoint_id=folder, planner=_Planner(), no_dist=no_dist)
+        dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=no_dist)
     except dcp.CheckpointException as error:
         reasons = "; ".join(f"rank {rank}: {reason[0]!r}" for rank, reason in error.failures.items())
         raise CheckpointError(f"{folder} cannot be read: {reasons}") from error

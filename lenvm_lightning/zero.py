@@ -266,7 +266,11 @@ class ZeRO(DeepSpeedStrategy):
             )
         else:  # by its name: else it would take the folder that a file names, which nobody has looked through
             strict = self.lightning_module.strict_loading
-            self._engine.load_checkpoint(path, TAG, load_module_strict=strict, load_lr_scheduler_states=False)
+            found, _ = self._engine.load_checkpoint(
+                path, TAG, load_module_strict=strict, load_lr_scheduler_states=False
+            )
+            if found is None:  # it goes on with the weights it has, and warns
+                raise CheckpointError(f"{path} is not whole: DeepSpeed found no weights in it")
         return torch.load(path / METADATA_FILE, weights_only=True)
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:

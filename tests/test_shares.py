@@ -48,6 +48,14 @@ def test_an_index_makes_no_object(folder, tmp_path):
     assert not (tmp_path / "harmed").exists()
 
 
+def test_an_index_of_one_rank_is_not_read(folder, tmp_path):
+    (folder / INDEX).unlink()
+    (folder / f"__0{INDEX}").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(CheckpointError, match=r"f cannot be read: .*No such file"):
+        load_shares({"lr": 0.0}, folder, no_dist=True)
+    assert not (tmp_path / "harmed").exists()
+
+
 @pytest.mark.parametrize(("content", "words"), [(b"abc", "cannot be read safely"), (pickle.dumps("x"), "but str")])
 def test_damaged_indices(folder, content, words):
     (folder / INDEX).write_bytes(content)

@@ -38,14 +38,14 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from datamodules.collate import Collator
-from lenvm_lightning import checkpoint
 from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.censoring import CensoredKind, tail_after_cut
-from lenvm_lightning.module import TextLenVM
-from lenvm_lightning.rollouts.generation import Sampling
+from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.rollouts.generators.interface import Sampling
 from lenvm_lightning.rollouts.prompting import encode_prompt
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.sample import open_generator, sample_rollouts
+from lenvm_lightning.training.module import TextLenVM
 from lenvm_lightning.values import gamma_for_length, remaining_to_value, value_to_remaining
 
 BACKBONE = "tiny-text"
@@ -68,7 +68,7 @@ def draw(
     )
     folder = folder / f"{split}-{stories}+{texts}x{completions}"
     outcome = sample_rollouts(open_generator(BACKBONE), asked, completions, folder, Sampling(max_tokens=ENDLESS))
-    processor = checkpoint.load_processor(BACKBONE)
+    processor = load_processor(BACKBONE)
     answers: dict[str, list[list[int]]] = {}
     for line in outcome.rollouts.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)

@@ -32,14 +32,14 @@ import torch
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import DataError
-from lenvm_lightning.evaluation.lifebench import LengthControl, length_deviation, length_score
 from lenvm_lightning.evaluation.statistics import at_length, hard_budget, mean_and_error
+from lenvm_lightning.evaluation.tasks.lifebench import LengthControl, length_deviation, length_score
 from lenvm_lightning.guidance import AtLeast, AtMost, Control, EqualTo, Tilt
-from lenvm_lightning.rollouts.generation import Completion, Prompt, Request, Sampling
-from lenvm_lightning.rollouts.local import LocalGenerator
+from lenvm_lightning.models.value_model import LengthValueModel
+from lenvm_lightning.rollouts.generators.interface import Completion, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tinyworld import writing
 from lenvm_lightning.tinyworld.prompt_sets import check, prompt_set
-from lenvm_lightning.value_model import LengthValueModel
 
 GRID, BETWEEN = (16, 32, 64, 128, 256), (24, 48, 96, 192)
 BETAS = (-2.0, -5.0, -10.0, -20.0)

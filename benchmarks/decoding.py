@@ -35,13 +35,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
-from lenvm_lightning.decoding import SlotDecoder
-from lenvm_lightning.drawing import Drawing
+from lenvm_lightning.decoding.candidate_scorer import Guide, Rules
+from lenvm_lightning.decoding.kv_cache import SlotCache
+from lenvm_lightning.decoding.model_runner import SlotDecoder
+from lenvm_lightning.decoding.sampling import draw
+from lenvm_lightning.decoding.sampling_params import Drawing
 from lenvm_lightning.guidance import EqualTo
-from lenvm_lightning.guide import Guide, Rules
-from lenvm_lightning.sampling import draw
-from lenvm_lightning.slots import SlotCache
-from lenvm_lightning.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 
 CANDIDATES = 15
 
@@ -56,7 +56,7 @@ class TwoForwards(Guide):
     """Scores with a forward of its own, after that of the chosen token."""
 
     def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Guide.score`."""
+        """See `Guide.score`."""
         _, before = super().score(feed, ids[:, :0], ends[:, :0])
         count = ids.shape[1]
         within, depth = torch.eye(count, dtype=torch.bool, device=ids.device), torch.zeros_like(ids[0])
@@ -69,7 +69,7 @@ class Copied(Guide):
     """Scores with the cache copied for every candidate, one new token a row."""
 
     def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Guide.score`."""
+        """See `Guide.score`."""
         _, before = super().score(feed, ids[:, :0], ends[:, :0])
         wide = self.decoder.slots(1)
         rows, count = ids.shape

@@ -25,10 +25,10 @@ from transformers import Qwen2Config, Qwen2Model
 
 from datamodules.batching import plan_batches
 from lenvm_lightning.batch import Layout, LengthBatch
-from lenvm_lightning.layouts import row_logits
+from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 from lenvm_lightning.objectives import token_losses
-from lenvm_lightning.packing import pack, width_of
-from lenvm_lightning.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.training.batch_layouts import row_logits
+from lenvm_lightning.training.packing import pack, width_of
 
 GAMMA = 0.997
 PLANS: dict[str, dict[str, bool]] = {"random": {"bucket": False}, "bucketed": {}, "packed": {"packed": True}}

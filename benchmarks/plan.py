@@ -23,9 +23,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lenvm_lightning import TextLenVM, VisionLenVM
-from lenvm_lightning.module import LenVMModule
-from lenvm_lightning.plan import plan
-from lenvm_lightning.rehearsal import GRADIENTS, STATES, WEIGHTS, Rehearsal, Settings, Shape, build
+from lenvm_lightning.planning.dry_run import GRADIENTS, STATES, WEIGHTS, Rehearsal, Settings, Shape, build
+from lenvm_lightning.planning.plan import plan
+from lenvm_lightning.training.module import LenVMModule
 
 MIB = 2.0**20
 _M_MMAP_THRESHOLD = -3  # of mallopt

@@ -39,10 +39,10 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from datamodules import TextRollouts
-from lenvm_lightning import optimizers
-from lenvm_lightning.checkpoint import load_backbone
-from lenvm_lightning.module import TextLenVM
+from lenvm_lightning.models.backbone import load_backbone
 from lenvm_lightning.tinyworld.rollouts import write_rollouts
+from lenvm_lightning.training import optimizers
+from lenvm_lightning.training.module import TextLenVM
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
 EXACT = "32-true"

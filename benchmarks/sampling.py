@@ -29,8 +29,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from lenvm_lightning.errors import LenVMError
-from lenvm_lightning.rollouts.generation import Completion, Prompt, Request, Sampling
-from lenvm_lightning.rollouts.local import LocalGenerator
+from lenvm_lightning.rollouts.generators.interface import Completion, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.rollouts.prompting import encode_prompt, tokenizer_of
 from lenvm_lightning.tinyworld import NOTICE
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set

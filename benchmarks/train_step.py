@@ -39,10 +39,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from datamodules.batching import plan_batches
 from datamodules.report import padding_share
 from datamodules.tokenise import encode_completion, encode_prompt, tokenizer_of
-from lenvm_lightning import checkpoint
+from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig, ValueHead
 from lenvm_lightning.objectives import token_losses
 from lenvm_lightning.rollouts.record import parse_record
-from lenvm_lightning.value_model import LengthValueModel, LenVMConfig, ValueHead
 
 GAMMA = 0.997
 MIB = 2.0**20
@@ -54,7 +54,7 @@ class ThrownAwayLogits(nn.Module):
 
     Args:
         causal: the whole model.
-        v_head: the head of the :class:`LengthValueModel` it is compared with.
+        v_head: the head of the `LengthValueModel` it is compared with.
     """
 
     def __init__(self, causal: Qwen2ForCausalLM, v_head: ValueHead) -> None:
@@ -250,7 +250,7 @@ def long_tailed(rows: int, longest: int, seed: int) -> list[int]:
 
 def lengths_of(file: Path, processor: str, longest: int) -> list[int]:
     """Tokens of each row of a rollout file, prompt and completion; image tokens are not counted."""
-    tokenizer = tokenizer_of(checkpoint.load_processor(processor))
+    tokenizer = tokenizer_of(load_processor(processor))
     sizes = []
     for line in file.read_text(encoding="utf-8").splitlines():
         for rollout in parse_record(json.loads(line), file.parent)[0] if line.strip() else ():

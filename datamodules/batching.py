@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from lenvm_lightning.packing import take_batch
+from lenvm_lightning.training.packing import take_batch
 
 _RANDOM_WINDOW = 8  # batches whose rows packed ones are filled from, where lengths are not to meet
 _JITTER = 0.04  # costs one or two per cent of padding
@@ -46,7 +46,7 @@ def plan_batches(
         prompts: number of each row's prompt; needed for ``together`` above 1.
         together: completions of a prompt that stay in one batch. A group of them that is above ``max_tokens`` is
             split, into rows of similar length.
-        packed: for :func:`~lenvm_lightning.packing.pack`; only without ``together``.
+        packed: for `pack`; only without ``together``.
 
     Returns:
         Row numbers of each batch; every row exactly once.
@@ -163,7 +163,7 @@ def trial_rows(lengths: Sequence[int], prompts: Sequence[int]) -> list[int]:
 
 
 class TokenBudgetBatches(Sampler[list[int]]):
-    """Batch sampler over :func:`plan_batches`, the same number of batches in every epoch and on every rank.
+    """Batch sampler over `plan_batches`, the same number of batches in every epoch and on every rank.
 
     Epochs are grouped differently and would differ by a batch or two, but the Trainer counts only once. So the
     planned epochs are brought to the largest count among them, a multiple of the ranks, by halving large batches.
@@ -176,10 +176,10 @@ class TokenBudgetBatches(Sampler[list[int]]):
         epochs: how many epochs to plan; later ones repeat their order.
         rank: which share of each epoch this process takes.
         world_size: number of shares.
-        bucket: see :func:`plan_batches`.
-        prompts: number of each row's prompt, see :func:`plan_batches`.
-        together: see :func:`plan_batches`.
-        packed: see :func:`plan_batches`.
+        bucket: see `plan_batches`.
+        prompts: number of each row's prompt, see `plan_batches`.
+        together: see `plan_batches`.
+        packed: see `plan_batches`.
 
     Raises:
         ValueError: there are too few rows for every rank to get as many batches.
@@ -225,7 +225,7 @@ class TokenBudgetBatches(Sampler[list[int]]):
 
     @property
     def pending(self) -> tuple[int, int] | None:
-        """Epoch and batches of a :meth:`resume_at` that no iteration has used yet."""
+        """Epoch and batches of a `resume_at` that no iteration has used yet."""
         return self._resume
 
     @property

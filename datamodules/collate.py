@@ -69,7 +69,7 @@ class Collator:
         self._layout = layout
 
     def __call__(self, rows: list[dict[str, Any]]) -> LengthBatch:
-        """Pad and label rows of :class:`RolloutRows`."""
+        """Pad and label rows of `RolloutRows`."""
         width = max(len(row["input_ids"]) for row in rows)
         input_ids = torch.full((len(rows), width), self._pad, dtype=torch.int64)
         attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lenvm_lightning.censoring import tail_after_cut
 from lenvm_lightning.errors import DataError
-from lenvm_lightning.packing import pack, width_of
+from lenvm_lightning.training.packing import pack, width_of
 from lenvm_lightning.values import gamma_for_length
 
 SHOWN = 20
@@ -38,7 +38,7 @@ class RolloutFacts:
         p99: 99th percentile.
         longest: longest completion.
         cut_share: share that hit its token limit.
-        tail_after_cut: tokens expected after the limit, see :func:`~lenvm_lightning.censoring.tail_after_cut`.
+        tail_after_cut: tokens expected after the limit, see `tail_after_cut`.
         sampling: the sampling settings met, as text, with their counts.
         generators: the generators met, with their counts.
     """

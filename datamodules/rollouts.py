@@ -13,9 +13,10 @@ from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from lenvm_lightning import checkpoint, tinyworld
+from lenvm_lightning import tinyworld
 from lenvm_lightning.batch import LayoutKind, LengthBatch
 from lenvm_lightning.errors import DataError
+from lenvm_lightning.models.backbone import load_processor
 from lenvm_lightning.rollouts.held_out import is_held_out, role_of
 
 from .batching import ResumableLoader, TokenBudgetBatches, plan_batches, split_to_count, trial_rows
@@ -37,7 +38,7 @@ from .tokenise import Limits, tokenizer_of
 
 
 class RolloutsDataModule(L.LightningDataModule):
-    """Rollouts as length-bucketed batches; use :class:`TextRollouts` or :class:`VisionRollouts`.
+    """Rollouts as length-bucketed batches; use `TextRollouts` or `VisionRollouts`.
 
     Args:
         files: JSONL files or globs, in the published layout or in our own record; ``tinyworld`` stands for a small
@@ -154,7 +155,7 @@ class RolloutsDataModule(L.LightningDataModule):
                 if self.trainer is None or self.trainer.lightning_module is None:
                     raise DataError("without a Trainer the DataModule needs to be told its processor: processor=...")
                 source = str(self.trainer.lightning_module.backbone_source)
-            self._processor = checkpoint.load_processor(source)
+            self._processor = load_processor(source)
         return self._processor
 
     def _build(self) -> tuple[Dataset, str]:
@@ -386,13 +387,13 @@ class RolloutsDataModule(L.LightningDataModule):
 
 
 class TextRollouts(RolloutsDataModule):
-    """Text rollouts; see :class:`RolloutsDataModule` for the settings."""
+    """Text rollouts; see `RolloutsDataModule` for the settings."""
 
     kind = "text"
 
 
 class VisionRollouts(RolloutsDataModule):
-    """Image and text rollouts, for vision-language backbones; see :class:`RolloutsDataModule` for the settings."""
+    """Image and text rollouts, for vision-language backbones; see `RolloutsDataModule` for the settings."""
 
     kind = "vision"
 

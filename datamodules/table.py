@@ -20,8 +20,8 @@ from datasets import Dataset, Features, Value
 from datasets import List as ArrowList
 
 from lenvm_lightning.errors import DataError, StoreError
-from lenvm_lightning.folders import FolderLock
 from lenvm_lightning.rollouts.record import parse_record
+from lenvm_lightning.utils.locked_folder import FolderLock
 
 from .tokenise import Limits, encode_rollout, stamp, tokenizer_of
 

@@ -10,29 +10,29 @@ __version__ = "0.1.0"
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
-    from .adapters import LoRA
-    from .generation import generate, stream
+    from .decoding.generate import generate, stream
+    from .decoding.transformers_hook import guided
     from .guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
-    from .hook import guided
-    from .module import LenVMModule, TextLenVM, VisionLenVM
-    from .value_model import LengthValueModel, LenVMConfig
+    from .models.adapters import LoRA
+    from .models.value_model import LengthValueModel, LenVMConfig
+    from .training.module import LenVMModule, TextLenVM, VisionLenVM
 
 _WHERE = {
     "AtLeast": "guidance",
     "AtMost": "guidance",
     "EqualTo": "guidance",
     "Gated": "guidance",
-    "LenVMConfig": "value_model",
-    "LenVMModule": "module",
-    "LoRA": "adapters",
-    "LengthValueModel": "value_model",
+    "LenVMConfig": "models.value_model",
+    "LenVMModule": "training.module",
+    "LoRA": "models.adapters",
+    "LengthValueModel": "models.value_model",
     "Scale": "guidance",
-    "TextLenVM": "module",
+    "TextLenVM": "training.module",
     "Tilt": "guidance",
-    "VisionLenVM": "module",
-    "generate": "generation",  # a module of the same name would hide the function
-    "guided": "hook",
-    "stream": "generation",
+    "VisionLenVM": "training.module",
+    "generate": "decoding.generate",
+    "guided": "decoding.transformers_hook",
+    "stream": "decoding.generate",
 }
 
 __all__ = [

@@ -66,7 +66,7 @@ def anchor(predicted: Tensor, tail: float | None, gamma: float) -> Tensor:
 
     Args:
         predicted: remaining tokens, >= 0. Any shape.
-        tail: m, from :func:`tail_after_cut`; None keeps the model's own estimate.
+        tail: m, from `tail_after_cut`; None keeps the model's own estimate.
         gamma: discount, in (0, 1).
 
     Returns:
@@ -88,7 +88,7 @@ def treat_censored(
         mask: True = state with a count. Shape (B, T).
         censored: True = the row hit its token limit. Shape (B,).
         predicted: remaining tokens that are expected, of which only those at a cut are read: the model's own
-            estimate, for ``anchored`` passed through :func:`anchor`. Shape (B, T).
+            estimate, for ``anchored`` passed through `anchor`. Shape (B, T).
         kind: ``anchored``, ``bootstrap``: what was seen plus what is expected at the cut;
             ``drop``: no supervision from such rows;
             ``one_sided``: what was seen is a lower bound;

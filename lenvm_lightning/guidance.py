@@ -12,7 +12,7 @@ A control is called once a step, for all rows at once, and returns the probabili
 
 All lengths count the end token. Everything is written on ``g = 1 - gamma ** remaining``, in [0, 1]; larger is longer.
 Controls are frozen dataclasses: their numbers may be tensors of shape (B,), one for each row, and
-:func:`~.rows.per_row` makes one control of many. There is no wait for the device in here.
+`per_row` makes one control of many. There is no wait for the device in here.
 """
 
 import math
@@ -72,7 +72,7 @@ class EqualTo:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: see :func:`land`, both bounds at n.
+        mode: ``landing``: see `land`, both bounds at n.
             ``hard``: the candidate whose remaining length is nearest to what is left, the likelier of equals (the
             paper's choice).
             ``soft``: the tilt that brings E[g] to that of the target; beyond the reach of all tilts, the extreme
@@ -109,11 +109,11 @@ class AtMost:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: see :func:`land`, between the shares ``low`` and ``high`` of n.
+        mode: ``landing``: see `land`, between the shares ``low`` and ``high`` of n.
             ``hard``: the candidate after which least follows (the paper's choice, whatever n is).
         low: of ``landing``, in [0, high]: 0 shortens only.
         high: of ``landing``, in (0, 1]: what it stays under 1 by is room for a sentence to end in.
-        grip: of ``landing``, see :class:`EqualTo`.
+        grip: of ``landing``, see `EqualTo`.
 
     Raises:
         ValueError: n below 1, an unknown mode, or shares or a grip that mean nothing.
@@ -146,12 +146,12 @@ class AtLeast:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: see :func:`land`, between the shares ``low`` and ``high`` of n.
+        mode: ``landing``: see `land`, between the shares ``low`` and ``high`` of n.
             ``hard``: the candidate after which most follows while this is not yet token ``n``, then the one after
             which least does (the paper's choice).
         low: of ``landing``, in [1, high].
         high: of ``landing``: infinity lengthens only.
-        grip: of ``landing``, see :class:`EqualTo`.
+        grip: of ``landing``, see `EqualTo`.
 
     Raises:
         ValueError: n below 1, an unknown mode, or shares or a grip that mean nothing.

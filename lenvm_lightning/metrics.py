@@ -172,7 +172,7 @@ class PromptBoundaryMRE(_KeepsDigits):
     def update(
         self, predicted: Tensor, remaining: Tensor, mask: Tensor, censored: Tensor, prompt_index: Tensor
     ) -> None:
-        """Add a batch; shapes as in :class:`LengthErrors`, and ``prompt_index`` (B,) below ``prompts``."""
+        """Add a batch; shapes as in `LengthErrors`, and ``prompt_index`` (B,) below ``prompts``."""
         length = torch.where(mask, remaining, -1).amax(dim=1)  # (B,)
         boundary = mask & (remaining == length[:, None])
         at_start = torch.where(boundary, predicted.double(), 0.0).sum(dim=1)

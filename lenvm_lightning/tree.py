@@ -40,7 +40,7 @@ def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: 
         tree: number of each token's tree within its row. Shape (K, W), int64.
         branch: 0 = a token of the trunk, else the number of its branch. Shape (K, W), int64.
         depth: tokens from the root to it. Shape (K, W), int64.
-        kind: of attention, one of :data:`KINDS`; windows and chunks count in depth.
+        kind: of attention, one of `KINDS`; windows and chunks count in depth.
         config: of the language model, for the size of windows and chunks.
 
     Returns:
@@ -68,7 +68,7 @@ def step_mask(
         width: columns of the cache.
         within: True = the new token t (row) sees the new token s (column). Shape (T, T); causal where None.
         depth: tokens between the end of the row and each new token, from 0. Shape (T,), int64.
-        kind: of attention, one of :data:`KINDS`; windows and chunks count in tokens before.
+        kind: of attention, one of `KINDS`; windows and chunks count in tokens before.
         config: of the language model, for the size of windows and chunks.
 
     Returns:

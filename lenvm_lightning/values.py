@@ -41,11 +41,11 @@ def remaining_to_value(remaining: Tensor, gamma: float) -> Tensor:
 
 
 def value_to_remaining(value: Tensor, gamma: float) -> Tensor:
-    """Invert :func:`remaining_to_value`: ``ln(1 + value) / ln(gamma)``.
+    """Invert `remaining_to_value`: ``ln(1 + value) / ln(gamma)``.
 
     A value near -1 has few digits left: in float32 the answer cannot exceed ``16.6 / -ln(gamma)`` tokens
     (about 5,500 at gamma = 0.997) and saturates there instead of becoming infinite.
-    Prefer :func:`logit_to_remaining`, which has no ceiling.
+    Prefer `logit_to_remaining`, which has no ceiling.
 
     Args:
         value: in [-1, 0]; positive rounding noise counts as 0. Any shape.
@@ -98,7 +98,7 @@ def logit_to_remaining(logit: Tensor, gamma: float) -> Tensor:
 
 
 def remaining_to_logit(remaining: Tensor, gamma: float) -> Tensor:
-    """Invert :func:`logit_to_remaining`; the logit of ``remaining == 0`` is -inf.
+    """Invert `logit_to_remaining`; the logit of ``remaining == 0`` is -inf.
 
     Args:
         remaining: tokens still to come, >= 0. Any shape.

@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 import pytest
 import torch
 
-from lenvm_lightning import checkpoint
+from lenvm_lightning.models.backbone import load_processor
 from lenvm_lightning.tinyworld.rollouts import write_rollouts
 
 
@@ -30,12 +30,12 @@ def _alone(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_text():
-    return checkpoint.load_processor("tiny-text")
+    return load_processor("tiny-text")
 
 
 @pytest.fixture(scope="session")
 def tiny_vl():
-    return checkpoint.load_processor("tiny-vl")
+    return load_processor("tiny-vl")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
 """The training benchmarks run, and say what they measured in one JSON line."""
 
 import json
-from pathlib import Path
 
 import pytest
 from forks import Fork, script
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from places import BENCHMARKS
 
 
 @pytest.fixture(scope="module")

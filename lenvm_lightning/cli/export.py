@@ -9,7 +9,7 @@ from ..errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    from ..value_model import LengthValueModel
+    from ..models.value_model import LengthValueModel
 
 EXPORT_EXAMPLES = """examples:
   lenvm export runs/vlm_qlora exported                              whole weights, the adapter added to them
@@ -45,8 +45,8 @@ def run_export(arguments: argparse.Namespace) -> int:
     """
     import torch
 
-    from .. import adapters
-    from ..folders import full_disk_in_a_sentence
+    from ..models import adapters
+    from ..utils.locked_folder import full_disk_in_a_sentence
     from .quiet import quieten
 
     quieten()
@@ -74,10 +74,10 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
     """The model, and its processor or None."""
-    from .. import checkpoint
-    from ..callbacks import latest_checkpoint
-    from ..restoring import model_of_checkpoint
-    from ..value_model import LengthValueModel
+    from ..models.backbone import load_processor
+    from ..models.value_model import LengthValueModel
+    from ..training.callbacks import latest_checkpoint
+    from ..training.load_checkpoint import model_of_checkpoint
     from .runs import RunFolder
 
     source: str | Path = arguments.source
@@ -90,10 +90,10 @@ def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
         source = found
     if Path(source).suffix == ".ckpt":
         model = model_of_checkpoint(Path(source), **trust)
-        return model, checkpoint.load_processor(str(model.config.backbone), **trust)
+        return model, load_processor(str(model.config.backbone), **trust)
     model = LengthValueModel.from_pretrained(source, gamma=arguments.gamma, **trust)
     try:
-        return model, checkpoint.load_processor(source, **trust)
+        return model, load_processor(source, **trust)
     except CheckpointError:  # a published directory may be weights alone
         return model, None
 
@@ -109,7 +109,7 @@ def _probe(model: "LengthValueModel") -> "torch.Tensor":
 
 
 def _report(arguments: argparse.Namespace, before: "torch.Tensor") -> None:
-    from ..value_model import LengthValueModel
+    from ..models.value_model import LengthValueModel
 
     target: Path = arguments.target
     written = LengthValueModel.from_pretrained(target, trust_remote_code=arguments.trust_remote_code).to(before.device)

@@ -13,7 +13,7 @@ from ..errors import GenerationError
 
 if TYPE_CHECKING:
     from ..guidance import Control
-    from ..value_model import LengthValueModel
+    from ..models.value_model import LengthValueModel
 
 GENERATE_EXAMPLES = """examples:
   lenvm generate --equal-to 128 "Write a text about the sea."           the embedded tiny world
@@ -87,9 +87,9 @@ def run_generate(arguments: argparse.Namespace) -> int:
     if arguments.trace:
         _make_writable(arguments.trace)
     # What needs torch and transformers comes after what can be wrong without them.
-    from ..generation import generate, stream
-    from ..rollouts.local import LocalGenerator
-    from ..rollouts.local.loading import require_same_tokens
+    from ..decoding.generate import generate, stream
+    from ..rollouts.generators.local import LocalGenerator
+    from ..rollouts.generators.local.loading import require_same_tokens
     from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
 
     pictures = [_opened(open_image, image) for image in arguments.image]
@@ -136,14 +136,14 @@ def run_predict(arguments: argparse.Namespace) -> int:
     Returns:
         Exit status: 0, or 3 where a prompt has none.
     """
-    from .. import checkpoint
     from ..evaluation.prediction import predict_lengths
+    from ..models.backbone import load_processor
     from ..rollouts.prompts import load_prompts
 
     prompts = load_prompts(arguments.prompts, split=arguments.split, limit=arguments.limit)
     guess = "tiny-vl" if arguments.prompts == "tiny-vqa" else "tiny-text"
     lenvm = _open_lenvm(arguments, arguments.generator or guess)
-    processor = checkpoint.load_processor(arguments.generator or arguments.lenvm or guess)
+    processor = load_processor(arguments.generator or arguments.lenvm or guess)
     status = 0
     for prompt, found in predict_lengths(lenvm, processor, prompts):
         told: dict[str, Any] = {"error": found} if isinstance(found, str) else {"expected_tokens": round(found, 1)}
@@ -187,8 +187,8 @@ def _open_lenvm(arguments: argparse.Namespace, generator: str) -> "LengthValueMo
             f"  lightning run qwen2.5-1.5b --fit.model.backbone {generator} "
             "--fit.data.files rollouts/mine/rollouts.jsonl"
         )
-    from ..rollouts.local.loading import place_for
-    from ..value_model import LengthValueModel
+    from ..models.value_model import LengthValueModel
+    from ..rollouts.generators.local.loading import place_for
 
     device = place_for(arguments.device, arguments.dtype)
     dtype = arguments.dtype or ("auto" if device.type == "cuda" else "float32")

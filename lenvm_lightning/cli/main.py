@@ -260,7 +260,7 @@ def _sample(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> i
 
 
 def _convert(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> int:
-    from ..rollouts.published import convert
+    from ..rollouts.published_format import convert
 
     count = convert(Path(arguments.source), arguments.target, to=arguments.to, grouped=arguments.grouped)
     print(f"{arguments.target}: {count:,} completions")

@@ -7,12 +7,12 @@ from typing import Any
 
 from datamodules import RolloutsDataModule
 
-from .. import checkpoint
 from ..errors import CheckpointError, RecipeError
-from ..module import LenVMModule
-from ..plan import NOT_COUNTED, Plan, plan
-from ..rehearsal import COPIES, KINDS, LANGUAGE, Settings, Shape, Step
-from ..strategies import name_of, refused
+from ..models.backbone import load_config
+from ..planning.dry_run import COPIES, KINDS, LANGUAGE, Settings, Shape, Step
+from ..planning.plan import NOT_COUNTED, Plan, plan
+from ..training.module import LenVMModule
+from ..training.strategies import name_of, refused
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
 from .run import FitCLI, parse_fit
@@ -100,7 +100,7 @@ def shapes_of(model: LenVMModule, data: RolloutsDataModule, row_tokens: int | No
 def _picture(model: LenVMModule, data: RolloutsDataModule) -> tuple[tuple[int, int, int], int]:
     """Grid and tokens of the largest picture, about square, that a row may have."""
     h = model.hparams
-    config = checkpoint.load_config(h["backbone"], h["overrides"], trust_remote_code=h["trust_remote_code"])
+    config = load_config(h["backbone"], h["overrides"], trust_remote_code=h["trust_remote_code"])
     tower = getattr(config, "vision_config", None)
     if tower is None:
         raise RecipeError(f"backbone {model.backbone_source!r} reads text only: use TextLenVM and TextRollouts")

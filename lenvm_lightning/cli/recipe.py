@@ -14,11 +14,11 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ..callbacks import ResumableCheckpoint
 from ..errors import RecipeError, nearest
 from ..evaluation.settings import FIELDS as EVALUATE_FIELDS
 from ..evaluation.settings import has
-from ..options import misfits
+from ..rollouts.options import misfits
+from ..training.callbacks import ResumableCheckpoint
 from .sample import FIELDS, wrong_values
 
 STAGES = ("sample", "fit", "variants", "evaluate")

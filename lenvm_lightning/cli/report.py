@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, tinyworld
-from ..adapters import ADAPTER_CONFIG, count_parameters
 from ..metrics import POSITION_NAMES, POSITIONS
-from ..module import LenVMModule
+from ..models.adapters import ADAPTER_CONFIG, count_parameters
 from ..tinyworld import quality
+from ..training.module import LenVMModule
 
 
 def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -23,7 +23,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from ..callbacks import (
+from ..errors import LenVMError, RecipeError
+from ..evaluation.settings import WITHOUT_GENERATOR, EvaluationSettings
+from ..tinyworld.language_model import TinyLanguageModel
+from ..training.callbacks import (
     RemainingCurves,
     ResumableCheckpoint,
     SmallModelThreads,
@@ -31,13 +34,10 @@ from ..callbacks import (
     Throughput,
     latest_checkpoint,
 )
-from ..errors import LenVMError, RecipeError
-from ..evaluation.settings import WITHOUT_GENERATOR, EvaluationSettings
-from ..folders import full_disk_in_a_sentence
-from ..module import LenVMModule
-from ..sharding import FullySharded, is_sharded, whole_weights
-from ..tinyworld.language_model import TinyLanguageModel
-from ..zero import ZeRO
+from ..training.deepspeed import ZeRO
+from ..training.fsdp import FullySharded, is_sharded, whole_weights
+from ..training.module import LenVMModule
+from ..utils.locked_folder import full_disk_in_a_sentence
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands

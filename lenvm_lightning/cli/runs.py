@@ -12,7 +12,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..errors import RecipeError
-from ..folders import LOCK_FILE, FolderLock, differences, write_whole
+from ..utils.locked_folder import LOCK_FILE, FolderLock, differences, write_whole
 
 _RECIPE, _DONE = "recipe.yaml", "results.json"
 
@@ -95,7 +95,7 @@ def choose_folder(root: Path, recipe: str, name: str | None, settings: dict[str,
 def claimed_folder(
     root: Path, recipe: str, name: str | None, settings: dict[str, Any], fresh: bool, header: str
 ) -> Iterator[RunFolder]:
-    """The folder for these settings, as :func:`choose_folder` finds it: locked, begun, and emptied where ``fresh``.
+    """The folder for these settings, as `choose_folder` finds it: locked, begun, and emptied where ``fresh``.
 
     A complete run that is only looked at is not locked, nor does any process of a distributed run but the first lock.
 

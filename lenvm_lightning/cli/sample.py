@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from ..options import COUNT, INTEGER, NUMBER, OPTIONS, SOURCES, TEXT, describe, misfits, setting
-from ..rollouts.generation import Sampling
+from ..rollouts.generators.interface import Sampling
+from ..rollouts.options import COUNT, INTEGER, NUMBER, OPTIONS, SOURCES, TEXT, describe, misfits, setting
 
 _DEFAULT = Sampling()
 

@@ -15,8 +15,8 @@ import yaml
 
 from ..errors import RecipeError
 from ..evaluation.settings import OF_VALUES, EvaluationSettings, read_settings
-from ..folders import differences, write_whole
 from ..rollouts.sample import is_server
+from ..utils.locked_folder import differences, write_whole
 
 _OF_RANKS = (
     "LOCAL_RANK", "RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
@@ -30,7 +30,7 @@ def plan_tasks(
     """The evaluate stage of a recipe.
 
     Args:
-        recipe: as :func:`~.recipe.read_recipe` returns it.
+        recipe: as `read_recipe` returns it.
         where: its file, for messages.
         generator: whom tasks measure that name none.
         lenvm: the length value model of tasks that name none; that of the run.
@@ -85,7 +85,7 @@ def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> in
         Exit status: 0, or 3 where completions failed.
     """
     from ..evaluation.evaluate import evaluate
-    from ..evaluation.run_tasks import read_results
+    from ..evaluation.tasks.compare_runs import read_results
     from .sample import sigterm_exits
 
     status, reports, done = 0, [], []
@@ -100,7 +100,7 @@ def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> in
         place = os.path.relpath(found.folder, folder)
         reports.append(found.text.replace("](", f"]({place}/"))
     if any(task.task == "paper" for task in tasks):
-        from ..evaluation.claims import as_markdown
+        from ..evaluation.tasks.paper_claims import as_markdown
 
         finished = [*folder.glob("results.json"), *sorted((folder / "variants").glob("*/results.json"))]
         runs = read_results([str(file.parent) for file in finished])

@@ -19,7 +19,7 @@ def parse_control(text: str) -> Control | None:
 
     Args:
         text: ``none``, ``tilt:BETA``, ``equal-to:N``, ``at-most:N`` or ``at-least:N`` (each with ``:MODE`` after it or
-            without), ``scale:KIND:SCALE``, or ``gated:MIN_G:MIN_ENTROPY:`` before another one; see :mod:`.guidance`.
+            without), ``scale:KIND:SCALE``, or ``gated:MIN_G:MIN_ENTROPY:`` before another one; see `guidance`.
 
     Returns:
         The control; None for ``none``.

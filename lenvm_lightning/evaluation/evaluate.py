@@ -12,21 +12,21 @@ from typing import Any
 
 from .. import __version__, tinyworld
 from ..errors import EvaluationError
-from ..folders import FolderLock, differences
-from ..rollouts.generation import Generator, Sampling
-from ..rollouts.local.loading import require_same_tokens
+from ..rollouts.generators.interface import Generator, Sampling
+from ..rollouts.generators.local.loading import require_same_tokens
 from ..rollouts.prompting import tokenizer_of
 from ..rollouts.prompts.parts import EMBEDDED
 from ..rollouts.sample import is_server, open_generator
-from .budget import BudgetTask
+from ..utils.locked_folder import FolderLock, differences
 from .report import write_report
 from .results import Results
-from .run_tasks import ablation, scaling
 from .samples import Sample, SampleFolder, System, collect
 from .settings import WHERE, WITHOUT_GENERATOR, EvaluationSettings
 from .task import Findings, Measured, Questions, Task, digest
-from .value_tasks import LengthTask, TokensTask
-from .wishes import WishTask
+from .tasks.accuracy_at_budget import BudgetTask
+from .tasks.compare_runs import ablation, scaling
+from .tasks.length_and_tokens import LengthTask, TokensTask
+from .tasks.lifebench_task import WishTask
 
 _TASKS: dict[str, Task] = {
     "lifebench": WishTask(),
@@ -237,8 +237,8 @@ class _Plan:
         return other if system.guided and other is not None else self.questions.prompts
 
     def _identity(self) -> dict[str, Any]:
-        from ..rollouts.local.loading import digest as digest_of_model
-        from ..rollouts.local.loading import name_of, place_for
+        from ..rollouts.generators.local.loading import digest as digest_of_model
+        from ..rollouts.generators.local.loading import name_of, place_for
 
         def model(source: str) -> dict[str, Any]:
             return {"name": name_of(source), "digest": digest_of_model(source)[:16]}
@@ -298,8 +298,8 @@ class _Models:
         """The length value model; None where there is none."""
         source = self._plan.settings.lenvm
         if self._lenvm is None and source is not None:
-            from ..rollouts.local.loading import place_for
-            from ..value_model import LengthValueModel
+            from ..models.value_model import LengthValueModel
+            from ..rollouts.generators.local.loading import place_for
 
             settings = self._plan.settings
             device = place_for(settings.device, settings.dtype)
@@ -317,11 +317,11 @@ class _Models:
         if plan.task.needs_lenvm:
             processor = getattr(self._generator, "processor", None)
             if processor is None:
-                from .. import checkpoint
+                from ..models.backbone import load_processor
 
                 # A server's model writes in the vocabulary of the length value model.
                 source = plan.settings.lenvm if plan.server else plan.settings.generator
-                processor = checkpoint.load_processor((plan.settings.options or {}).get("processor") or source or "")
+                processor = load_processor((plan.settings.options or {}).get("processor") or source or "")
         notice = "tiny world" if _is_tiny(plan) else ""
         return Measured(plan.settings, plan.systems, samples, plan.questions.prompts, lenvm, processor, notice)
 

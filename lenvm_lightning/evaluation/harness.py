@@ -33,13 +33,13 @@ except ImportError as error:
     raise ImportError(f"{error}. Install it: pip install 'lenvm-lightning[harness]'") from error
 
 from .. import tinyworld
-from ..call import Call, stop_ids
+from ..decoding.arguments import Call, stop_ids
 from ..errors import GenerationError, LenVMError, nearest
 from ..guidance import Control
-from ..rollouts.local import LocalGenerator
-from ..rollouts.local.loading import place_for
+from ..models.value_model import LengthValueModel
+from ..rollouts.generators.local import LocalGenerator
+from ..rollouts.generators.local.loading import place_for
 from ..rollouts.prompting import tokenizer_of
-from ..value_model import LengthValueModel
 from .controls import parse_control
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class LenVMHarness(HFLM):
     Args:
         generator: text generator: embedded name, directory or hub id.
         lenvm: length value model of the same vocabulary; the embedded one of an embedded generator where None.
-        control: as :func:`.controls.parse_control` reads it, or a control; None is the base model.
+        control: as `parse_control` reads it, or a control; None is the base model.
         gamma: of a length value model whose folder does not say.
         max_gen_toks: tokens of a completion where the task does not say, the end included.
         seed: of the completions, where a task samples.

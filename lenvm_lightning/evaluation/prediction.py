@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..rollouts.generation import Prompt
-from ..value_model import LengthValueModel
+from ..models.value_model import LengthValueModel
+from ..rollouts.generators.interface import Prompt
 from .rollout_values import values_of
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import tinyworld
-from ..folders import write_whole
+from ..utils.locked_folder import write_whole
 from .plots import as_pixels, as_png
 from .results import Column, Measure, Results, Table
 

@@ -113,7 +113,7 @@ class Results:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Results":
-        """Read what :meth:`as_dict` wrote.
+        """Read what `as_dict` wrote.
 
         Raises:
             ValueError: another format.

@@ -11,12 +11,12 @@ from torch import Tensor
 from datamodules.batching import plan_batches
 from datamodules.collate import Collator
 
-from ..call import sees
-from ..checkpoint import token_types
-from ..rollouts.generation import Prompt
+from ..decoding.arguments import sees
+from ..models.backbone import token_types
+from ..models.value_model import LengthValueModel
+from ..rollouts.generators.interface import Prompt
 from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
 from ..rollouts.record import IMAGE_MARK
-from ..value_model import LengthValueModel
 
 _WINDOW = 256  # completions sorted by length together: enough to meet others like them, few enough to hold pictures of
 

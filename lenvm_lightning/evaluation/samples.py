@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..errors import EvaluationError, GeneratorError
-from ..folders import FolderLock, differences, write_whole
-from ..rollouts.generation import Completion, Failure, Generator, Prompt, Request, Sampling
+from ..rollouts.generators.interface import Completion, Failure, Generator, Prompt, Request, Sampling
 from ..rollouts.journal import Journal
+from ..utils.locked_folder import FolderLock, differences, write_whole
 
 if TYPE_CHECKING:
     from ..guidance import Control

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from ..errors import EvaluationError, nearest
-from ..options import COUNT, INTEGER, NUMBER, OPTIONS, TEXT, Kind, misfits, setting
-from .lifebench import CONTROLS
+from ..rollouts.options import COUNT, INTEGER, NUMBER, OPTIONS, TEXT, Kind, misfits, setting
+from .tasks.lifebench import CONTROLS
 
 TASKS = ("lifebench", "gsm8k", "math500", "vqa", "length", "tokens", "scaling", "ablation", "paper")
 OF_VALUES = ("length", "tokens")  # they measure the length value model itself

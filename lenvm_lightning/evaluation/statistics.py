@@ -142,7 +142,7 @@ def hard_budget(tokens: ArrayLike, right: ArrayLike, question: ArrayLike | None 
         question: which question each answers, so that questions weigh equally; None: completions do. Shape (N,).
 
     Raises:
-        ValueError: see :class:`Completions`.
+        ValueError: see `Completions`.
     """
     group = np.arange(np.size(tokens)) if question is None else np.asarray(question)
     completions = Completions(np.asarray(tokens), np.asarray(right), group)

@@ -23,7 +23,7 @@ def wish_systems(names: Sequence[str]) -> list[System]:
     """Systems that are given the length their prompt wishes for.
 
     Args:
-        names: ``base``, a key of :data:`_WISHES`, or a control that is the same for all prompts.
+        names: ``base``, a key of `_WISHES`, or a control that is the same for all prompts.
 
     Raises:
         EvaluationError: a name that means nothing.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import Subset
 
-from ..rollouts.generation import Completion, Prompt
+from ..rollouts.generators.interface import Completion, Prompt
 from .results import Table
 from .samples import Sample, System
 from .settings import EvaluationSettings
@@ -16,7 +16,7 @@ from .settings import EvaluationSettings
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..value_model import LengthValueModel
+    from ..models.value_model import LengthValueModel
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GeneratorError, StoreError, nearest
-from .generation import Completion, Failure, Generator, Sampling
+from .generators.interface import Completion, Failure, Generator, Sampling
 from .progress import SamplingProgress
 from .store import Prompts, RolloutStore, describe
 from .summary import as_text, summarise, write_histogram
@@ -25,7 +25,7 @@ class Outcome:
         folder: where the completions are.
         complete: ``rollouts.jsonl`` is there: every completion is, but for those that failed for good.
         failures: why completions are not there.
-        summary: see :class:`~.summary.Summary`; None where it is not complete, or somebody deleted or broke it.
+        summary: see `Summary`; None where it is not complete, or somebody deleted or broke it.
     """
 
     folder: Path
@@ -56,11 +56,11 @@ def open_generator(source: str, **options: Any) -> Generator:
     """
     make: Callable[..., Generator]
     if is_server(source):
-        from .server import ServerGenerator
+        from .generators.server import ServerGenerator
 
         make = ServerGenerator
     else:
-        from .local import LocalGenerator
+        from .generators.local import LocalGenerator
 
         make = LocalGenerator.load
     given = {name: value for name, value in options.items() if value is not None}
@@ -85,7 +85,7 @@ def sample_rollouts(
 
     Args:
         generator: who is asked.
-        prompts: from :func:`~.prompts.load_prompts`.
+        prompts: from `load_prompts`.
         n: completions of a prompt.
         folder: where they go.
         sampling: how tokens are drawn.
@@ -131,12 +131,12 @@ def already_sampled(
     """The outcome of a complete folder, told without loading the generator; None where it has to be loaded.
 
     Args:
-        source: what :func:`open_generator` would be given.
-        prompts: as for :func:`sample_rollouts`.
+        source: what `open_generator` would be given.
+        prompts: as for `sample_rollouts`.
         n: as there.
         folder: as there.
         sampling: as there.
-        **options: what :func:`open_generator` would be given.
+        **options: what `open_generator` would be given.
 
     Raises:
         StoreError: it is complete, but was sampled with other settings.
@@ -157,7 +157,7 @@ def _is_recorded(source: str, recorded: dict[str, Any], options: dict[str, Any])
     same = all(recorded[key] == value for key, value in options.items() if key in recorded and value is not None)
     if is_server(source):
         return same and recorded.get("kind") == "server" and options.get("model") in (None, recorded.get("name"))
-    from .local.loading import digest, name_of
+    from .generators.local.loading import digest, name_of
 
     return same and recorded.get("name") == name_of(source) and recorded.get("digest") == digest(source)
 

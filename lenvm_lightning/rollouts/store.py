@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..errors import GeneratorError, StoreError
-from ..folders import FolderLock, differences, write_whole
-from .generation import Answer, Completion, Failure, Prompt, Request, Sampling
+from ..utils.locked_folder import FolderLock, differences, write_whole
+from .generators.interface import Answer, Completion, Failure, Prompt, Request, Sampling
 from .journal import Journal
 from .summary import Tally
 
@@ -28,7 +28,7 @@ _HEADS = 4096  # prompts whose part of the record is kept at hand
 
 
 class Prompts(Protocol):
-    """Prompts of a run, as :func:`~.prompts.load_prompts` returns them."""
+    """Prompts of a run, as `load_prompts` returns them."""
 
     ids: list[str]
     """Of each, in order; all different."""
@@ -67,7 +67,7 @@ class RolloutStore:
     Args:
         folder: where they are or will be.
         prompts: all prompts; their order is that of the final file.
-        settings: from :func:`describe`.
+        settings: from `describe`.
         generator: its name, for the records.
         wait: wait where another process has the folder, instead of refusing.
 

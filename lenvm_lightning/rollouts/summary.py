@@ -89,7 +89,7 @@ class Summary:
 def summarise(
     tally: Tally, *, generator: str, prompts: int, failed: int, limit: int, tokens_per_s: float | None
 ) -> Summary:
-    """Sum up at least one completion; see :class:`Summary`."""
+    """Sum up at least one completion; see `Summary`."""
     import numpy as np
 
     from .. import tinyworld

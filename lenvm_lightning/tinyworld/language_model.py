@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from ..optimizers import warmup_and_cosine
+from ..training.optimizers import warmup_and_cosine
 from . import path, quality
 
 

@@ -6,8 +6,8 @@ from random import Random
 from typing import Any, overload
 
 from ..errors import DataError, nearest
-from ..evaluation.answers import last_boxed
-from ..rollouts.generation import Prompt
+from ..evaluation.judge.answers import last_boxed
+from ..rollouts.generators.interface import Prompt
 from . import arithmetic, shapes, writing
 from .corpus import split as split_of
 
@@ -62,7 +62,7 @@ class PromptSet(Sequence[Prompt]):
 
 
 def prompt_set(name: str, split: str | None = None, count: int = 600, seed: int = 0) -> PromptSet:
-    """Return the first `count` prompts of a set; see :class:`PromptSet`."""
+    """Return the first `count` prompts of a set; see `PromptSet`."""
     return PromptSet(name, split, count, seed)
 
 

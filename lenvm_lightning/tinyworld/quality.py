@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.lifebench import length_score
-from ..rollouts.generation import Answer, Completion, Generator, Request, Sampling
+from ..evaluation.tasks.lifebench import length_score
+from ..rollouts.generators.interface import Answer, Completion, Generator, Request, Sampling
 from .prompt_sets import check, prompt_set
 
 
@@ -54,7 +54,7 @@ def compare(folder: Path, name: str, prompts: int = 64) -> dict[str, dict[str, Q
     Returns:
         By prompt set: ``trained`` and ``shipped``.
     """
-    from ..rollouts.local import LocalGenerator
+    from ..rollouts.generators.local import LocalGenerator
 
     sources = {"trained": str(folder), "shipped": name}
     return {

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any, overload
 
 from ...errors import DataError, nearest
-from ..generation import Prompt
+from ..generators.interface import Prompt
 from .parts import EMBEDDED, Part, Source
 from .sources import READY_MADE
 

@@ -201,7 +201,7 @@ class PlainMapping(Mapping):
         return list(_PLAIN_KEYS)
 
     def draft(self, row: Row) -> Draft:
-        """Read one row; see :meth:`Mapping.draft`."""
+        """Read one row; see `Mapping.draft`."""
         kinds = [key for key in PLAIN_KINDS if row.get(key) is not None]
         if not kinds:
             hint = next((h for key in row if (h := nearest(key, PLAIN_KINDS))), "")

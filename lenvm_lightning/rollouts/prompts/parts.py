@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError, nearest
-from ..generation import Prompt
+from ..generators.interface import Prompt
 from ..held_out import role_of
 from .mapping import PLAIN_KINDS, Draft, Mapping, PlainMapping, content_digest, missing_columns
 from .rows import DatasetRows, JsonlRows, Rows, load_splits
@@ -31,7 +31,7 @@ _LOOKED_AT = 64  # pictures of a data set that its digest looks at
 
 @dataclass(frozen=True)
 class Source:
-    """One source and how to read it; see :func:`.prompts.load_prompts`.
+    """One source and how to read it; see `load_prompts`.
 
     Attributes:
         shown: what to call it in messages.

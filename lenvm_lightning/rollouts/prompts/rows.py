@@ -78,7 +78,7 @@ class JsonlRows:
     def scan(
         self, wanted: Sequence[str], images: Sequence[str], order: Sequence[int] | None
     ) -> Iterator[tuple[int, Row | ValueError]]:
-        """Whole lines, whatever is wanted of them; see :class:`Rows`."""
+        """Whole lines, whatever is wanted of them; see `Rows`."""
         with self._file.open("rb") as file:
             for index in range(len(self)) if order is None else order:
                 file.seek(self._offsets[index])
@@ -88,7 +88,7 @@ class JsonlRows:
                     yield index, error
 
     def row(self, index: int, wanted: Sequence[str]) -> Row:
-        """One line; see :class:`Rows`."""
+        """One line; see `Rows`."""
         ((_, row),) = self.scan(wanted, [], [index])
         if isinstance(row, ValueError):
             raise DataError(f"{self.place(index)} was changed while it was in use: {row}")
@@ -136,7 +136,7 @@ class DatasetRows:
     def scan(
         self, wanted: Sequence[str], images: Sequence[str], order: Sequence[int] | None
     ) -> Iterator[tuple[int, Row | ValueError]]:
-        """Batches of Arrow, of the wanted columns alone; see :class:`Rows`."""
+        """Batches of Arrow, of the wanted columns alone; see `Rows`."""
         data = self._select(wanted)
         if order is not None:
             data = data.select(order)
@@ -148,7 +148,7 @@ class DatasetRows:
                 at += 1
 
     def row(self, index: int, wanted: Sequence[str]) -> Row:
-        """One row, read like all others; see :class:`Rows`."""
+        """One row, read like all others; see `Rows`."""
         table = self._select(wanted)[index : index + 1]
         return {name: self._values(table, name)[0] for name in wanted}
 

@@ -1,0 +1,1 @@
+"""Tokens: how they are sampled, how candidates are scored, and the loop that writes them."""

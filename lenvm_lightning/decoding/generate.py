@@ -1,0 +1,199 @@
+"""``generate``: a transformers generator, a length value model beside it, and a control of the length for every row."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
+
+from ..guidance import Control
+from ..models.value_model import LengthValueModel
+from .arguments import Call
+from .engine import BROKEN, Row
+
+_BROKEN_UNDER_CONTROL = (
+    "logits, values or probabilities under the control are NaN or infinite, or leave no token to draw"
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one token was chosen.
+
+    Attributes:
+        token_id: the choice.
+        value: of the state before it, -(1 - gamma ** remaining).
+        remaining: tokens still to come before it.
+        candidates: ids, the likeliest first; empty where nothing had to be scored.
+        probs: of the base model, after temperature and truncation.
+        remaining_after: tokens that would follow each candidate.
+        guided: what was drawn from.
+    """
+
+    token_id: int
+    value: float
+    remaining: float
+    candidates: list[int]
+    probs: list[float]
+    remaining_after: list[float]
+    guided: list[float]
+
+
+@dataclass
+class Completion:
+    """One completion.
+
+    Attributes:
+        prompt: which of the prompts it is of.
+        index: which of its n completions.
+        token_ids: generated, the end token included where there is one.
+        finish: ``stop`` = an end token or a stop string, ``length`` = cut at max_tokens, ``error`` = see ``error``.
+        logprob: sum of the log-probabilities (nats) that the generator gave the tokens, before temperature, truncation
+            and control.
+        error: why it ended, or was never begun.
+        trace: one step a token, where asked for.
+    """
+
+    prompt: int
+    index: int
+    token_ids: list[int] = field(default_factory=list)
+    finish: Literal["stop", "length", "error"] = "error"
+    logprob: float = 0.0
+    error: str | None = None
+    trace: list[Step] | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token as it is written.
+
+    Attributes:
+        prompt: which of the prompts it is of.
+        index: which of its n completions.
+        token_id: the token; -1 where there is none, for an error.
+        remaining: tokens still to come after it, by the length value model; None without one.
+        finish: of the completion, where this is its last token.
+    """
+
+    prompt: int
+    index: int
+    token_id: int
+    remaining: float | None
+    finish: Literal["stop", "length", "error"] | None
+
+
+def generate(
+    generator: PreTrainedModel,
+    lenvm: LengthValueModel | None,
+    inputs: Any,
+    *,
+    control: Control | Sequence[Control | None] | None = None,
+    n: int = 1,
+    max_tokens: int | Sequence[int | None] | None = None,
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | Sequence[int] = 15,
+    top_p: float | Sequence[float] = 0.999,
+    min_p: float | Sequence[float] = 0.0,
+    seed: int | Sequence[int] = 0,
+    stop: str | Sequence[str] = (),
+    eos_token_id: int | Sequence[int] | None = None,
+    tokenizer: Any = None,
+    ends: Callable[[int, list[int]], bool] | None = None,
+    compile: bool = False,
+    trace: bool = False,
+) -> list[Completion]:
+    """Write completions whose length is controlled.
+
+    What may differ from prompt to prompt can be given as a list, one entry a prompt.
+
+    Args:
+        generator: decoder with a vocabulary head, text or text and pictures.
+        lenvm: length value model of the same vocabulary; None where nothing is controlled.
+        inputs: what a processor returns for a batch of prompts (``input_ids``, ``attention_mask``, ``pixel_values``,
+            …), padded on either side; or token ids, shape (B, T); or a list of token ids for each prompt.
+        control: of the length, see `guidance`; None is the base model.
+        n: completions of each prompt.
+        max_tokens: of a completion, its end included; where None, a little more than twice the target, or 512, and
+            never more than the context window holds.
+        temperature: divides the logits; at 0 the likeliest token under the control is taken.
+        top_k: so many likeliest tokens are candidates; 0 for all. Under a control, 64 at most.
+        top_p: smallest set of them whose probability reaches this.
+        min_p: tokens at least this times as likely as the likeliest.
+        seed: a prompt's completions depend on its own seed alone; a single number s stands for s, s + 1, ….
+        stop: strings after which a completion ends.
+        eos_token_id: ids that end a completion; where None, those that the generator names.
+        tokenizer: what decodes them.
+        ends: whether a completion is to end, called with the number of its prompt and the tokens written.
+        compile: compile the steps of both models with torch.compile, on a GPU into CUDA graphs. That takes a minute or
+            so for each of a few shapes, once in a process, and pays in long runs. Rounding differs from that of models
+            that are not compiled, as it does between one batch and another.
+        trace: keep how each token was chosen.
+
+    Returns:
+        The n completions of the first prompt, then those of the second, …
+
+    Raises:
+        GenerationError: arguments that mean nothing or contradict each other, all of them named; another vocabulary;
+            no prompt that can be answered. A single bad prompt only fails its own completions.
+
+    Example:
+        >>> generate(generator, lenvm, inputs, control=EqualTo(128))                    # doctest: +SKIP
+        >>> generate(generator, lenvm, inputs, control=[Tilt(-5), None], n=4)           # doctest: +SKIP
+    """
+    call = Call(
+        generator,
+        lenvm,
+        inputs,
+        control=control,
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop,
+        eos_token_id=eos_token_id,
+        tokenizer=tokenizer,
+        ends=ends,
+        compile=compile,
+    )
+    done = {(row, index): Completion(row, index, error=reason) for row, reason in call.failed for index in range(n)}
+    traces: dict[tuple[int, int], list[Step]] = {}
+    for rows in call.steps():
+        for row in rows:
+            key = (row.job.key, row.index)
+            if trace and row.choice is not None:
+                traces.setdefault(key, []).append(_step(row, call.gamma))
+            if row.finish:
+                error = (
+                    (BROKEN if row.job.control is None else _BROKEN_UNDER_CONTROL) if row.finish == "error" else None
+                )
+                ids = row.ids[:-1] if error else row.ids
+                done[key] = Completion(*key, ids, row.finish, row.logprob, error, traces.get(key))
+    return [done[key] for key in sorted(done)]
+
+
+def stream(generator: PreTrainedModel, lenvm: LengthValueModel | None, inputs: Any, **settings: Any) -> Iterator[Token]:
+    """Yield tokens as they are written; arguments and errors as for `generate`, ``trace`` apart."""
+    return _tokens(Call(generator, lenvm, inputs, **settings))
+
+
+def _tokens(call: Call) -> Iterator[Token]:
+    for row, _ in call.failed:
+        yield from (Token(row, index, -1, None, "error") for index in range(call.n))
+    for rows in call.steps():
+        yield from (Token(row.job.key, row.index, row.feed, row.remaining, row.finish) for row in rows)
+
+
+def _step(row: Row, gamma: float) -> Step:
+    choice, place = row.choice, row.place
+    assert choice is not None
+    kept = (choice.probs[place] > 0).nonzero().flatten()
+    if row.job.control is None:  # nobody chose among candidates
+        kept = kept[:0]
+    columns = (choice.ids, choice.probs, choice.remaining, choice.guided)
+    ids, probs, after, guided = (column[place, kept].tolist() for column in columns)
+    before = float(choice.before[place])
+    return Step(row.feed, math.expm1(before * math.log(gamma)), before, ids, probs, after, guided)

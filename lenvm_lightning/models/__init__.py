@@ -1,0 +1,1 @@
+"""Backbones, value heads, adapters, and the directories they live in."""

@@ -1,0 +1,396 @@
+"""Model directories: the published layout plus ``lenvm_config.json``, read and written.
+
+A published LenVM is an ordinary Hugging Face directory with the head either in ``value_head.safetensors`` or among
+its shards. Nothing is guessed: a directory without a head is an error, and so is a backbone with weights missing.
+Only safetensors are read, and remote code runs only where the caller asks for it.
+"""
+
+import contextlib
+import copy
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoProcessor, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from .. import tinyworld
+from ..errors import CheckpointError, nearest
+from .hub_files import Source, find_file, first_line, read_json, read_tensors, resolve, some, tensors_of_file
+
+CONFIG_FILE = "lenvm_config.json"
+HEAD_FILE = "value_head.safetensors"
+HEAD_KEYS = ("fc.weight", "fc.bias", "summary.weight", "summary.bias")
+QuantiseKind = Literal["nf4"]
+_HEAD_PREFIX = "v_head."
+_PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # entries of a config with one value a layer
+
+
+def hidden_size(config: PreTrainedConfig) -> int:
+    """Width of the last hidden state of the language model, nested configs included."""
+    return int(config.get_text_config().hidden_size)
+
+
+def takes_argument(module: torch.nn.Module, name: str) -> bool:
+    """Whether a module's forward names an argument."""
+    return name in inspect.signature(module.forward).parameters
+
+
+def vision_modules(backbone: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Names and modules of vision tower and projector: what a backbone holds beside its language model.
+
+    Nothing for text backbones.
+    """
+    language = backbone.get_decoder()  # type: ignore[operator]
+    if language is backbone:
+        return
+    for name, child in backbone.named_children():
+        if not any(part is language for part in child.modules()):
+            yield name, child
+
+
+def token_types(config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
+    """Modality of each token: 0 text, 1 image, 2 video. Same shape, int64."""
+    types = torch.zeros_like(input_ids)
+    for modality, name in ((1, "image_token_id"), (2, "video_token_id")):
+        token = getattr(config, name, None)
+        if token is not None:
+            types[input_ids == token] = modality
+    return types
+
+
+def cache_argument(module: torch.nn.Module) -> str:
+    """What a model calls its cache: ``cache`` since transformers 5.24, ``past_key_values`` before."""
+    return "cache" if takes_argument(module, "cache") else "past_key_values"
+
+
+def load_config(source: Source, overrides: dict[str, Any] | None = None, **options: Any) -> PreTrainedConfig:
+    """The backbone's config, with some entries changed.
+
+    Raises:
+        CheckpointError: no such model here or on the hub, one whose code is not trusted, or an override that the
+            config does not have.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve(source), **options)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"{str(source)!r} comes with modelling code of its own: look at that code and, if it may run here, say "
+                "trust_remote_code: true in a recipe, or --trust-remote-code on a command line that takes it"
+            ) from error
+        raise CheckpointError(
+            f"no model could be read from {str(source)!r}: {first_line(error)} Give a Hugging Face id (needs "
+            f"the hub), a directory with a config.json, or an embedded name ({', '.join(tinyworld.NAMES)})."
+        ) from error
+    if not overrides:
+        return config
+    # Built anew from its entries: a config derives some of them from others when it is made, not when it is changed.
+    entries = _merge(config.to_dict(), overrides, str(source))
+    try:
+        return type(config).from_dict(entries)
+    except ValueError as error:
+        raise CheckpointError(f"overrides {overrides} do not make a valid config of {source}: {error}") from error
+
+
+def _merge(entries: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(entries)
+    if "num_hidden_layers" in overrides:
+        merged.pop("layer_types", None)  # one entry a layer; derived again where it was
+    for key, value in overrides.items():
+        if key not in entries:
+            raise CheckpointError(f"the config of {where} has no entry {key!r}{nearest(key, entries)}")
+        nested = isinstance(entries[key], dict) and isinstance(value, dict)
+        merged[key] = _merge(entries[key], value, f"{where}.{key}") if nested else value
+    return merged
+
+
+def cut_layers(config: PreTrainedConfig, count: int, source: Source) -> None:
+    """Makes a config ask for only the first layers of its language model."""
+    text = config.get_text_config()
+    there = text.num_hidden_layers
+    if not 1 <= count <= there:
+        raise CheckpointError(f"keep_layers must lie between 1 and {there}, the layers of {str(source)!r}; got {count}")
+    lists = {name: vars(text)[name][:count] for name in _PER_LAYER if vars(text).get(name)}
+    text.num_hidden_layers = count
+    for name, kinds in lists.items():
+        setattr(text, name, kinds)
+    if text.num_hidden_layers != count:
+        raise CheckpointError(
+            f"{str(source)!r} ({config.model_type}) counts its layers in another way, so they cannot be cut: leave "
+            "keep_layers out"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silences transformers' bars and its report of unused keys; those that are missing raise. Downloads still show."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    hook = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **kwargs, disable=True))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(hook)
+        transformers_logging.set_verbosity(level)
+
+
+def load_backbone(
+    source: Source,
+    *,
+    pretrained: bool = True,
+    overrides: dict[str, Any] | None = None,
+    keep_layers: int | None = None,
+    dtype: torch.dtype | str = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    quantise: QuantiseKind | None = None,
+) -> PreTrainedModel:
+    """A headless transformers model.
+
+    Args:
+        source: hub id, directory or embedded name.
+        pretrained: load the weights; False gives random ones of the same shape. Within ``torch.device("meta")``
+            nothing is read but the shapes.
+        overrides: entries of the config to change, nested where the config is.
+        keep_layers: load only so many layers of the language model, the first ones, with the norm after the last;
+            None loads all. A vision tower stays whole.
+        dtype: of the weights, or ``auto`` for the checkpoint's own.
+        attn_implementation: ``sdpa``, ``flash_attention_2``, …; transformers' choice where None.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+        quantise: ``nf4`` keeps the linear layers of the language model in four bits, scales quantised once more, and
+            computes in ``dtype``; vision tower, projector and embeddings stay as they are.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        CheckpointError: no such model, an unknown override, overrides of pretrained weights, missing weights, layers
+            that are not there to be kept.
+    """
+    if pretrained and overrides:
+        raise CheckpointError(
+            f"overrides ({', '.join(overrides)}) change the shape that the weights of {str(source)!r} have; "
+            "set pretrained: false to start from random weights, or leave the overrides out."
+        )
+    if quantise is not None and not pretrained:
+        raise CheckpointError(f"quantise: {quantise} is of pretrained weights, but pretrained is false: leave one out")
+    if keep_layers is not None and not pretrained:
+        raise CheckpointError(
+            f"keep_layers: {keep_layers} says which pretrained weights to load, but pretrained is false: set the "
+            "number of layers in overrides"
+        )
+    config = load_config(source, overrides, trust_remote_code=trust_remote_code)
+    if keep_layers is not None:
+        cut_layers(config, keep_layers, source)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
+    if quantise is not None:
+        options["quantization_config"] = _in_four_bits(config, quantise, dtype, options)
+    if not pretrained or torch.get_default_device().type == "meta":
+        if dtype == "auto":
+            options["dtype"] = torch.float32
+        elif isinstance(dtype, str):
+            options["dtype"] = getattr(torch, dtype)
+        try:
+            return AutoModel.from_config(config, **options).eval()
+        except ImportError as error:
+            raise CheckpointError(f"a model like {str(source)!r} cannot be built: {first_line(error)}") from error
+    try:
+        with _quiet_transformers():
+            model, info = AutoModel.from_pretrained(
+                resolve(source),
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # listed below
+                **options,
+            )
+    except ImportError as error:  # attention kernels, say
+        raise CheckpointError(f"{str(source)!r} cannot be loaded as it was asked for: {first_line(error)}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"no weights could be read from {str(source)!r} (looked for safetensors files): {first_line(error)}"
+        ) from error
+    wrong = [f"{key} is {tuple(have)}, expected {tuple(want)}" for key, have, want in sorted(info["mismatched_keys"])]
+    if wrong:
+        cause = "Weights and config come from different models: save or download both again."
+        if keep_layers is not None:  # such as embeddings for all layers in one tensor
+            cause = "Where a weight belongs to all layers, they cannot be cut: leave keep_layers out."
+        raise CheckpointError(
+            f"{len(wrong)} weights in {str(source)!r} do not have the shape its config.json asks for: {some(wrong)}. "
+            + cause
+        )
+    _fill_missing(model, set(info["missing_keys"]), source)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On such a CPU, bitsandbytes' first forward in eval mode packs the weights anew, for good: it computes in
+            # bfloat16 from then on, and no gradient passes it any more.
+            module.support_avx512bf16_for_cpu = False
+    return model.eval()
+
+
+def _in_four_bits(
+    config: PreTrainedConfig, kind: QuantiseKind, dtype: torch.dtype | str, options: dict[str, Any]
+) -> BitsAndBytesConfig:
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+    options["dtype"] = computed = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if computed not in (torch.float32, torch.bfloat16, torch.float16):
+        raise CheckpointError(f"quantise: {kind} computes in float32, bfloat16 or float16; dtype is {dtype}")
+    with torch.device("meta"):
+        shape = AutoModel.from_config(config, trust_remote_code=options["trust_remote_code"])
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed,
+        llm_int8_skip_modules=[name for name, _ in vision_modules(shape)],
+    )
+
+
+def _fill_missing(model: PreTrainedModel, missing: set[str], source: Source) -> None:
+    """Takes the input embedding from a tied ``lm_head.weight``; any other missing weight is an error."""
+    embedding = model.get_input_embeddings()
+    name = next(n for n, module in model.named_modules() if module is embedding) + ".weight"
+    if name in missing and getattr(model.config, "tie_word_embeddings", False):
+        head = next((tensor for _, tensor in read_tensors(source, lambda key: key.endswith("lm_head.weight"))), None)
+        if head is not None and head.shape == embedding.weight.shape:
+            embedding.weight.data.copy_(head)  # type: ignore[operator]
+            missing = missing - {name}
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} weights of {type(model).__name__} are not in {str(source)!r}: {some(sorted(missing))}. "
+            "The directory is incomplete or of another architecture; transformers would have filled them at random."
+        )
+
+
+def _head_key(key: str) -> str | None:
+    """Name inside the head of a checkpoint key: with prefix ``…v_head.``, or bare."""
+    for name in HEAD_KEYS:
+        if key == name or key.endswith(_HEAD_PREFIX + name):
+            return name
+    return None
+
+
+def _is_head_key(key: str) -> bool:
+    return _head_key(key) is not None
+
+
+def read_head(source: Source) -> dict[str, Tensor]:
+    """State dict of the value head, from its own file or from the shards, in float32.
+
+    Raises:
+        CheckpointError: there is no complete head.
+    """
+    path = find_file(source, HEAD_FILE)
+    found = read_tensors(source, _is_head_key) if path is None else tensors_of_file(path, _is_head_key)
+    head = {name: tensor for key, tensor in found if (name := _head_key(key))}
+    absent = [key for key in HEAD_KEYS if key not in head]
+    if absent:
+        there = f"found only {', '.join(sorted(head))}" if head else "found none of them"
+        raise CheckpointError(
+            f"{str(source)!r} has no value head (looked for {', '.join(_HEAD_PREFIX + k for k in HEAD_KEYS)} in "
+            f"{HEAD_FILE} and in the model's safetensors shards; {there}). It looks like a base model. "
+            "Train a length value model on it:\n  lightning run text_lenvm --fit.model.backbone "
+            f"{source} --fit.model.pretrained true"
+        )
+    return {key: tensor.float() if tensor.dtype != torch.float64 else tensor for key, tensor in head.items()}
+
+
+def check_head(head: dict[str, Tensor], expected: dict[str, Tensor], source: Source) -> None:
+    """Compare a head's shapes with the backbone's width.
+
+    Raises:
+        CheckpointError: they differ; all differences are listed.
+    """
+    wrong = [
+        f"{key} is {tuple(head[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in HEAD_KEYS
+        if head[key].shape != expected[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"the value head of {str(source)!r} does not fit its backbone: {'; '.join(wrong)}. "
+            "Head and backbone come from different models: copy the head file that was trained with this backbone."
+        )
+
+
+def read_lenvm_config(source: Source) -> dict[str, Any]:
+    """Content of ``lenvm_config.json``; empty for published directories, which have none."""
+    path = find_file(source, CONFIG_FILE)
+    return read_json(path) if path else {}
+
+
+def load_processor(source: Source, **options: Any) -> Any:
+    """Processor of a vision-language model, or tokenizer of a text model.
+
+    Raises:
+        CheckpointError: neither can be read from there.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(resolve(source), **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"no tokenizer or processor could be read from {str(source)!r}: {first_line(error)}"
+        ) from error
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        raise CheckpointError(  # transformers makes an empty tokenizer then, which finds no token in any text
+            f"no tokenizer or processor could be read from {str(source)!r}: there is no vocabulary (looked for "
+            "tokenizer.json). Copy the tokenizer files of the base model there, or name another place for them."
+        )
+    return processor
+
+
+def save(folder: Path, backbone: PreTrainedModel) -> None:
+    """Write a backbone as an ordinary Hugging Face directory."""
+    published = _as_published(backbone)
+    # The vocabulary head of an untied model stays on meta: it was never loaded, so there is none to write.
+    weights = {key: tensor for key, tensor in published.state_dict().items() if not tensor.is_meta}
+    with _quiet_transformers():
+        published.save_pretrained(folder, state_dict=weights)
+
+
+@contextlib.contextmanager
+def writing(folder: Path, head: dict[str, Tensor], config: dict[str, Any], processor: Any) -> Iterator[None]:
+    """Write what every value model directory has, around what its backbone writes.
+
+    Head and config come last, so that half a directory is no LenVM.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (HEAD_FILE, CONFIG_FILE):
+        (folder / name).unlink(missing_ok=True)
+    yield
+    if processor is not None:
+        with _quiet_transformers():
+            processor.save_pretrained(folder)
+    tensors = {_HEAD_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in head.items()}
+    save_file(tensors, folder / HEAD_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _as_published(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The backbone inside the class it is published as, whose key names and ``architectures`` other tools expect.
+
+    A backbone that transformers has no such class for is returned as it is.
+    """
+    for mapping in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
+        kind: Any = mapping.get(type(backbone.config), None)
+        if kind is None:
+            continue
+        with torch.device("meta"):
+            full = kind(copy.deepcopy(backbone.config))
+        if type(full.base_model) is type(backbone):
+            setattr(full, full.base_model_prefix, backbone)
+            full.tie_weights()
+            return full
+    return backbone

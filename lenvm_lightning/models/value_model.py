@@ -1,0 +1,355 @@
+"""LengthValueModel: a headless transformers backbone, text or vision-language, and one scalar head.
+
+The backbone has no vocabulary head: the logits over the vocabulary are the biggest tensor of a training step, and
+nobody would read them.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import CheckpointError
+from ..objectives import LengthTarget, TargetKind
+from . import adapters
+from .adapters import LoRA
+from .backbone import (
+    CONFIG_FILE,
+    Source,
+    check_head,
+    hidden_size,
+    load_backbone,
+    load_config,
+    read_head,
+    read_lenvm_config,
+    save,
+    takes_argument,
+    token_types,
+    vision_modules,
+    writing,
+)
+
+
+@dataclasses.dataclass
+class LenVMConfig:
+    """What a value model must remember beside its weights; stored as ``lenvm_config.json``.
+
+    Attributes:
+        gamma: the discount it was trained with.
+        target: what its head regresses on, see `LengthTarget`.
+        length_scale: tokens at which the ``normalised`` target reaches 1.
+        backbone: name or path of the model that training started from.
+        rollouts: what is known of the training rollouts: generator, sampling settings, lengths.
+        dropout: dropout before each linear layer of the head, while training.
+        base: how the weights under an adapter are loaded: ``dtype``, ``quantise``, ``keep_layers``, and their
+            ``digest``; empty for a model that holds its own.
+
+    Raises:
+        ValueError: a gamma, target or length scale that means nothing.
+    """
+
+    gamma: float
+    target: TargetKind = "discounted"
+    length_scale: float = 1.0
+    backbone: str | None = None
+    rollouts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dropout: float = 0.0
+    base: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
+            raise ValueError(f"gamma must be a number strictly between 0 and 1; got {self.gamma!r}")
+        LengthTarget(self.target, self.gamma, self.length_scale)  # checks the others
+
+    @property
+    def rule(self) -> LengthTarget:
+        """The target rule: logit -> value, remaining."""
+        return LengthTarget(self.target, self.gamma, self.length_scale)
+
+
+class ValueHead(nn.Module):
+    """``W2 · SiLU(W1 · h + b1) + b2``, one logit a position, always computed in float32 or better.
+
+    Args:
+        hidden_size: width H of the backbone's last hidden state.
+        dropout: dropout probability before each linear layer.
+    """
+
+    def __init__(self, hidden_size: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc = nn.Linear(hidden_size, hidden_size, dtype=torch.float32)
+        self.summary = nn.Linear(hidden_size, 1, dtype=torch.float32)
+        self.dropout = nn.Dropout(dropout)
+
+    def reset(self, bias: float) -> None:
+        """Start over: predictions close to the constant whose logit is ``bias``."""
+        self.fc.reset_parameters()
+        nn.init.normal_(self.summary.weight, std=0.1 * self.fc.in_features**-0.5)
+        nn.init.constant_(self.summary.bias, bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., H) to logits (...), float32 whatever the backbone or autocast use."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            x = hidden.to(self.fc.weight.dtype)
+            x = nn.functional.silu(self.fc(self.dropout(x)))
+            return self.summary(self.dropout(x)).squeeze(-1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ValueHead":
+        # `model.bfloat16()` and Lightning's bf16-true would halve the head too; values need float32's digits.
+        return super()._apply(lambda tensor: _unless_halved(tensor, fn(tensor)), recurse)
+
+
+def _unless_halved(before: Tensor, after: Tensor) -> Tensor:
+    """``after``, but with the digits of ``before`` where it was cast to half precision."""
+    return before.to(after.device, torch.float32) if after.dtype in (torch.bfloat16, torch.float16) else after
+
+
+class LengthValueModel(nn.Module):
+    """Predicts at every position how many tokens are still to come.
+
+    Args:
+        backbone: headless transformers model (``AutoModel``), text or vision-language.
+        config: gamma, target and provenance.
+
+    Example:
+        >>> lenvm = LengthValueModel.from_pretrained("runs/text_lenvm/model")          # doctest: +SKIP
+        >>> logits = lenvm(input_ids=ids, attention_mask=mask)                         # doctest: +SKIP
+        >>> lenvm.remaining(logits)[:, -1]                                             # doctest: +SKIP
+    """
+
+    def __init__(self, backbone: PreTrainedModel, config: LenVMConfig) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.config = config
+        self.v_head = ValueHead(hidden_size(backbone.config), config.dropout)
+        if backbone.dtype == torch.float64:
+            self.v_head.double()
+        self.v_head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
+        self._takes_token_types = takes_argument(backbone, "mm_token_type_ids")
+        self.takes_positions = takes_argument(backbone, "position_ids")
+        self.in_step = False  # see sharding.keep_in_step
+
+    @classmethod
+    def from_backbone(
+        cls,
+        source: str | os.PathLike[str],
+        config: LenVMConfig,
+        *,
+        pretrained: bool = True,
+        overrides: dict[str, Any] | None = None,
+        keep_layers: int | None = None,
+        expected_length: float | None = None,
+        lora: LoRA | None = None,
+        **backbone_options: Any,
+    ) -> "LengthValueModel":
+        """A value model with a fresh head.
+
+        Args:
+            source: hub id, directory, or the name of an embedded model (``tiny-text``, ``tiny-vl``).
+            config: gamma, target, provenance.
+            pretrained: load the backbone's weights; False starts from its shape with random ones.
+            overrides: entries of the backbone's config to change, nested for vision-language models;
+                only without pretrained weights.
+            keep_layers: start from only so many layers of the pretrained language model, the first ones.
+            expected_length: typical remaining tokens; the fresh head starts by predicting it everywhere.
+            lora: freeze the backbone and train adapters on its language model; None trains all of it.
+            backbone_options: for `load_backbone` (dtype, attn_implementation,
+                quantise, …).
+
+        Raises:
+            CheckpointError: no such model, weights or layers missing from it, adapters that fit nowhere.
+        """
+        backbone = load_backbone(
+            source, pretrained=pretrained, overrides=overrides, keep_layers=keep_layers, **backbone_options
+        )
+        if config.backbone is None:
+            config = dataclasses.replace(config, backbone=str(source))
+        if lora is not None:
+            adapters.add_adapter(backbone, lora)
+            base = {"dtype": _name(backbone.dtype), "quantise": backbone_options.get("quantise")}
+            base |= {"keep_layers": keep_layers, "digest": adapters.digest_of_frozen(backbone)}
+            config = dataclasses.replace(config, base=base)
+        model = cls(backbone, config)
+        model.v_head.reset(config.rule.bias_for(expected_length) if expected_length else 0.0)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], gamma: float | None = None, **backbone_options: Any
+    ) -> "LengthValueModel":
+        """Load a trained value model: one of ours, or a published one; whole, or an adapter with a head.
+
+        Args:
+            source: directory or hub id.
+            gamma: needed only where the checkpoint does not store it; a different one than stored is refused.
+            backbone_options: for `load_backbone` (dtype, attn_implementation, …).
+
+        Returns:
+            The model, in eval mode.
+
+        Raises:
+            CheckpointError: no head, a head of the wrong width, a gamma that is nowhere, weights missing.
+        """
+        adapted = adapters.has_adapter(source)
+        if not adapted:
+            load_config(source, trust_remote_code=backbone_options.get("trust_remote_code", False))
+        head = read_head(source)
+        stored = read_lenvm_config(source)
+        known = {field.name for field in dataclasses.fields(LenVMConfig)}
+        stored = {key: value for key, value in stored.items() if key in known}
+        if gamma is not None and stored.get("gamma", gamma) != gamma:
+            raise CheckpointError(
+                f"{str(source)!r} was trained with gamma={stored['gamma']}, but gamma={gamma} was asked for. "
+                "Values mean nothing under another gamma: leave the argument out."
+            )
+        if gamma is None and "gamma" not in stored:
+            raise CheckpointError(
+                f"{str(source)!r} does not say which gamma it was trained with (looked for 'gamma' in "
+                f"{CONFIG_FILE}). Ask its authors and pass it: "
+                "LengthValueModel.from_pretrained(..., gamma=0.997)"
+            )
+        try:
+            config = LenVMConfig(**{**stored, "gamma": stored.get("gamma", gamma)})
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{str(source)!r} cannot be used: {error} (looked in {CONFIG_FILE} and at the gamma that "
+                "was given). Write there what it was trained with, or save the model again."
+            ) from error
+        if adapted:
+            backbone = _load_adapted(source, config.base, backbone_options)
+        else:
+            backbone = load_backbone(source, **{"dtype": "auto", **backbone_options})
+        model = cls(backbone, config)
+        check_head(head, model.v_head.state_dict(), source)
+        model.v_head.load_state_dict(head)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], processor: Any = None) -> None:
+        """Write the published layout: a Hugging Face directory, ``value_head.safetensors``, ``lenvm_config.json``.
+
+        A model with adapters writes these instead of whole weights, in PEFT's layout; see `save_merged`.
+
+        Args:
+            folder: directory to write into; created where missing.
+            processor: tokenizer or processor to store beside the weights.
+        """
+        with writing(Path(folder), self.v_head.state_dict(), dataclasses.asdict(self.config), processor):
+            if adapters.is_adapted(self.backbone):
+                adapters.save_adapter(Path(folder), self.backbone, str(self.config.backbone))
+            else:
+                save(Path(folder), self.backbone)
+
+    def save_merged(
+        self, folder: str | os.PathLike[str], processor: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write a directory of whole weights, with the adapters added to them.
+
+        Args:
+            folder: directory to write into; created where missing.
+            processor: tokenizer or processor to store beside the weights.
+            dtype: of the weights; that of the base where None. Of a base in four bits, float32 gives the values of
+                training, anything less rounds what adapters have changed.
+        """
+        config = dataclasses.replace(self.config, base={})
+        with writing(Path(folder), self.v_head.state_dict(), dataclasses.asdict(config), processor):
+            save(Path(folder), adapters.merge(self.backbone, dtype))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LengthValueModel":
+        # Rotary frequencies are buffers that are not stored: halved, they would differ from those made on loading.
+        derived = [(m, name, m._buffers[name]) for m in self.modules() for name in m._non_persistent_buffers_set]
+        super()._apply(fn, recurse)
+        for module, name, before in derived:
+            after = module._buffers[name]
+            if before is not None and after is not None and before.dtype == torch.float32:
+                module._buffers[name] = _unless_halved(before, after)
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
+        """Logits of every position.
+
+        Args:
+            input_ids: token ids. Shape (B, T).
+            attention_mask: 1 = real token, 0 = padding. Shape (B, T).
+            inputs: what else the backbone takes: ``pixel_values``, ``image_grid_thw``, ``position_ids``,
+                the cache (the mask then covers what is in there too), …
+
+        Returns:
+            Logits, shape (B, T), float32 or better; `value` and `remaining` read them.
+        """
+        cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers renames it
+        inputs.setdefault("use_cache", cache is not None)
+        pictures = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
+        if inputs.get("position_ids") is None:
+            if self._takes_token_types and pictures:
+                # Such backbones (Qwen-VL) count positions themselves; without types as plain text, silently.
+                inputs.setdefault("mm_token_type_ids", token_types(self.backbone.config, input_ids))
+            elif self.takes_positions and (attention_mask is None or attention_mask.ndim == 2):
+                inputs["position_ids"] = self._positions(input_ids, attention_mask, cache)
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
+        if pictures and cache is not None:
+            cache.lenvm_offset = getattr(self.backbone, "rope_deltas", None)
+        return self.v_head(hidden)
+
+    def _positions(self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor | None:
+        """Positions where transformers counts others: padding on the left, and text after pictures in a cache.
+
+        Shape (B, T); None where it counts right.
+        """
+        offset = getattr(cache, "lenvm_offset", None)  # (b, 1): a picture takes fewer positions than tokens
+        if attention_mask is None:
+            if cache is None or not self._takes_token_types:
+                return None
+            attention_mask = input_ids.new_ones(len(input_ids), cache.get_seq_length() + input_ids.shape[1])
+        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        if offset is None:
+            return positions
+        return positions + offset.repeat_interleave(len(positions) // len(offset), dim=0).to(positions.device)
+
+    def value(self, logits: Tensor) -> Tensor:
+        """Discounted value of each state, in [-1, 0]. Same shape as ``logits``."""
+        return self.config.rule.value(logits)
+
+    def remaining(self, logits: Tensor) -> Tensor:
+        """Predicted tokens still to come, EOS included. Same shape as ``logits``."""
+        return self.config.rule.remaining(logits)
+
+    @property
+    def gamma(self) -> float:
+        """The discount it was trained with."""
+        return self.config.gamma
+
+    def recompute_activations(self) -> None:
+        """Save memory by computing activations again in the backward pass; transformers does so in train mode only."""
+        kwargs = {"use_reentrant": False}
+        if hasattr(self.backbone, "activation_checkpointing_enable"):  # what newer releases call it
+            self.backbone.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        else:
+            self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        # That call also made all inputs want gradients, for the reentrant kind: they would flow through frozen towers.
+        self.backbone.disable_input_require_grads()
+
+    def vision_modules(self) -> Iterator[nn.Module]:
+        """Vision tower and projector: whatever the backbone holds beside its language model; nothing for text."""
+        return (module for _, module in vision_modules(self.backbone))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _load_adapted(source: Source, base: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
+    """An adapter on its base, which is loaded as it was in training unless ``options`` say otherwise."""
+    stored = {key: base.get(key) for key in ("quantise", "keep_layers")}
+    backbone = adapters.load_adapted(source, **{"dtype": base.get("dtype", "auto"), **stored, **options})
+    same = _name(backbone.dtype) == base.get("dtype") and not set(options) & {"quantise", "keep_layers"}
+    if same and base.get("digest") not in (None, adapters.digest_of_frozen(backbone)):
+        raise CheckpointError(
+            f"the base model of the adapter in {str(source)!r} has changed since it was trained: values would mean "
+            f"nothing. Put the old weights back, or name them in {adapters.ADAPTER_CONFIG}."
+        )
+    return backbone

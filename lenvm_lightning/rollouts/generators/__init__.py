@@ -1,0 +1,1 @@
+"""Who writes completions: a model in this process, or a server."""

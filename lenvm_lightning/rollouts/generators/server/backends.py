@@ -1,0 +1,125 @@
+"""What differs between OpenAI-compatible servers: how they are told to sample, and what they give back.
+
+All of them draw with defaults of their own where a request says nothing: vLLM and SGLang take top_k and a repetition
+penalty from the model's ``generation_config.json``, llama.cpp cuts at its top_k of 40, ``transformers serve`` takes the
+likeliest token unless the model's configuration says ``do_sample``. So every server is told everything it understands,
+or the records would state settings that were not used.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ....errors import GeneratorError, nearest
+from ..interface import Sampling
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One kind of server.
+
+    Attributes:
+        name: as written in settings.
+        limit: the field that caps a completion, in tokens.
+        token_ids: True = it can give the generated ids back.
+        logprobs: True = it gives log-probabilities to whoever asks, and no model of it refuses.
+        scaled: True = its log-probabilities are those after the temperature.
+        controls: True = it has a length value model, and takes a control of the length with each request.
+        fields: of a request beside the standard ones, for sampling settings and the ids that end a completion.
+    """
+
+    name: str
+    limit: str
+    token_ids: bool
+    logprobs: bool
+    fields: Callable[[Sampling, list[int]], dict[str, Any]]
+    scaled: bool = False
+    controls: bool = False
+
+
+def _vllm(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+    # Older versions know only the second of the two, and only beside log-probabilities.
+    return {**_engine(sampling), "return_token_ids": True, "return_tokens_as_token_ids": True}
+
+
+def _sglang(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+    return {**_engine(sampling), "return_token_ids": True, "separate_reasoning": False}
+
+
+def _engine(sampling: Sampling) -> dict[str, Any]:
+    return {"top_k": sampling.top_k or -1, "min_p": sampling.min_p, "repetition_penalty": 1.0}  # -1: all tokens
+
+
+def _llamacpp(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+    return {"top_k": sampling.top_k, "min_p": sampling.min_p, "repeat_penalty": 1.0}
+
+
+def _transformers(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+    # Any other unknown field is an error there; this one replaces the model's own generation configuration.
+    config: dict[str, Any] = {"do_sample": sampling.temperature > 0, "eos_token_id": eos, "repetition_penalty": 1.0}
+    if sampling.temperature > 0:
+        config |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+        config |= {"min_p": sampling.min_p} if sampling.min_p else {}
+    return {"generation_config": json.dumps(config)}
+
+
+def _openai(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+    if sampling.top_k or sampling.min_p:
+        raise GeneratorError(
+            f"OpenAI's servers know neither top_k (here {sampling.top_k}) nor min_p (here {sampling.min_p}). "
+            "Leave both at 0 and use top_p."
+        )
+    return {}
+
+
+def _other(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+    return {name: value for name in ("top_k", "min_p") if (value := getattr(sampling, name))}
+
+
+# The newer name of the limit is the one that OpenAI's own models insist on; gateways and small servers know the older.
+# The research code's server is an SGLang (and signs as one, so it has to be named); what its log-probabilities are of
+# under a control it does not say, so they are not asked for.
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect("vllm", "max_completion_tokens", token_ids=True, logprobs=True, fields=_vllm),
+        Dialect("sglang", "max_completion_tokens", token_ids=True, logprobs=True, fields=_sglang, scaled=True),
+        Dialect(
+            "research",
+            "max_completion_tokens",
+            token_ids=True,
+            logprobs=False,
+            fields=_sglang,
+            scaled=True,
+            controls=True,
+        ),
+        Dialect("transformers", "max_completion_tokens", token_ids=False, logprobs=False, fields=_transformers),
+        Dialect("openai", "max_completion_tokens", token_ids=False, logprobs=False, fields=_openai),
+        Dialect("llamacpp", "max_tokens", token_ids=False, logprobs=False, fields=_llamacpp),
+        Dialect("other", "max_tokens", token_ids=False, logprobs=False, fields=_other),
+    )
+}
+
+
+def find_dialect(name: str, host: str, owners: list[str], paths: Callable[[], set[str]]) -> Dialect:
+    """Choose a dialect.
+
+    Args:
+        name: one of ``DIALECTS``, or ``auto``.
+        host: of the server's address.
+        owners: the ``owned_by`` of the models that it lists, by which the common servers sign.
+        paths: asks the server for the paths it serves; ``transformers serve`` is known by one of its own.
+
+    Raises:
+        GeneratorError: the name is unknown.
+    """
+    if name in DIALECTS:
+        return DIALECTS[name]
+    if name != "auto":
+        known = ["auto", *DIALECTS]
+        raise GeneratorError(f"unknown kind of server {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+    if f".{host}".endswith((".openai.com", ".openai.azure.com")):  # gateways say `openai` is the owner of any model
+        return DIALECTS["openai"]
+    signed = next((owner for owner in owners if owner in ("vllm", "sglang", "llamacpp")), None)
+    return DIALECTS[signed or ("transformers" if "/load_model" in paths() else "other")]

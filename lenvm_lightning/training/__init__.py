@@ -1,0 +1,1 @@
+"""The LightningModule, its optimizers, strategies and callbacks."""

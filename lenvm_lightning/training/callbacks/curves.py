@@ -1,0 +1,82 @@
+"""A picture at each validation: predicted against true remaining tokens along a few held-out completions."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+
+from ...batch import LengthBatch
+
+
+class RemainingCurves(L.Callback):
+    """Draws ``val/remaining`` into TensorBoard: one panel a completion, for vision with its image.
+
+    The completions are the same at every validation, spread over the held-out lengths.
+
+    Args:
+        completions: number of panels.
+    """
+
+    def __init__(self, completions: int = 4) -> None:
+        self.completions = completions
+        self._panels: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _wanted(self, trainer: L.Trainer) -> list[int]:
+        sizes = trainer.datamodule.val_sizes  # type: ignore[attr-defined]
+        order = np.argsort(sizes, kind="stable")
+        places = np.linspace(0.1, 0.9, self.completions) * (len(order) - 1)
+        return list(dict.fromkeys(int(order[round(p)]) for p in places))
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: LengthBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the predictions of the chosen rows."""
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        wanted = set(self._wanted(trainer))
+        for i, row in enumerate(batch["row"].tolist()):
+            if row in wanted:
+                mask = batch["mask"][i]
+                with torch.no_grad():
+                    predicted = pl_module.model.remaining(outputs[i])[mask]  # type: ignore[union-attr, operator]
+                self._panels[row] = (predicted.float().cpu().numpy(), batch["remaining"][i][mask].cpu().numpy())
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw and log the picture."""
+        if not self._panels:
+            return
+        figure = self._draw(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("val/remaining", figure, global_step=trainer.global_step)
+        self._panels.clear()
+
+    def _draw(self, trainer: L.Trainer) -> Figure:
+        rows = sorted(self._panels)
+        data = trainer.datamodule.val_rows  # type: ignore[attr-defined]
+        images = {row: data[row]["images"][:1] for row in rows}
+        height = 2 if any(images.values()) else 1
+        figure = Figure(figsize=(3.6 * len(rows), 2.8 * height), layout="constrained")
+        panels = figure.subplots(height, len(rows), squeeze=False)
+        for column, row in enumerate(rows):
+            predicted, true = self._panels[row]
+            axis = panels[0][column]
+            axis.plot(true, color="0.6", linewidth=2, label="true")
+            axis.plot(predicted, color="C0", linewidth=1.2, label="predicted")
+            axis.set(xlabel="tokens written", ylim=(0, None), title=f"held-out {row}")
+            if height == 2:
+                panels[1][column].axis("off")
+                if images[row]:
+                    panels[1][column].imshow(images[row][0])
+        panels[0][0].set_ylabel("tokens remaining")
+        panels[0][0].legend(frameon=False)
+        return figure

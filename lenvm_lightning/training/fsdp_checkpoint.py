@@ -1,0 +1,90 @@
+"""Reading the shares that FSDP's ranks wrote, with no object in them made but those that are known.
+
+``torch.distributed.checkpoint`` unpickles its index, and whatever is no tensor, code included.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+from ..errors import CheckpointError
+
+INDEX = ".metadata"
+_KNOWN = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    "pathlib": {"PosixPath", "WindowsPath"},
+}  # fmt: skip
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        if name in _KNOWN.get(module, ()):
+            return super().find_class(module, name)
+        raise CheckpointError(f"it holds {module}.{name}, which no index of shares does")
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the index of all ranks, and never one of a single rank, which torch would fall back to."""
+
+    def read_metadata(self) -> Metadata:
+        found = read_index(Path(self.path))
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+class _Planner(dcp.DefaultLoadPlanner):
+    """Reads learning rates and the like without running anything."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        torch.load(value, weights_only=True)
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
+def read_index(folder: Path) -> Metadata:
+    """What there is in a folder of shares: names, shapes, types.
+
+    Raises:
+        CheckpointError: there is no such index, it is damaged, or holds other objects than an index does.
+    """
+    try:
+        with (folder / INDEX).open("rb") as file:
+            found = _Unpickler(file).load()
+    except (OSError, EOFError, pickle.UnpicklingError, CheckpointError) as error:
+        raise CheckpointError(f"{folder / INDEX} cannot be read safely: {error}") from error
+    if not isinstance(found, Metadata):
+        raise CheckpointError(f"{folder / INDEX} is no index of shares, but {type(found).__name__}")
+    return found
+
+
+def load_shares(state: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
+    """Read into the tensors of ``state``, shared out or not.
+
+    Args:
+        state: what is wanted, by name; nested.
+        folder: that the ranks wrote.
+        no_dist: this process alone reads, whatever the number of ranks that wrote.
+
+    Raises:
+        CheckpointError: see `read_index`; or something wanted is not there, is damaged, or would have to be run.
+    """
+    try:
+        dcp.load(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=no_dist)
+    except dcp.CheckpointException as error:
+        reasons = "; ".join(f"rank {rank}: {reason[0]!r}" for rank, reason in error.failures.items())
+        raise CheckpointError(f"{folder} cannot be read: {reasons}") from error

@@ -1,0 +1,397 @@
+"""Rollout files to rows and labels: bad lines by name, cuts that shift nothing, the cache, images."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import table as table_module
+from datamodules.collate import Collator, RolloutRows
+from datamodules.table import build_table, default_cache_dir, find_files
+from datamodules.tokenise import Limits
+from lenvm_lightning.errors import DataError
+from lenvm_lightning.utils.locked_folder import FolderLock
+
+USER = [{"role": "user", "content": "Add 3 and 4, please."}]
+SEEN = [{"role": "user", "content": "<image>How many?"}]
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Write lines to a file and tokenise it, with the cache beside."""
+
+    def build(processor, *lines, **limits):
+        file = tmp_path / "rollouts.jsonl"
+        content = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        file.write_bytes(b"\n".join(content))
+        return build_table(processor, Limits(**limits), files=[str(file)], cache_dir=tmp_path / "cache")[0]
+
+    return build
+
+
+def draw(path, size=(84, 84)):
+    Image.new("RGB", size, "red").save(path)
+
+
+def batch_of(table, processor, limits):
+    rows = RolloutRows(table, list(range(len(table))), [0] * len(table), limits)
+    collator = Collator(0, getattr(processor, "image_processor", None))
+    return collator([rows[i] for i in range(len(rows))])
+
+
+# -- bad lines ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"messages": [', "broken JSON at column 15: Expecting value"),
+        (b'{"messages": "\xff"}', "not UTF-8 text: "),
+        ({"messages": USER, "completion": "half a pair \ud83d"}, "not UTF-8 text: "),
+        (b"17", "expected a JSON object, found int"),
+        ({"mesages": USER, "completion": "a"}, "neither 'messages' nor 'conversations' among its keys (mesages, "),
+        ({"messages": USER, "completion": ""}, "empty completion"),
+        ({"messages": USER, "completion": "", "finish_reason": "length"}, "empty completion"),
+        ({"messages": USER, "token_ids": []}, "empty completion"),
+        (
+            {"messages": USER, "token_ids": [5, 2048]},
+            "token id 2048 is outside the vocabulary of 2048: the rollouts come from a generator",
+        ),
+        ({"messages": SEEN, "images": ["no.png"], "completion": "a"}, "image {folder}/no.png does not exist"),
+        ({"messages": SEEN, "images": ["text.png"], "completion": "a"}, "image {folder}/text.png cannot be read: "),
+        ({"messages": SEEN, "images": ["half.png"], "completion": "a"}, "image {folder}/half.png cannot be read: "),
+        (
+            {"messages": SEEN, "images": ["big.png"], "completion": "a"},
+            "image {folder}/big.png has 200x100 pixels, more than 10,000",
+        ),
+        ({"messages": SEEN, "images": [], "completion": "a"}, "1 <image> marks in the prompt but 0 images"),
+        (  # 20 times 9 + 2 tokens, and 11 around them
+            {"messages": [{"role": "user", "content": "<image>" * 20}], "images": ["a.png"] * 20, "completion": "a"},
+            "the prompt has 231 tokens with its images, more than max_prompt_length 200",
+        ),
+        ({"messages": SEEN, "images": ["a.png"], "completion": "<|image_pad|>"}, "an image or video token"),
+        ({"messages": [{"role": "user", "content": "<|video_pad|>"}], "completion": "a"}, "an image or video token"),
+    ],
+)
+def test_a_bad_line_is_named_and_the_others_are_kept(build, tiny_vl, tmp_path, line, problem):
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "big.png", (200, 100))
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    good = {"messages": SEEN, "images": ["a.png"], "completion": "Three."}
+    table = build(tiny_vl, good, b"", line, good, max_prompt_length=200, max_image_pixels=10_000)
+    assert [bool(text) for text in table["problem"]] == [False, True, False]
+    assert table[1]["problem"].startswith(problem.format(folder=tmp_path))
+    assert table["place"] == [f"{tmp_path}/rollouts.jsonl:{number}" for number in (1, 3, 4)]
+    assert table[0]["input_ids"] == table[2]["input_ids"]
+
+
+def test_one_bad_completion_of_a_group_leaves_the_others(build, tiny_text):
+    items = [{"completion": "a"}, {"completion": ""}, {"completion": "b"}]
+    table = build(tiny_text, {"messages": USER, "completions": items})
+    assert table["problem"] == ["", "empty completion", ""]
+
+
+def test_notes_tell_of_unknown_keys_and_cuts(build, tiny_text):
+    line = {"messages": USER, "token_ids": [5] * 30, "finish_reson": "length"}
+    table = build(tiny_text, line, max_length=20, max_prompt_length=8)
+    assert table[0]["problem"] == ""
+    prompt = len(tiny_text.apply_chat_template(USER, add_generation_prompt=True)["input_ids"])
+    assert table[0]["notes"] == [
+        "unknown key 'finish_reson'; did you mean 'finish_reason'?",
+        "it counts as ended by itself, but its last token, 5, is no end of sequence",
+        f"prompt of {prompt} tokens cut to its last 8",
+        "completion of 30 tokens is longer than the limit, its last 18 are left out (labels keep the whole length)",
+    ]
+    assert (table[0]["prompt_length"], table[0]["length"], len(table[0]["input_ids"])) == (8, 30, 20)
+
+
+def test_images_for_a_text_model_are_refused(build, tiny_text, tmp_path):
+    draw(tmp_path / "a.png")
+    table = build(tiny_text, {"messages": SEEN, "images": ["a.png"], "completion": "a"})
+    assert table[0]["problem"].endswith("the model reads text only: use datamodules.VisionRollouts")
+
+
+def test_no_files_and_no_lines(build, tiny_text, tmp_path):
+    with pytest.raises(DataError, match="every line is empty"):
+        build(tiny_text, b"", b"  ")
+    with pytest.raises(DataError, match=r"no rollout files match '.*/\*\.jsn', 'other' \(looked from "):
+        find_files([f"{tmp_path}/*.jsonl", f"{tmp_path}/*.jsn", "other"])
+    assert find_files([f"{tmp_path}/*", f"{tmp_path}/rollouts.jsonl"]) == [f"{tmp_path}/rollouts.jsonl"]
+
+
+# -- tokens and labels ----------------------------------------------------------------------------------------------
+
+
+def test_text_is_tokenised_as_the_generator_saw_it(build, tiny_text):
+    stopped = {"messages": USER, "completion": " So 7."}
+    table = build(tiny_text, stopped, {**stopped, "finish_reason": "length"})
+    prompt = tiny_text("<|im_start|>user\nAdd 3 and 4, please.<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    answer = tiny_text(" So 7.")["input_ids"]
+    assert table[0]["input_ids"] == [*prompt, *answer, tiny_text.eos_token_id]
+    assert table[1]["input_ids"] == [*prompt, *answer]  # it was cut: nobody generated an EOS
+    assert table["censored"] == [False, True]
+    assert table["length"] == [len(answer) + 1, len(answer)]
+
+
+def test_token_ids_are_kept_as_they_were_generated(build, tiny_text):
+    ids = [tiny_text.convert_tokens_to_ids(c) for c in "Three"] + [tiny_text.eos_token_id]
+    assert ids[:-1] != tiny_text("Three")["input_ids"]  # the tokenizer would write it shorter
+    row = build(tiny_text, {"messages": USER, "completion": "Three", "token_ids": ids})[0]
+    assert row["input_ids"][row["prompt_length"] :] == ids
+    assert row["length"] == len(ids)
+
+
+@pytest.mark.parametrize("limits", [{"max_prompt_length": 5}, {"max_length": 60}, {"max_length": 40}])
+def test_cuts_never_shift_a_label(tiny_text, text_rollouts, tmp_path, limits):
+    def batch(limits):
+        table, _ = build_table(tiny_text, limits, files=[str(text_rollouts)], cache_dir=tmp_path)
+        assert not any(table["problem"])
+        return batch_of(table, tiny_text, limits)
+
+    whole, cut = batch(Limits()), batch(Limits(**limits))
+    assert cut["input_ids"].shape[1] < whole["input_ids"].shape[1]
+    shorter = 0
+    for i in range(len(whole["row"])):
+        mask, cut_mask = whole["mask"][i], cut["mask"][i]
+        labels, tokens = whole["remaining"][i][mask], whole["input_ids"][i][mask]
+        kept = int(cut_mask.sum())
+        shorter += kept < len(labels)
+        offset = len(labels) - kept if whole["censored"][i] else 0  # counts of a censored row go to the new cut
+        assert torch.equal(cut["remaining"][i][cut_mask], labels[:kept] - offset)
+        assert torch.equal(cut["input_ids"][i][cut_mask], tokens[:kept])
+        assert labels.tolist() == list(range(len(labels) - 1, -1, -1))
+        if kept == len(labels) and not whole["censored"][i]:
+            assert cut["input_ids"][i][cut_mask][-1] == tiny_text.eos_token_id  # 0 stays at EOS
+    assert (shorter > 0) == ("max_length" in limits)
+    assert (cut["remaining"][~cut["mask"]] == 0).all()
+
+
+# -- images ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_pixels", [None, 5000])
+def test_image_tokens_are_as_many_as_the_collator_gives(tiny_vl, tmp_path, build, max_pixels):
+    sizes = [(84, 84), (112, 56), (30, 200), (300, 300)]
+    for number, size in enumerate(sizes):
+        draw(tmp_path / f"{number}.png", size)
+    two = {"messages": [{"role": "user", "content": "<image> and <image>?"}], "images": ["2.png", "0.png"]}
+    lines = [{"messages": SEEN, "images": [f"{number}.png"], "completion": "a"} for number in range(4)]
+    limits = Limits(max_pixels=max_pixels)
+    table = build(tiny_vl, *lines, {**two, "completion": "b"}, max_pixels=max_pixels)
+    assert not any(table["problem"])
+    batch = batch_of(table, tiny_vl, limits)
+    grid = batch["vision"]["image_grid_thw"].prod(dim=1) // tiny_vl.image_processor.merge_size**2
+    pads = (batch["input_ids"] == tiny_vl.image_token_id).sum(dim=1).tolist()
+    assert pads == [*grid[:4].tolist(), int(grid[4:].sum())]
+    assert len(grid) == 6
+    assert batch["vision"]["pixel_values"].shape[0] == batch["vision"]["image_grid_thw"].prod(dim=1).sum()
+    if max_pixels:  # scaled to 5000 pixels or less, then to whole patches of 28 x 28
+        assert max(grid.tolist()) <= 9
+    else:
+        assert pads[:2] == [9, 8]
+
+
+def test_text_rows_among_images(tiny_vl, tmp_path, build):
+    draw(tmp_path / "a.png")
+    text, image = {"messages": USER, "completion": "a"}, {"messages": SEEN, "images": ["a.png"], "completion": "a"}
+    table = build(tiny_vl, text, image, text)
+    batch = batch_of(table, tiny_vl, Limits())
+    assert (batch["input_ids"] == tiny_vl.image_token_id).sum(dim=1).tolist() == [0, 9, 0]
+    assert batch["vision"]["image_grid_thw"].tolist() == [[1, 6, 6]]
+    assert batch_of(table.select([0, 2]), tiny_vl, Limits())["vision"] == {}
+
+
+# -- the cache ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokenised(monkeypatch):
+    """Count the rollouts that are tokenised."""
+    calls = []
+    original = table_module.encode_rollout
+    monkeypatch.setattr(table_module, "encode_rollout", lambda *args: calls.append(1) or original(*args))
+    return calls
+
+
+def test_a_table_is_made_once(build, tiny_text, tokenised):
+    line = {"messages": USER, "completion": "a"}
+    first = build(tiny_text, line)
+    assert len(tokenised) == 1
+    again = build(tiny_text, line)
+    assert len(tokenised) == 1
+    assert again.to_dict() == first.to_dict()
+    build(tiny_text, line, max_length=100)  # other settings
+    assert len(tokenised) == 2
+    assert build(tiny_text, {"messages": USER, "completion": "b"})["input_ids"] != first["input_ids"]  # other content
+    assert len(tokenised) == 3
+    build(tiny_text, line)
+    assert len(tokenised) == 3
+
+
+def test_another_tokenizer_makes_another_table(build, tiny_text, tiny_vl, tokenised):
+    line = {"messages": USER, "completion": "a"}
+    build(tiny_text, line)
+    build(tiny_vl, line)
+    assert len(tokenised) == 2
+
+
+def test_a_changed_image_makes_the_table_anew(build, tiny_vl, tmp_path, tokenised):
+    line = {"messages": SEEN, "images": ["a.png"], "completion": "a"}
+    draw(tmp_path / "a.png")
+    small = len(build(tiny_vl, line)[0]["input_ids"])
+    build(tiny_vl, line)
+    assert len(tokenised) == 1
+    draw(tmp_path / "a.png", (112, 112))
+    assert len(build(tiny_vl, line)[0]["input_ids"]) == small + 16 - 9  # patches of 28 x 28
+    assert len(tokenised) == 2
+    (tmp_path / "a.png").unlink()
+    assert build(tiny_vl, line)[0]["problem"] == f"image {tmp_path}/a.png does not exist"
+    draw(tmp_path / "a.png")
+    assert build(tiny_vl, line)[0]["problem"] == ""  # put back
+
+
+def test_killed_while_a_table_is_replaced(build, tiny_vl, tmp_path, monkeypatch):
+    """A table in the cache is whole or not there: it is never deleted in its place."""
+    line = {"messages": SEEN, "images": ["a.png"], "completion": "a"}
+    draw(tmp_path / "a.png")
+    build(tiny_vl, line)
+    draw(tmp_path / "a.png", (112, 112))
+    rmtree = shutil.rmtree
+
+    def killed_in_the_middle(path, *args, **options):
+        if os.path.basename(path).startswith("rollouts-"):
+            os.unlink(os.path.join(path, "state.json"))
+            raise KeyboardInterrupt
+        rmtree(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_in_the_middle)
+        with contextlib.suppress(KeyboardInterrupt):
+            build(tiny_vl, line)
+    assert build(tiny_vl, line)[0]["problem"] == ""
+
+
+def test_what_killed_processes_left_is_swept_away(build, tiny_text, tmp_path):
+    folders = [tmp_path / "cache" / f"building-{name}" for name in ("old", "used", "young")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "rows.arrow").write_text("half")
+    with FolderLock(folders[1]):
+        for folder in folders[:2]:
+            os.utime(folder, (0, 0))
+        build(tiny_text, {"messages": USER, "completion": "a"})
+        assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+def test_a_cache_that_cannot_be_written(tiny_text, text_rollouts, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"cannot be written to .*file/cache.*cache_dir or \$LENVM_CACHE"):
+        build_table(tiny_text, Limits(), files=[str(text_rollouts)], cache_dir=tmp_path / "file" / "cache")
+
+
+def test_several_processes_give_the_table_of_one(tiny_vl, vision_rollouts, tmp_path):
+    tables = [
+        build_table(tiny_vl, Limits(), files=[str(vision_rollouts)], cache_dir=tmp_path / str(n), num_proc=n)
+        for n in (1, 2)
+    ]
+    assert tables[0][1] == tables[1][1]
+    assert tables[0][0].to_dict() == tables[1][0].to_dict()
+    assert len(tables[0][0]) == 40
+
+
+def test_processes_do_not_wait_for_threads_that_no_fork_takes_along(vision_rollouts, tmp_path):
+    """The sample stage leaves OpenMP's threads behind; the workers of the fit stage are forked after it, and hung."""
+    program = f"""
+import torch
+from pathlib import Path
+from datamodules.table import build_table
+from datamodules.tokenise import Limits
+from lenvm_lightning.models.backbone import load_processor
+torch.set_num_threads(4)
+torch.rand(2000, 2000) @ torch.rand(2000, 2000)
+(torch.rand(4_000_000) * 2).sum()
+table, _ = build_table(
+    load_processor("tiny-vl"), Limits(), files=["{vision_rollouts}"], cache_dir=Path("{tmp_path}"), num_proc=2
+)
+print(len(table))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["40"], done.stderr
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("LENVM_CACHE", str(tmp_path))
+    assert default_cache_dir() == tmp_path
+    monkeypatch.delenv("LENVM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "lenvm_lightning"
+
+
+# -- datasets -------------------------------------------------------------------------------------------------------
+
+
+def load(processor, file, folder, kind="json"):
+    source = {"path": kind, "data_files": str(file), "cache_dir": str(folder / "hf")}
+    return build_table(processor, Limits(), dataset=source, cache_dir=folder / "cache")
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_a_dataset_gives_the_rows_of_its_file(tiny_vl, vision_rollouts, tmp_path, monkeypatch, tokenised, kind):
+    monkeypatch.chdir(vision_rollouts.parent)  # where relative images of a dataset start
+    expected, _ = build_table(tiny_vl, Limits(), files=[vision_rollouts.name], cache_dir=tmp_path / "cache")
+    file = vision_rollouts
+    if kind == "parquet":
+        file = tmp_path / "rollouts.parquet"
+        table_module.Dataset.from_list([json.loads(x) for x in vision_rollouts.read_text().splitlines()]).to_parquet(
+            file
+        )
+    got, key = load(tiny_vl, file, tmp_path, kind)
+    assert got.remove_columns("place").to_dict() == expected.remove_columns("place").to_dict()
+    assert got[3]["place"] == f"{kind}[3]"
+    assert load(tiny_vl, file, tmp_path, kind)[1] == key
+    assert len(tokenised) == 80  # and not once more
+
+
+def test_a_dataset_that_changed_is_read_again(tiny_text, tmp_path):
+    file = tmp_path / "r.jsonl"
+    items = [{"completion": "a", "finish_reason": "length"}, {"completion": "b"}]  # Arrow fills in the absent key
+    file.write_text(json.dumps({"messages": USER, "completions": items}) + "\n")
+    table, key = load(tiny_text, file, tmp_path)
+    assert table["problem"] == ["", ""]
+    assert table["censored"] == [True, False]
+    file.write_text(json.dumps({"messages": USER, "completion": "c", "images": None}) + "\n")
+    os.utime(file, ns=(0, 0))
+    table, other = load(tiny_text, file, tmp_path)
+    assert other != key
+    assert len(table) == 1
+
+
+def test_a_dataset_that_cannot_be_loaded(tiny_text, tmp_path):
+    (tmp_path / "broken.json").write_text('{"messages": [')
+    for name in ("broken.json", "absent.json"):
+        with pytest.raises(DataError, match=f"(?s)datasets.load_dataset.*{name}.* failed: "):
+            load(tiny_text, tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"splitt": "train"}, "failed: .*splitt"),
+        ({"split": None}, "gives DatasetDict: name one split"),
+        ({"streaming": True}, "gives IterableDataset: name one split, and do not stream it"),
+    ],
+)
+def test_arguments_of_a_dataset_that_cannot_be(tiny_text, text_rollouts, tmp_path, wrong, words):
+    dataset = {"path": "json", "data_files": str(text_rollouts), **wrong}
+    with pytest.raises(DataError, match=f"(?s)datasets.load_dataset.* {words}"):
+        build_table(tiny_text, Limits(), dataset=dataset, cache_dir=tmp_path)
+    with pytest.raises(DataError, match=r"failed: .*path"):
+        build_table(tiny_text, Limits(), dataset={"pat": "json"}, cache_dir=tmp_path)

@@ -1,0 +1,283 @@
+"""Length controls, by hand: small candidate sets whose right answer is seen at a glance."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lenvm_lightning.decoding.batched_controls import per_row
+from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
+from lenvm_lightning.tilting import find_beta, length_share, pick
+
+GAMMA = 0.99
+
+
+def tensor(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def random_candidates(rows=64, count=15, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(rows, count, generator=generator, dtype=torch.float64)
+    remaining = 200 * torch.rand(rows, count, generator=generator, dtype=torch.float64)
+    missing = torch.rand(rows, count, generator=generator) < 0.3
+    missing[:, :2] = False
+    return logits.masked_fill(missing, -torch.inf).softmax(-1), remaining
+
+
+def mean_g(probs, remaining):
+    return (probs * length_share(remaining, GAMMA)).sum(-1)
+
+
+def test_tilt_by_hand():
+    probs, remaining = tensor([0.5, 0.3, 0.2]), tensor([0.0, 50.0, 400.0])
+    g = [1 - GAMMA**r for r in (0, 50, 400)]
+    weights = [p * math.exp(-5 * x) for p, x in zip((0.5, 0.3, 0.2), g, strict=True)]
+    expected = [weight / sum(weights) for weight in weights]
+    assert Tilt(-5)(probs, remaining, tensor([3]), GAMMA)[0].tolist() == pytest.approx(expected)
+
+
+def test_a_negative_tilt_shortens_and_a_positive_one_lengthens():
+    probs, remaining = random_candidates()
+    shorter, longer = (mean_g(Tilt(beta)(probs, remaining, torch.zeros(64), GAMMA), remaining) for beta in (-3, 3))
+    assert (shorter < mean_g(probs, remaining)).all()
+    assert (longer > mean_g(probs, remaining)).all()
+
+
+def test_no_tilt_is_the_base_model_bit_for_bit():
+    probs, remaining = random_candidates()
+    assert torch.equal(Tilt(0)(probs, remaining, torch.zeros(64), GAMMA), probs)
+    assert torch.equal(per_row([None] * 64)(probs, remaining, torch.zeros(64), GAMMA), probs)
+
+
+@pytest.mark.parametrize(
+    ("generated", "chosen"),
+    [
+        (0, 2),  # 9 should follow this token
+        (4, 1),  # 5 should: 4 and 6 are equally near, the likelier is taken
+        (8, 3),  # 1 should
+        (9, 0),  # this token is the tenth: the end
+        (12, 0),  # too late: the end at once
+    ],
+)
+def test_equal_to_counts_the_end_and_is_never_off_by_one(generated, chosen):
+    probs, remaining = tensor([0.1, 0.3, 0.1, 0.2, 0.3 - 1e-9]), tensor([0, 4, 8, 1, 6])
+    picked = EqualTo(10, mode="hard")(probs, remaining, tensor(generated), GAMMA)
+    assert picked.argmax().item() == chosen
+    assert picked.sum() == picked.max() == 1
+
+
+def test_candidates_that_are_not_there_are_never_picked():
+    probs, remaining = tensor([0.0, 0.6, 0.4]), tensor([0.0, 30.0, 20.0])
+    assert AtMost(5, mode="hard")(probs, remaining, tensor(0), GAMMA).tolist() == [[0, 0, 1]]
+    assert pick(probs, remaining).tolist() == [[0, 0, 1]]
+    for control in (EqualTo(1, mode="soft"), EqualTo(1), Scale(0.0, "mul"), Tilt(-19)):
+        assert control(probs, remaining, tensor(0), GAMMA)[0, 0] == 0
+
+
+def test_at_least_takes_most_until_this_token_may_be_the_last():
+    probs, remaining = tensor([0.8, 0.1, 0.1]), tensor([0.0, 90.0, 30.0])
+    chosen = [AtLeast(4, mode="hard")(probs, remaining, tensor(t), GAMMA).argmax().item() for t in range(5)]
+    assert chosen == [1, 1, 1, 0, 0]
+
+
+def test_soft_equal_to_meets_the_target_in_the_mean():
+    probs, remaining = random_candidates()
+    offered = probs > 0
+    lowest = remaining.masked_fill(~offered, torch.inf).amin(-1)
+    highest = remaining.masked_fill(~offered, -1).amax(-1)
+    generated = 3 * torch.arange(64)
+    control = EqualTo(201, mode="soft")
+    moved = control(probs, remaining, generated, GAMMA)
+    target = length_share((200 - generated).double(), GAMMA)
+    within = (target > length_share(lowest, GAMMA)) & (target < length_share(highest, GAMMA))
+    assert 20 < within.sum() < 64
+    torch.testing.assert_close(mean_g(moved, remaining)[within], target[within], atol=1e-4, rtol=0)
+    outside = moved[~within]
+    assert (outside.amax(-1) == 1).all()
+
+
+@pytest.mark.parametrize("beta", [-300.0, -17.0, -0.4, 0.003, 2.0, 45.0])
+def test_beta_is_found_again(beta):
+    probs, remaining = random_candidates()
+    g = length_share(remaining, GAMMA)
+    target = mean_g(Tilt(beta)(probs, remaining, torch.zeros(64), GAMMA), remaining)[:, None]
+    settled = Tilt(find_beta(probs, g, target).squeeze(1))(probs, remaining, torch.zeros(64), GAMMA)
+    torch.testing.assert_close(mean_g(settled, remaining)[:, None], target, atol=2e-5, rtol=0)
+
+
+def test_landing_by_hand():
+    probs, remaining = tensor([0.5, 0.3, 0.2]), tensor([0.0, 12.0, 50.0])
+    costs = [(15 - 0) / 16, (15 - 12) / 16, (3 + 0.03 * 32) / 16]  # 16 tokens are left, so 15 should follow this one
+    weights = [p * math.exp(-7 * cost) for p, cost in zip((0.5, 0.3, 0.2), costs, strict=True)]
+    landed = EqualTo(20, grip=7.0)(probs, remaining, tensor(4), GAMMA)[0]
+    assert landed.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
+    costs = [(3 - 0) / 8, 0.0, (3 + 0.03 * 32) / 16]  # of 4 to 16 tokens; near the bound a miss counts as a share of 8
+    weights = [p * math.exp(-7 * cost) for p, cost in zip((0.5, 0.3, 0.2), costs, strict=True)]
+    landed = AtMost(20, low=0.4, high=1.0, grip=7.0)(probs, remaining, tensor(4), GAMMA)[0]
+    assert landed.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
+
+
+def test_a_little_too_early_costs_nothing_far_from_the_end():
+    probs, remaining = tensor([0.5, 0.5]), tensor([82.0, 99.0])
+    early = EqualTo(101, grip=50.0)(probs, remaining, tensor(0), GAMMA)[0]
+    weights = [math.exp(-50.0 * (83 - 82) / 101), 1.0]  # of 100 tokens to come, 83 = 100 - (100 / 4 - 8) are due
+    assert early.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
+
+
+def ends_at(control, generated, share=0.5):
+    """The probability of an end that is offered with this share, beside candidates of 9 and of 400 tokens."""
+    probs, remaining = tensor([share, (1 - share) / 2, (1 - share) / 2]), tensor([0.0, 9.0, 400.0])
+    return control(probs, remaining, tensor(generated), GAMMA)[0, 0].item()
+
+
+def test_landing_ends_with_the_last_token_wished_for():
+    assert [round(ends_at(EqualTo(50), t), 3) for t in (0, 30, 40, 48, 49, 60)] == [0, 0, 0, 1, 1, 1]
+    assert [round(ends_at(AtMost(100), t), 3) for t in (0, 40, 60, 68, 90, 100)] == [0, 0, 0, 0, 1, 1]
+    assert [round(ends_at(AtLeast(100), t), 3) for t in (0, 60, 90)] == [0, 0, 0]
+    assert [round(ends_at(AtLeast(100), t), 3) for t in (129, 140)] == [1, 1]
+    assert ends_at(AtLeast(100), 99) == pytest.approx(2 / 3, abs=0.01)  # 400 more would be too many, 9 would not
+    assert ends_at(AtLeast(100, high=math.inf), 500) == pytest.approx(0.5)
+
+
+def test_landing_leaves_the_base_model_alone_where_it_is_on_its_way():
+    probs, remaining = tensor([0.2, 0.5, 0.3]), tensor([71.0, 75.0, 80.0])
+    here = tensor(0)
+    torch.testing.assert_close(AtMost(100)(probs, remaining, here, GAMMA), probs)
+    torch.testing.assert_close(AtLeast(65)(probs, remaining, here, GAMMA), probs)
+    shorter, longer = AtMost(70)(probs, remaining, here, GAMMA), AtLeast(100)(probs, remaining, here, GAMMA)
+    assert mean_g(shorter, remaining) < mean_g(probs, remaining) < mean_g(longer, remaining)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "expected"),
+    [
+        ("mul", 0.5, lambda m, low, high: 0.5 * m),
+        ("linear", -0.5, lambda m, low, high: m - 0.5 * (m - low)),
+        ("linear", 0.25, lambda m, low, high: m + 0.25 * (high - m)),
+        ("length_mul", 0.5, lambda m, low, high: 1 - (1 - m) ** 0.5),
+    ],
+)
+def test_scaled_expectation_by_hand(kind, scale, expected):
+    probs, remaining = tensor([0.25, 0.5, 0.25]), tensor([10.0, 60.0, 200.0])
+    g = length_share(remaining, GAMMA)[0].tolist()
+    mean = sum(p * x for p, x in zip((0.25, 0.5, 0.25), g, strict=True))
+    moved = Scale(scale, kind)(probs, remaining, tensor(0), GAMMA)
+    wanted = min(max(expected(mean, g[0], g[-1]), g[0]), g[-1])
+    assert mean_g(moved, remaining).item() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("control", [Scale(1.0, "mul"), Scale(0.0, "linear"), Scale(1.0, "length_mul")])
+def test_a_scale_that_asks_for_nothing_changes_nothing(control):
+    probs, remaining = random_candidates()
+    torch.testing.assert_close(control(probs, remaining, torch.zeros(64), GAMMA), probs, atol=1e-4, rtol=0)
+
+
+def test_gates_leave_rows_to_the_base_model():
+    probs, remaining = tensor([0.999, 0.001], [0.5, 0.5], [0.5, 0.5]), tensor([80, 90], [80, 90], [1, 2])
+    control = Gated(Tilt(-10), min_g=0.1, min_entropy=0.3)
+    gated, tilted = (c(probs, remaining, torch.zeros(3), GAMMA) for c in (control, Tilt(-10)))
+    assert torch.equal(gated[0], probs[0])  # nothing to decide
+    assert torch.equal(gated[1], tilted[1])
+    assert torch.equal(gated[2], probs[2])  # almost over
+
+
+def test_every_row_has_its_own_control():
+    controls = [
+        Tilt(-4),
+        None,
+        EqualTo(30),
+        EqualTo(90),
+        EqualTo(50, mode="hard"),
+        Tilt(2.5),
+        Gated(Tilt(-3), min_entropy=0.2),
+        AtMost(9, mode="hard"),
+        AtMost(33),
+        AtLeast(20, high=math.inf),
+        AtLeast(90),
+        Gated(EqualTo(12, mode="soft")),
+        Scale(0.5),
+    ]
+    probs, remaining = random_candidates(len(controls))
+    generated = torch.arange(len(controls))
+    together = per_row(controls)(probs, remaining, generated, GAMMA)
+    for row, control in enumerate(controls):
+        one = (probs[row : row + 1], remaining[row : row + 1], generated[row : row + 1])
+        alone = one[0] if control is None else control(*one, GAMMA)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-12, rtol=0)
+    assert torch.equal(together[1], probs[1])
+
+
+class Mine:
+    """A control of somebody who has never heard of tensors of numbers."""
+
+    def __init__(self, beta):
+        self.beta = beta
+
+    def __call__(self, probs, remaining, generated, gamma):
+        return (probs.log() + (self.beta if self.beta > 0 else -0.1) * remaining).softmax(-1)
+
+
+@dataclass(frozen=True)
+class MineToo(Mine):
+    beta: float
+
+
+class Doubled(nn.Module):
+    def forward(self, probs, remaining, generated, gamma):
+        return 2 * probs
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (Mine(0.2), Mine(-0.2)),
+        (MineToo(0.2), MineToo(-0.2)),
+        (lambda p, r, t, g: p, lambda p, r, t, g: p.flip(-1)),
+        (Doubled(), None),
+        (Gated(MineToo(0.2)), Gated(MineToo(-0.2))),
+        (Tilt(np.float32(-5)), Tilt(np.float32(5))),
+        (EqualTo(torch.tensor(3)), EqualTo(torch.tensor(90))),
+        (EqualTo(np.int64(3)), EqualTo(90, grip=7)),
+        (Tilt(1), Tilt(-2.5)),
+    ],
+)
+def test_rows_keep_apart_whatever_their_controls_are(pair):
+    probs, remaining = random_candidates(2)
+    together = per_row(pair)(probs, remaining, torch.zeros(2), GAMMA)
+    for row, control in enumerate(pair):
+        one = (probs[row : row + 1], remaining[row : row + 1], torch.zeros(1))
+        alone = one[0] if control is None else control(*one, GAMMA)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=0)
+
+
+def test_all_are_distributions_over_the_candidates():
+    probs, remaining = random_candidates()
+    remaining[::2, 0] = 0
+    for control in (Tilt(-30), Tilt(1e4), EqualTo(40), EqualTo(4, mode="soft"), EqualTo(400), Scale(3.0, "mul")):
+        result = control(probs, remaining, torch.full((64,), 2), GAMMA)
+        torch.testing.assert_close(result.sum(-1), torch.ones(64, dtype=torch.float64))
+        assert (result[probs == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: EqualTo(0), "n must be a whole number of at least 1 token, the end included; got 0"),
+        (lambda: AtMost(2.5, mode="hard"), "n must be a whole number"),
+        (lambda: AtLeast(True, mode="hard"), "n must be a whole number"),
+        (lambda: EqualTo(5, mode="fuzzy"), "mode must be one of landing, hard, soft; got 'fuzzy'"),
+        (lambda: AtMost(5, low=0.9, high=0.5), "low and high must be shares of n with 0 <= low <= high <= 1"),
+        (lambda: AtLeast(5, low=0.9), "low and high must be shares of n with 1 <= low <= high <= inf"),
+        (lambda: Tilt(math.nan), "beta must be finite"),
+        (lambda: Gated(None), "control must be a control, such as EqualTo"),
+        (lambda: Gated(EqualTo), "control must be a control, such as EqualTo"),
+        (lambda: Scale(2.0, "linear"), r"scale of kind 'linear' must lie in \[-1, 1\]; got 2.0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()

@@ -1,0 +1,75 @@
+"""The shipped tiny generators: ordinary model directories, small, and as good as their recipes say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+from lenvm_lightning import tinyworld
+from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.rollouts.generators.interface import Completion
+from lenvm_lightning.rollouts.generators.local import LocalGenerator
+from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
+from lenvm_lightning.tinyworld.prompt_sets import prompt_set
+from lenvm_lightning.tinyworld.quality import _quality, measure
+
+
+@pytest.mark.parametrize(
+    ("name", "auto"), [("tiny-text", AutoModelForCausalLM), ("tiny-vl", AutoModelForImageTextToText)]
+)
+def test_directories_are_ordinary_and_small(name, auto):
+    folder = tinyworld.path(name)
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= 4_000_000
+    model, found = auto.from_pretrained(folder, output_loading_info=True)
+    assert not any(found.values())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_transformers_alone_solves_a_story():
+    """No line of this package between the folder and the answer."""
+    folder = tinyworld.path("tiny-text")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = prompt_set("tiny-math", "test", 1)[0]
+    text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+    output = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=400, do_sample=False)
+    assert f"\\boxed{{{prompt.meta['answer']}}}" in tokenizer.decode(output[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "least"), [("tiny-text", "tiny-math", 0.75), ("tiny-vl", "tiny-vqa", 0.88)]
+)
+def test_quality(name, prompts, least):
+    quality = measure(LocalGenerator.load(name), prompts, prompts=64, n=8)
+    assert quality.pass_at_1 >= least
+    assert quality.p99 / quality.p50 > 2.5
+    assert quality.cut < 0.01
+
+
+def test_quality_by_hand():
+    def completion(text: str, tokens: int, cut: bool = False) -> Completion:
+        return Completion(text, [0] * tokens, "length" if cut else "stop", -0.5 * tokens, 0)
+
+    math = [completion("\\boxed{7}", 10), completion("\\boxed{7}", 30), completion("\\boxed{8}", 20, cut=True)]
+    writing = [completion("x", 65)]  # 64 and EOS
+    wish = {"control": "equal to", "length": 64}
+    quality = _quality([({"answer": "7"}, math), (wish, writing)])
+    assert quality.completions == 4
+    assert quality.pass_at_1 == pytest.approx(3 / 4)
+    assert quality.mean_tokens == pytest.approx(125 / 4)
+    assert quality.shortest_correct == pytest.approx((10 / 20 + 65 / 65) / 2)
+    assert quality.equal_to_score == 100
+    assert quality.logprob_per_token == pytest.approx(-0.5)
+    assert quality.cut == 0.25
+
+
+def test_saved_in_half_precision_and_loaded_whole(tmp_path: Path):
+    torch.manual_seed(0)
+    module = TinyLanguageModel("tiny-text")
+    module.save_pretrained(tmp_path, load_processor("tiny-text"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.float32
+    for name, parameter in module.model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], parameter.half().float(), rtol=0, atol=0)
+    shipped = (tinyworld.path("tiny-text") / "model.safetensors").stat().st_size
+    assert (tmp_path / "model.safetensors").stat().st_size == shipped  # tied embeddings are one tensor

@@ -1,0 +1,216 @@
+"""DeepSpeed's ZeRO in two processes trains what DDP trains, keeps it, and leaves the ordinary model directory."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from gradients import relative
+from harm import Harm
+from lightning.pytorch.strategies import StrategyRegistry
+from ranks import RANKS, drive, fit_of, load, same_after_a_kill
+
+from lenvm_lightning import LengthValueModel
+from lenvm_lightning.cli.main import main
+from lenvm_lightning.cli.run import parse_fit
+from lenvm_lightning.cli.runs import RunFolder
+from lenvm_lightning.errors import CheckpointError, RecipeError
+from lenvm_lightning.training.deepspeed import ZeRO
+from lenvm_lightning.training.fsdp import full_weights
+from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
+from lenvm_lightning.training.strategies import name_of, refused, stage_of
+
+ROUNDING = 1e-6  # of sums in float32; the mean of the micro-batches' means is half a gradient away
+SETTINGS = {"quantise": None, "lora": None, "dtype": "float32", "freeze_vision": True}
+
+
+def together(folder: Path, text: Path, vision: Path, names: list[str]) -> Path:
+    """What two ranks found, see two_zero.py."""
+    pytest.importorskip("deepspeed")
+    return drive("two_zero.py", folder, text, vision, names)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, text_rollouts, vision_rollouts):
+    return together(
+        tmp_path_factory.mktemp("zero"), text_rollouts, vision_rollouts, ["steps", "metrics", "whole-3", "adapters-2"]
+    )
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory, text_rollouts, vision_rollouts):
+    names = ["pictures", "layouts", "whole-1", "whole-2", "offloaded-2", "offloaded-3", "adapters-3"]
+    return together(tmp_path_factory.mktemp("more"), text_rollouts, vision_rollouts, names)
+
+
+# -- what is computed -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("rank", RANKS)
+def test_steps_are_those_of_ddp(two, rank, stage, clip):
+    """Micro-batches of different numbers of tokens, and a short last window."""
+    found = load(two / f"steps-{rank}.pt")
+    here, there = found[f"{stage} {clip}"], found[f"ddp {clip}"]
+    assert here["steps"] == there["steps"] == 3
+    assert relative(here["change"], there["change"]) < ROUNDING
+
+
+def test_the_mean_of_means_is_another_one(two):
+    found = load(two / "steps-0.pt")
+    assert relative(found["naive"]["change"], found["ddp None"]["change"]) > 0.1
+    assert relative(found["ddp 0.01"]["change"], found["ddp None"]["change"]) > 0.1  # it does clip
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_metrics_are_those_of_ddp(two, stage):
+    expected, found = (json.loads((two / f"metrics-{name}.json").read_text()) for name in ("ddp", stage))
+    assert {"val/loss", "val/mre", "val/mae_tokens/start"} < set(found["alone"])
+    assert found["alone"] == pytest.approx(expected["alone"], rel=1e-6)
+    assert found["trained"] == pytest.approx(expected["trained"], rel=1e-3)  # after two steps in bfloat16
+    assert found["trained"] != found["alone"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", RANKS)
+def test_pictures_in_one_rank_only(more, rank):
+    found = load(more / f"pictures-{rank}.pt")
+    assert all(relative(found[stage], found["ddp"]) < ROUNDING for stage in ("1", "2"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", RANKS)
+def test_shared_prompts(more, rank):
+    found = load(more / f"layouts-{rank}.pt")
+    assert all(relative(found[stage], found["ddp"]) < 1e-5 for stage in ("2", "3"))
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def same_from_a_checkpoint(folder: Path, kind: str) -> None:
+    """A run that goes on ends as one that was not interrupted, and so do its checkpoint and its model directory."""
+    through, resumed = (load(folder / f"{kind}-{name}.pt") for name in ("through", "resumed"))
+    assert all(torch.equal(resumed[key], through[key]) for key in through)
+    last, earlier = (full_weights(folder / kind / f"step-00000000{step}.ckpt") for step in (4, 2))
+    trained = {key for key in through if "lora_" in key or "v_head" in key or "adapters" not in kind}
+    assert set(last) == set(earlier) == trained
+    assert all(torch.equal(last[key], through[key]) and not torch.equal(earlier[key], through[key]) for key in trained)
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        kept = model_of_checkpoint(folder / kind / "step-000000004.ckpt")(ids, torch.ones_like(ids))
+        left = LengthValueModel.from_pretrained(folder / f"{kind}-model", dtype="float32")(ids, torch.ones_like(ids))
+    assert torch.equal(kept, left)
+    found = json.loads((folder / f"{kind}-validated.json").read_text())
+    assert found["from the checkpoint"] == pytest.approx(found["trained"], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["whole-3", "adapters-2"])
+def test_going_on_from_a_checkpoint(two, kind):
+    same_from_a_checkpoint(two, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whole-1", "whole-2", "offloaded-2", "offloaded-3", "adapters-3"])
+def test_going_on_from_other_checkpoints(more, kind):
+    same_from_a_checkpoint(more, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["deepspeed_stage_2", "deepspeed_stage_3"])
+def test_killed_recipe(tmp_path, text_rollouts, vision_rollouts, strategy, capsys):
+    together(tmp_path, text_rollouts, vision_rollouts, [strategy])
+    same_after_a_kill(tmp_path / strategy)
+    stopped = RunFolder(tmp_path / strategy / "killed")
+    stopped.results.unlink()
+    assert main(["export", str(stopped.path), str(tmp_path / "exported")]) == 0
+    for name in ("model.safetensors", "value_head.safetensors"):
+        assert (tmp_path / "exported" / name).read_bytes() == (stopped.model / name).read_bytes()
+
+
+def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy = tmp_path / "step-000000004.ckpt"
+    shutil.copytree(two / "whole-3" / copy.name, copy)
+    share = copy / "checkpoint" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    state = torch.load(share, weights_only=False)
+    with share.open("wb") as file:
+        torch.save({**state, "more": Harm()}, file, pickle_module=pickle)
+    with pytest.raises(CheckpointError, match=r"cannot be read safely: it holds posix\.system"):
+        full_weights(copy)
+    share.write_bytes(b"abc")
+    with pytest.raises(CheckpointError, match="cannot be read safely: it is damaged"):
+        full_weights(copy)
+    assert not (tmp_path / "harmed").exists()
+    share.unlink()
+    with pytest.raises(CheckpointError, match="is not whole: it holds what 1 of its ranks wrote"):
+        full_weights(copy)
+
+
+# -- without ranks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("deepspeed", 2), ("deepspeed_stage_1", 1), ("deepspeed_stage_3_offload", 3), ("fsdp", 3), ("ddp", 0)],
+)
+def test_stages(name, stage):
+    assert stage_of(name) == stage
+    assert refused(SETTINGS, name, "32-true", vision=stage < 3) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "precision", "vision", "words"),
+    [
+        ("deepspeed_stage_2", {}, "16-mixed", False, "precision: 16-mixed"),
+        ("deepspeed_stage_2", {}, "bf16-true", False, "precision: bf16-true"),
+        ("deepspeed_stage_2", {"dtype": "bfloat16"}, "32", False, "dtype: bfloat16"),
+        ("deepspeed_stage_2", {"freeze_vision": False}, "32", True, "freeze_vision: false"),
+        ("deepspeed_stage_3", {}, "bf16", True, "never call the vision tower"),
+        ("deepspeed_stage_3", {"quantise": "nf4", "lora": {"rank": 4}}, "32", False, "quantised weights"),
+        ("deepspeed_stage_3_offload_nvme", {}, "32", False, "nobody has tried it"),
+        ("fsdp", {"quantise": "nf4", "lora": {"rank": 4}}, "32", False, "quantised weights"),
+        ("deepspeedstrategy", {}, "32", False, "use strategy: deepspeed_stage_2"),
+        ("fsdpstrategy", {}, "32", False, "use strategy: fsdp"),
+    ],
+)
+def test_what_a_strategy_cannot_train(name, changed, precision, vision, words):
+    (sentence,) = refused({**SETTINGS, **changed}, name, precision, vision)
+    assert words in sentence
+
+
+@pytest.mark.parametrize("name", [name for name in StrategyRegistry if name.startswith("deepspeed_")])
+def test_names_are_told_by_what_is_made_of_them(name):
+    pytest.importorskip("deepspeed")
+    assert name_of(ZeRO.named(name)) == name
+
+
+def test_plans_refuse_what_training_refuses(capsys):
+    assert main(["plan", "vlm_qlora", "--fit.trainer.devices", "2", "--fit.trainer.strategy", "fsdp"]) == 2
+    assert "quantised weights cannot be shared out over ranks" in capsys.readouterr().err
+
+
+def test_a_trainer_is_built_for_each_name(tmp_path):
+    pytest.importorskip("deepspeed")
+    cli = parse_fit(fit_of("deepspeed_stage_3_offload"), "r.yaml")
+    trainer = cli.build_trainer(RunFolder(tmp_path), None)
+    assert name_of(trainer.strategy) == "deepspeed_stage_3_offload"
+    assert trainer.strategy.config["zero_optimization"]["offload_param"]["device"] == "cpu"
+    for strategy, words in (("deepspeed_stage_4", "there are deepspeed, deepspeed_stage_1"), ("deepspeed", "TinyLang")):
+        model = "lenvm_lightning.tinyworld.language_model.TinyLanguageModel"
+        fit = (
+            fit_of(strategy)
+            if "4" in strategy
+            else fit_of(strategy, model, "lenvm_lightning.tinyworld.datamodule.TinyCorpus")
+        )
+        with pytest.raises(RecipeError, match=words):
+            parse_fit(fit, "r.yaml").build_trainer(RunFolder(tmp_path), None)
+
+
+def test_without_deepspeed(tmp_path, monkeypatch):
+    monkeypatch.setattr("lenvm_lightning.training.deepspeed.RequirementCache", lambda name: False)
+    with pytest.raises(RecipeError, match=r'pip install "lenvm-lightning\[deepspeed\]"'):
+        parse_fit(fit_of("deepspeed"), "r.yaml").build_trainer(RunFolder(tmp_path), None)

@@ -1,0 +1,61 @@
+"""Folders of shares are read without running anything that they hold."""
+
+import pickle
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from harm import Harm
+
+from lenvm_lightning.errors import CheckpointError
+from lenvm_lightning.training.fsdp import full_weights
+from lenvm_lightning.training.fsdp_checkpoint import INDEX, load_shares, read_index
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dcp.save({"state_dict": {"w": torch.arange(6.0)}, "lr": 0.5, "harm": Harm()}, checkpoint_id="f", no_dist=True)
+    return tmp_path / "f"
+
+
+def test_what_is_there_is_read(folder):
+    state = {"state_dict": {"w": torch.zeros(6)}, "lr": 0.0}
+    load_shares(state, folder, no_dist=True)
+    assert state["state_dict"]["w"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert state["lr"] == 0.5
+    assert set(read_index(folder).state_dict_metadata) == {"state_dict.w", "lr", "harm"}
+    assert full_weights(folder)["w"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_object_is_not_made(folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"f cannot be read: rank 0: .*posix\.system"):
+        load_shares({"harm": None}, folder, no_dist=True)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_an_index_makes_no_object(folder, tmp_path):
+    (folder / INDEX).write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(CheckpointError, match=r"cannot be read safely: it holds posix\.system"):
+        full_weights(folder)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_an_index_of_one_rank_is_not_read(folder, tmp_path):
+    (folder / INDEX).unlink()
+    (folder / f"__0{INDEX}").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(CheckpointError, match=r"f cannot be read: .*No such file"):
+        load_shares({"lr": 0.0}, folder, no_dist=True)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"abc", "cannot be read safely"), (pickle.dumps("x"), "but str")])
+def test_damaged_indices(folder, content, words):
+    (folder / INDEX).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        full_weights(folder)
+
+
+def test_what_is_not_there(folder):
+    with pytest.raises(CheckpointError, match=r"f cannot be read: rank 0: .*more"):
+        load_shares({"more": torch.zeros(1)}, folder, no_dist=True)

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+
+from lenvm_lightning.errors import CheckpointError
+from lenvm_lightning.training.optimizers import CompensatedAdamW, build_optimizer, join, split
+
+
+def test_fused_adamw_lets_gradients_be_clipped_under_bf16_mixed():
+    """Every recipe clips; Lightning would refuse to at the first step."""
+    weight = torch.nn.Parameter(torch.zeros(4))
+    weight.grad = torch.full((4,), 3.0)
+    plugin = MixedPrecision("bf16-mixed", "cpu")
+    with pytest.raises(RuntimeError, match="fused"):
+        plugin.clip_gradients(torch.optim.AdamW([weight], fused=True), 1.0)
+    optimizer = build_optimizer("adamw", [{"params": [weight]}], "bf16-mixed", lr=0.1)
+    assert optimizer.param_groups[0]["fused"]
+    plugin.clip_gradients(optimizer, 1.0)
+    assert weight.grad.norm() == pytest.approx(1.0, rel=1e-4)
+    optimizer.step()
+    assert weight.detach().tolist() == pytest.approx([-0.1] * 4, rel=1e-3)
+
+
+def descend(start, dtype, adam, gradients, lr=2e-5):
+    """Weights after a step along each of the gradients, and their optimizer."""
+    weight = torch.nn.Parameter(start.to(dtype, copy=True))
+    optimizer = adam([weight], lr=lr, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
+    for gradient in gradients:
+        weight.grad = gradient.to(dtype)
+        optimizer.step()
+    return weight.detach(), optimizer
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """Of 300 steps: a slope that steadily points one way, and noise; as bfloat16 has them."""
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.randn(64, 32, generator=generator)
+    noise = torch.randn(300, 64, 32, generator=generator)
+    return (slope + noise).bfloat16().float()
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Weights of all sizes, from those of matrices to those of norms and beyond."""
+    generator = torch.Generator().manual_seed(1)
+    size = torch.logspace(-4, 1, 64)[:, None]
+    return (torch.randn(64, 32, generator=generator) * size).bfloat16().float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compensated_adamw_is_adamw_where_nothing_is_lost(start, gradients, dtype):
+    expected, plain = descend(start, dtype, torch.optim.AdamW, gradients[:20])
+    found, optimizer = descend(start, dtype, CompensatedAdamW, gradients[:20])
+    assert torch.equal(found, expected)
+    (state,), (there,) = optimizer.state.values(), plain.state.values()
+    assert all(torch.equal(state[name], there[name]) for name in there)
+    assert set(state) == set(there)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 2e-5, 1e-7])
+def test_compensated_adamw_in_bfloat16_takes_the_steps_of_float32(start, gradients, lr):
+    exact, _ = descend(start, torch.float32, torch.optim.AdamW, gradients, lr)
+    found, optimizer = descend(start, torch.bfloat16, CompensatedAdamW, gradients, lr)
+    plain, _ = descend(start, torch.bfloat16, torch.optim.AdamW, gradients, lr)
+    (state,) = optimizer.state.values()
+    assert torch.equal(join(found, state["rest"]), exact)
+    assert float((found == exact.bfloat16()).float().mean()) > 0.99  # the nearest there is, but for ties
+    assert float((plain.float() - exact).norm()) > 0.3 * float((exact - start).norm())  # what is lost otherwise
+
+
+def test_numbers_are_split_and_joined():
+    numbers = torch.tensor([0.0, -0.0, 1.0, 1.00390625, -1.00390625, 3.0e38, 1e-40, float("inf"), -float("inf")])
+    numbers = torch.cat([numbers, torch.randn(10_000, generator=torch.Generator().manual_seed(2))])
+    nearest, rest = split(numbers)
+    assert torch.equal(join(nearest, rest), numbers)
+    assert nearest[3:5].tolist() == [1.0078125, -1.0078125]  # half-way: away from zero
+    assert float((nearest == numbers.bfloat16()).float().mean()) > 0.999
+    nearest, rest = split(torch.tensor([float("nan")]))
+    assert join(nearest, rest).isnan().all()
+
+
+def test_compensated_adamw_goes_on_from_its_state(start, gradients, tmp_path):
+    through, _ = descend(start, torch.bfloat16, CompensatedAdamW, gradients[:20])
+    half, optimizer = descend(start, torch.bfloat16, CompensatedAdamW, gradients[:10])
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    weight = torch.nn.Parameter(half.clone())
+    resumed = CompensatedAdamW([weight], lr=1.0, fused=True)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for gradient in gradients[10:20]:
+        weight.grad = gradient.bfloat16()
+        resumed.step()
+    assert torch.equal(weight.detach(), through)
+    assert {name: value.dtype for name, value in resumed.state[weight].items() if name != "step"} == {
+        "exp_avg": torch.float32, "exp_avg_sq": torch.float32, "rest": torch.int16
+    }  # fmt: skip
+
+
+def test_states_of_another_optimizer_are_refused(start, gradients):
+    _, plain = descend(start, torch.bfloat16, torch.optim.AdamW, gradients[:2])
+    resumed = CompensatedAdamW([torch.nn.Parameter(start.bfloat16())])
+    with pytest.raises(CheckpointError, match="an AdamW that was not compensated"):
+        resumed.load_state_dict(plain.state_dict())
+
+
+def test_what_is_trained_in_half_precision_is_compensated():
+    weights = [torch.nn.Parameter(torch.zeros(4, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    kinds = [type(build_optimizer("adamw", [{"params": weights[:n]}], "bf16-true", lr=0.1)) for n in (1, 2)]
+    assert kinds == [torch.optim.AdamW, CompensatedAdamW]

@@ -1,0 +1,226 @@
+"""Two processes compute what one does, keep it when they are killed, and leave the ordinary model directory."""
+
+import json
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from gradients import QUIET, ROWS, TOLERANCE, gradient, relative
+from ranks import RANKS, drive, fit_of, load, same_after_a_kill
+
+from datamodules import TextRollouts
+from lenvm_lightning import LengthValueModel, TextLenVM
+from lenvm_lightning.cli.run import parse_fit
+from lenvm_lightning.cli.runs import RunFolder
+from lenvm_lightning.errors import CheckpointError, DataError, RecipeError
+from lenvm_lightning.models.value_model import LenVMConfig
+from lenvm_lightning.training.batch_layouts import sharing_ways
+from lenvm_lightning.training.fsdp import FullySharded, full_weights, is_sharded, keep_in_step, shard
+from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
+
+
+@pytest.fixture(scope="module")
+def alone(text_rollouts):
+    """The gradient of one process on all rows at once."""
+    return gradient(text_rollouts, [list(range(ROWS))])[0]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, text_rollouts, vision_rollouts, alone):
+    """The folder of everything that two ranks found."""
+    names = ["gradients", "precisions", "metrics", "pictures", "checkpoints", "fsdp"]
+    return drive("two_ranks.py", tmp_path_factory.mktemp("two"), text_rollouts, vision_rollouts, names)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "recomputed"])
+@pytest.mark.parametrize("rank", RANKS)
+def test_gradient(two, alone, way, rank):
+    """Ranks with different numbers of tokens, and two micro-batches each."""
+    assert relative(load(two / f"gradients-{rank}.pt")[way], alone) < TOLERANCE
+
+
+@pytest.mark.parametrize("way", ["clipped", "clipped ddp"])
+def test_clipping_goes_by_the_norm_of_all_ranks(two, text_rollouts, alone, way):
+    clipped = load(two / "gradients-0.pt")[way]
+    assert float(alone.norm()) > 0.02  # else it clips nothing
+    assert float(clipped.norm()) == pytest.approx(0.01, rel=1e-3)
+    assert relative(clipped * (alone.norm() / clipped.norm()), alone) < TOLERANCE
+
+
+def test_activations_are_recomputed(two):
+    """Two micro-batches of one layer: forward, and once more on the way back."""
+    found = load(two / "gradients-0.pt")
+    assert (found["fsdp: calls"], found["recomputed: calls"]) == (2, 4)
+
+
+def test_precisions(two):
+    """Layers are gathered in bfloat16, the head is not, and no precision loses the float32 of the logits."""
+    whole, half = "torch.float32", "torch.bfloat16"
+    found = load(two / "precisions-0.pt")
+    exact = found["32-true"].pop("gradient")
+    assert set(found["32-true"].values()) == {whole}
+    for precision, inside in (("bf16-mixed", whole), ("bf16-true", half)):
+        assert 1e-5 < relative(found[precision].pop("gradient"), exact) < 0.1
+        assert found[precision] == {
+            "inside": half, "head": whole, "logits": whole, "gradient inside": inside, "gradient of the head": whole
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_metrics(two, text_rollouts, way):
+    from two_ranks import validated
+
+    expected = validated(str(text_rollouts), accelerator="cpu")
+    found = json.loads((two / f"metrics-{way}.json").read_text())
+    assert {"val/loss", "val/mre", "val/mae_tokens/start"} < set(found)
+    assert found == pytest.approx(expected, rel=1e-6)  # float32 logits of rows in other batches
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_only_one_rank_has_pictures(two, vision_rollouts, freeze):
+    from two_ranks import mixed_gradient
+
+    expected = mixed_gradient(str(vision_rollouts), freeze, accumulate_grad_batches=2)
+    assert float(expected.norm()) > 0
+    for rank in RANKS:
+        found = load(two / f"pictures-{rank}.pt")
+        for way in ("fsdp", "ddp"):
+            assert relative(found[f"{way} {freeze}"], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["adapters", "shares", "whole", "halved"])
+def test_going_on_from_a_checkpoint(two, kind):
+    """A folder of shares, or one file: weights are those of the run that was not interrupted, dropout included."""
+    through, resumed = (load(two / f"{kind}-{name}.pt") for name in ("through", "resumed"))
+    assert all(torch.equal(resumed[key], through[key]) for key in through)
+    stored = full_weights(two / kind / "step-000000004.ckpt")
+    trained = {key for key in through if "lora_" in key or "v_head" in key or kind != "adapters"}
+    assert set(stored) == trained  # whoever trains adapters keeps only what is trained
+    assert all(torch.equal(stored[key], through[key]) for key in trained)
+    earlier = full_weights(two / kind / "step-000000002.ckpt")
+    assert all(not torch.equal(earlier[key], through[key]) for key in trained)
+    assert (two / kind / "step-000000004.ckpt").is_dir() == (kind != "whole")
+
+
+@pytest.mark.parametrize("kind", ["adapters", "shares", "whole"])
+def test_models_of_ranks(two, kind):
+    """The model directory, and the newest checkpoint, give what the ranks computed together."""
+    ids = torch.arange(40, 60)[None]
+    expected = load(two / f"{kind}-logits.pt")
+    for model in (
+        LengthValueModel.from_pretrained(two / f"{kind}-model", dtype="float32"),
+        model_of_checkpoint(two / kind / "step-000000004.ckpt"),
+    ):
+        assert not is_sharded(model)
+        with torch.no_grad():
+            assert torch.equal(model.eval()(ids, torch.ones_like(ids)), expected)
+
+
+def test_killed_recipe(two):
+    same_after_a_kill(two / "fsdp")
+
+
+@pytest.mark.slow
+def test_killed_recipe_ddp(tmp_path, text_rollouts, vision_rollouts):
+    drive("two_ranks.py", tmp_path, text_rollouts, vision_rollouts, ["ddp"])
+    same_after_a_kill(tmp_path / "ddp")
+
+
+# -- without ranks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", ["nothing", "a folder"])
+def test_no_checkpoint_there(tmp_path, there):
+    with pytest.raises(CheckpointError, match="is no checkpoint of training"):
+        full_weights(tmp_path if there == "a folder" else tmp_path / "step-000000001.ckpt")
+
+
+def test_a_checkpoint_without_weights(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        full_weights(tmp_path / "empty.ckpt")
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "fsdp",
+        {
+            "class_path": "lenvm_lightning.training.fsdp.FullySharded",
+            "init_args": {"save_distributed_checkpoint": False},
+        },
+    ],
+)
+def test_strategy_of_a_recipe(tmp_path, strategy):
+    trainer = parse_fit(fit_of(strategy), "here").build_trainer(RunFolder(tmp_path), None)
+    assert isinstance(trainer.strategy, FullySharded)
+    assert trainer.strategy._save_distributed_checkpoint == (strategy == "fsdp")
+
+
+def test_generators_are_not_shared_out(tmp_path):
+    kind = "lenvm_lightning.tinyworld.language_model.TinyLanguageModel"
+    cli = parse_fit(fit_of("fsdp", kind, "lenvm_lightning.tinyworld.datamodule.TinyCorpus"), "here")
+    with pytest.raises(RecipeError, match="TinyLanguageModel cannot be shared out"):
+        cli.build_trainer(RunFolder(tmp_path), None)
+
+
+def mesh(tensor_parallel: int) -> dict:
+    """As far as refusals ask."""
+    return {"tensor_parallel": SimpleNamespace(size=lambda: tensor_parallel)}
+
+
+def test_tensor_parallelism_is_refused():
+    with pytest.raises(RecipeError, match=r"tensor_parallel_size is 2.*strategy: fsdp"):
+        shard(None, mesh(2), "32-true")
+
+
+def test_quantised_weights_are_refused():
+    model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), pretrained=False)
+    model.backbone.norm.weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(RecipeError, match="quantised weights cannot be shared out"):
+        shard(model, mesh(1), "32-true")
+
+
+def test_fewer_held_out_rows_than_ranks(text_rollouts):
+    data = TextRollouts(str(text_rollouts), processor="tiny-text")
+    data.setup()
+    data.trainer = SimpleNamespace(global_rank=0, world_size=5)
+    assert len(data.val_sizes) == 4
+    with pytest.raises(DataError, match="held out: 4 rows cannot fill 5 batches; use fewer devices"):
+        data.val_dataloader()
+    data.trainer.world_size = 3
+    seen = []
+    for data.trainer.global_rank in range(3):
+        batches = list(data.val_dataloader().batch_sampler)
+        seen += [row for batch in batches for row in batch]
+        assert len(batches) == 1
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+def test_no_weights_are_read_where_there_is_no_memory_for_them(monkeypatch):
+    from lenvm_lightning.models.backbone import AutoModel
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *a, **o: pytest.fail("weights were read"))
+    with torch.device("meta"):
+        model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), keep_layers=2, expected_length=50.0)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert len(model.backbone.layers) == 2
+
+
+def test_ranks_that_share_weights_make_as_many_passes():
+    """A prompt cache takes two, and one rank of them would wait for the others."""
+    model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), pretrained=False)
+    assert sharing_ways(model, training=True) == ["tree", "cache"]
+    keep_in_step(model)
+    assert sharing_ways(model, training=True) == ["tree"]
+
+
+def test_lightnings_own_fsdp_is_refused(monkeypatch):
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    model = TextLenVM("tiny-text")
+    model.trainer = L.Trainer(accelerator="cpu", **QUIET)
+    monkeypatch.setattr(model.trainer._accelerator_connector, "strategy", FSDPStrategy())
+    with pytest.raises(RecipeError, match=r"strategy: fsdp in a recipe, or lenvm_lightning\.sharding\.FullySharded"):
+        model.configure_model()

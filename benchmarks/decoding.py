@@ -39,7 +39,7 @@ from lenvm_lightning.decoding.candidate_scorer import Guide, Rules
 from lenvm_lightning.decoding.kv_cache import SlotCache
 from lenvm_lightning.decoding.model_runner import SlotDecoder
 from lenvm_lightning.decoding.sampling import draw
-from lenvm_lightning.decoding.sampling_params import Drawing
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.guidance import EqualTo
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 
@@ -127,7 +127,7 @@ class Bench:
             self._filled(guide.decoder, guide.cache)
         feed = torch.tensor([[ids[-1]] for ids in self.prompts], device=self.device)
         self.feeds = {name: feed for name in self.caches}
-        drawing = Drawing(top_k=CANDIDATES)
+        drawing = SamplingParams(top_k=CANDIDATES)
         self.drawing = vars(drawing)
         self.rules = Rules([drawing] * batch, [EqualTo(prefix)] * batch, self.device)
         self.stop = torch.tensor([0], device=self.device)

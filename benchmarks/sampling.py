@@ -28,20 +28,23 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import LenVMError
-from lenvm_lightning.rollouts.generators.interface import Completion, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.rollouts.prompting import encode_prompt, tokenizer_of
 from lenvm_lightning.tinyworld import NOTICE
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 
 
-def write_continuously(generator: LocalGenerator, prompts: list[Prompt], n: int, sampling: Sampling) -> list[list[int]]:
+def write_continuously(
+    generator: LocalGenerator, prompts: list[Prompt], n: int, sampling: SamplingParams
+) -> list[list[int]]:
     """Tokens of all completions, by prompt and number."""
-    requests = [Request(prompt, tuple(range(n))) for prompt in prompts]
+    requests = [PromptRequest(prompt, tuple(range(n))) for prompt in prompts]
     written: dict[tuple[str, int], list[int]] = {}
     for answer in generator.sample(requests, sampling):
-        if not isinstance(answer.result, Completion):
+        if not isinstance(answer.result, GeneratedText):
             raise LenVMError(f"prompt {answer.prompt_id}: {answer.result.reason}")
         written[answer.prompt_id, answer.number] = answer.result.token_ids
     return [written[prompt.prompt_id, number] for prompt in prompts for number in range(n)]
@@ -52,7 +55,7 @@ def write_statically(
     generator: LocalGenerator,
     prompts: list[Prompt],
     n: int,
-    sampling: Sampling,
+    sampling: SamplingParams,
     batch_size: int,
 ) -> list[list[int]]:
     """The same through ``generate``, ``batch_size`` rows at a time; a prompt's completions stand side by side."""
@@ -82,7 +85,7 @@ def write_statically(
 
 def check(generator: LocalGenerator, model: PreTrainedModel, prompts: list[Prompt]) -> int:
     """Both write the same when they take the likeliest tokens; returns how many were compared."""
-    greedy = Sampling(temperature=0.0, max_tokens=32)
+    greedy = SamplingParams(temperature=0.0, max_tokens=32)
     ours = write_continuously(generator, prompts, 1, greedy)
     theirs = write_statically(model, generator, prompts, 1, greedy, len(prompts))
     same = sum(a == b for a, b in zip(ours, theirs, strict=True))
@@ -133,13 +136,13 @@ def main() -> None:
     model = copy.deepcopy(generator.model)  # ``generate`` changes its generation config
     prompts = list(prompt_set("tiny-math", count=args.prompts))
     print(f"same tokens: {check(generator, model, prompts[:4])} greedy ones compared")
-    sampling = Sampling(max_tokens=args.max_tokens)
+    sampling = SamplingParams(max_tokens=args.max_tokens)
     runs = {"continuous": lambda: write_continuously(generator, prompts, args.n, sampling)}
     if not args.skip_static:
         runs["static"] = lambda: write_statically(model, generator, prompts, args.n, sampling, args.static_batch)
     few = prompts[: max(1, generator.slots // args.n)]
-    write_continuously(generator, few, args.n, Sampling(max_tokens=16))  # warm-up
-    write_statically(model, generator, few, args.n, Sampling(max_tokens=16), args.static_batch)
+    write_continuously(generator, few, args.n, SamplingParams(max_tokens=16))  # warm-up
+    write_statically(model, generator, few, args.n, SamplingParams(max_tokens=16), args.static_batch)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
     for _ in range(args.rounds):
         for name, run in runs.items():

@@ -17,8 +17,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from ..errors import RecipeError, nearest
 from ..evaluation.settings import FIELDS as EVALUATE_FIELDS
 from ..evaluation.settings import has
-from ..rollouts.options import misfits
 from ..training.callbacks import ResumableCheckpoint
+from ..utils.settings import misfits
 from .sample import FIELDS, wrong_values
 
 STAGES = ("sample", "fit", "variants", "evaluate")

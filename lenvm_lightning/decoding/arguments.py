@@ -19,7 +19,7 @@ from .compatibility import open_generator, open_lenvm
 from .compiled import missing_for_compile
 from .engine import ContinuousBatch, Job, Prefix, Row
 from .model_runner import SlotDecoder
-from .sampling_params import Drawing, completion_seed
+from .sampling_params import SamplingParams, completion_seed
 
 MAX_TOKENS = 512  # of a completion without a target
 _MOST_ROWS = 256
@@ -101,7 +101,7 @@ class Call:
             raise GenerationError("; ".join(dict.fromkeys(self._problems)))
 
     def _add_job(
-        self, row: int, drawing: Drawing, control: Control | None, limit: int | None, seed: Any, ending: Any
+        self, row: int, drawing: SamplingParams, control: Control | None, limit: int | None, seed: Any, ending: Any
     ) -> None:
         self._require_whole("seed", seed, "a number", least=None)
         ids = self._prompts[row]
@@ -136,15 +136,15 @@ class Call:
             self._require_whole("eos_token_id", token, "a token's id", least=0)
         return frozenset(ids)
 
-    def _drawing(self, settings: dict[str, Any]) -> Drawing:
+    def _drawing(self, settings: dict[str, Any]) -> SamplingParams:
         try:
-            return Drawing(**settings)
+            return SamplingParams(**settings)
         except ValueError as error:
             self._problems.append(str(error))
         except TypeError:
             told = ", ".join(f"{name}={value!r}" for name, value in settings.items())
             self._problems.append(f"settings of drawing must be numbers, or one number for each prompt; got {told}")
-        return Drawing()
+        return SamplingParams()
 
     def _check_models(self) -> None:
         for who, model in self._models.items():

@@ -19,7 +19,7 @@ from .batched_controls import per_row
 from .kv_cache import round_up_to_power
 from .model_runner import SlotDecoder
 from .sampling import candidates, choose, draw
-from .sampling_params import Drawing
+from .sampling_params import SamplingParams
 
 MOST_CANDIDATES = 64  # likeliest tokens that are scored at most
 
@@ -146,7 +146,7 @@ class Guide:
         sound = logprobs.isfinite() & mass.isfinite() & (mass > 0)
         tokens, logprobs = tokens.masked_fill(~sound, -1).squeeze(1), logprobs.squeeze(1)
         for part, drawing in rules.unguided:  # the very draws of the base model
-            drawn = draw(logits[part], uniforms[part], **vars(drawing), forbidden=forbidden)
+            drawn = draw(logits[part], uniforms[part], drawing, forbidden)
             tokens[part], logprobs[part] = drawn
         after = torch.where(rules.guided, remaining.gather(1, place).squeeze(1), (before - 1).clamp(min=0))
         after = after.masked_fill(torch.isin(tokens, stop), 0.0)
@@ -164,17 +164,17 @@ class Rules:
 
     def __init__(
         self,
-        drawings: Sequence[Drawing | None],
+        drawings: Sequence[SamplingParams | None],
         controls: Sequence[Control | None],
         device: torch.device | str = "cpu",
     ) -> None:
-        self.drawings = [drawing or Drawing(top_k=1) for drawing in drawings]
+        self.drawings = [drawing or SamplingParams(top_k=1) for drawing in drawings]
         self.control = per_row(controls, device)
         self.guided = torch.tensor([control is not None for control in controls], device=device)
         self.greedy = torch.tensor([drawing.temperature == 0 for drawing in self.drawings], device=device)
         kept = [drawing.top_k or MOST_CANDIDATES for drawing in self.drawings]
         self.most_candidates = min(MOST_CANDIDATES, max(kept, default=1))
-        groups: dict[Drawing, list[int]] = {}
+        groups: dict[SamplingParams, list[int]] = {}
         for row, (drawing, control) in enumerate(zip(drawings, controls, strict=True)):
             if control is None and drawing is not None:
                 groups.setdefault(drawing, []).append(row)

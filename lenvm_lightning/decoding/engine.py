@@ -20,7 +20,7 @@ from .candidate_scorer import Choice, Guide, Rules
 from .kv_cache import FEWEST_ROWS, round_up
 from .model_runner import PADDING, SlotDecoder
 from .sampling import draw
-from .sampling_params import Drawing
+from .sampling_params import SamplingParams
 
 BROKEN = "the model's logits are NaN or infinite, or leave no token to draw"
 Passed = TypeVar("Passed")
@@ -66,7 +66,7 @@ class Job:
     ids: list[int]
     seeds: Sequence[int]
     max_tokens: int
-    drawing: Drawing = field(default_factory=Drawing)
+    drawing: SamplingParams = field(default_factory=SamplingParams)
     control: Control | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     ends: Callable[[list[int]], bool] | None = None
@@ -305,7 +305,7 @@ class ContinuousBatch(Generic[Passed]):
             for part, drawing in self._rules.unguided:
                 whole = len(self._rules.unguided) == 1
                 chosen = (logits, uniforms) if whole else (logits[part], uniforms[part])
-                drawn = draw(*chosen, **vars(drawing), forbidden=self._forbidden)
+                drawn = draw(*chosen, drawing, self._forbidden)
                 result[:, part] = torch.stack([numbers.double() for numbers in drawn])
             return result, None
         generated = torch.tensor([len(row.ids) if row else 0 for row in self._rows])

@@ -1,4 +1,4 @@
-"""Drawing tokens: one uniform number a token, inverted through the distribution in the order of the token ids.
+"""Sampling tokens: one uniform number a token, inverted through the distribution in the order of the token ids.
 
 A row's token depends on its own logits and its own uniform alone, never on the rows beside it.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .sampling_params import Drawing
+from .sampling_params import SamplingParams
 
 _BUCKET = 64  # tokens summed first: the search goes through buckets, then through one of them
 
@@ -19,23 +19,16 @@ _BUCKET = 64  # tokens summed first: the search goes through buckets, then throu
 def draw(
     logits: Tensor,
     uniforms: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
+    params: SamplingParams,
     forbidden: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw one token a row.
+    """Sample one token a row.
 
     Args:
         logits: shape (B, V), any float dtype.
         uniforms: one number in [0, 1) a row, not read at temperature 0. Shape (B,), float64.
-        temperature: divides the logits; 0 takes the likeliest token, the first of equals.
-        top_k: so many likeliest tokens; 0 keeps all.
-        top_p: smallest set of likeliest tokens whose probability reaches this; 1 keeps all.
-        min_p: tokens at least this times as likely as the likeliest; 0 keeps all.
-        forbidden: ids that are never drawn, whatever their logits. Shape (n,), int64.
+        params: of all rows; at temperature 0 the likeliest token is taken, the first of equals.
+        forbidden: ids that are never sampled, whatever their logits. Shape (n,), int64.
 
     Returns:
         Token ids, -1 where the logits hold NaN or +inf or allow no token, shape (B,), int64; and the log-probability
@@ -45,10 +38,11 @@ def draw(
         logits = logits.float()
     probabilities = logits.softmax(-1)
     allowed = logits if forbidden is None else logits.index_fill(1, forbidden, -torch.inf)
+    temperature = params.temperature
     if temperature == 0:
         ids = allowed.argmax(-1)
     else:
-        kept = truncate(allowed if temperature == 1 else allowed / temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        kept = truncate(allowed if temperature == 1 else allowed / temperature, params)
         ids = invert(probabilities if kept is logits else kept.softmax(-1), uniforms)
     chosen = allowed.gather(1, ids[:, None])
     if temperature <= 1:
@@ -60,7 +54,7 @@ def draw(
 
 
 def candidates(
-    logits: Tensor, drawings: Sequence[Drawing], most: int, forbidden: Tensor | None = None
+    logits: Tensor, drawings: Sequence[SamplingParams], most: int, forbidden: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The tokens that truncation leaves of each row, for a control to choose among.
 
@@ -119,20 +113,19 @@ def choose(ids: Tensor, weights: Tensor, uniforms: Tensor) -> Tensor:
     return order.gather(1, place[:, None]).squeeze(1)
 
 
-def truncate(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Tensor:
+def truncate(logits: Tensor, params: SamplingParams) -> Tensor:
     """Logits with -inf for tokens that are not kept; the settings work as in transformers, in this order.
 
     Tokens as likely as the last one kept are kept too.
 
     Args:
         logits: after temperature. Shape (B, V).
-        top_k: so many likeliest tokens; 0 keeps all.
-        top_p: smallest set of likeliest tokens, among those, whose probability reaches this; 1 keeps all.
-        min_p: tokens at least this times as likely as the likeliest; 0 keeps all.
+        params: top_k, top_p (of the tokens that top_k keeps) and min_p; the temperature is not read.
 
     Returns:
         Shape (B, V); the very tensor where all are kept.
     """
+    top_k, top_p, min_p = params.top_k, params.top_p, params.min_p
     least: Tensor | None = None  # smallest logit kept, (B, 1)
     if top_k or top_p < 1:
         best = _likeliest(logits, min(top_k or logits.shape[-1], logits.shape[-1]))

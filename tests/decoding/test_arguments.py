@@ -10,10 +10,11 @@ from transformers import AutoModel, AutoModelForCausalLM, GPTNeoConfig, MambaCon
 
 from lenvm_lightning.decoding.batched_controls import per_row
 from lenvm_lightning.decoding.generate import generate, stream
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtMost, EqualTo, Gated, Tilt
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
-from lenvm_lightning.rollouts.generators.interface import Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 
 PROMPTS = [[5, 6, 7], [8, 9]]
@@ -148,7 +149,8 @@ def test_families_that_would_be_silently_wrong_are_refused(config, words):
 def test_a_controlled_request_needs_a_length_value_model(models, tiny_text):
     generator = LocalGenerator(models[0], tiny_text, "shape")
     requests = [
-        Request(Prompt(str(i), [{"role": "user", "content": "Write."}]), (0,), c) for i, c in enumerate([None, Tilt(1)])
+        PromptRequest(Prompt(str(i), [{"role": "user", "content": "Write."}]), (0,), c)
+        for i, c in enumerate([None, Tilt(1)])
     ]
     with pytest.raises(GenerationError, match="needs lenvm"):
-        list(generator.sample(requests, Sampling(max_tokens=4)))
+        list(generator.sample(requests, SamplingParams(max_tokens=4)))

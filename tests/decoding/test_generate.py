@@ -21,11 +21,11 @@ import lenvm_lightning
 import lenvm_lightning.decoding.candidate_scorer as guide_module
 from lenvm_lightning.decoding.generate import generate, stream
 from lenvm_lightning.decoding.sampling import candidates, choose, draw, truncate
-from lenvm_lightning.decoding.sampling_params import Drawing, completion_seed
+from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.decoding.transformers_hook import guided
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Tilt
-from lenvm_lightning.rollouts.generators.interface import Completion, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tree import tree_layout
 
@@ -180,11 +180,11 @@ def test_rows_keep_their_own_settings(text, text_inputs):
 def test_candidates_are_those_that_truncation_keeps():
     logits = torch.randn(40, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
     ways = [
-        Drawing(top_k=7),
-        Drawing(top_p=0.9),
-        Drawing(min_p=0.05),
-        Drawing(0.7, 20, 0.95, 0.01),
-        Drawing(1.4, 0, 0.8),
+        SamplingParams(top_k=7),
+        SamplingParams(top_p=0.9),
+        SamplingParams(min_p=0.05),
+        SamplingParams(0.7, 20, 0.95, 0.01),
+        SamplingParams(1.4, 0, 0.8),
     ]
     drawings = [ways[row % len(ways)] for row in range(40)]
     forbidden = torch.tensor([int(logits[0].argmax())])
@@ -298,14 +298,14 @@ def test_requests_to_a_local_generator_are_guided(text, tiny_text):
     generator = LocalGenerator(text[0], tiny_text, "shape", lenvm=text[1])
     prompts = [Prompt(str(i), [{"role": "user", "content": f"Write {i}."}]) for i in range(3)]
     controls = [None, Tilt(-20), Tilt(20)]
-    asked = [Request(prompt, (0, 1), control) for prompt, control in zip(prompts, controls, strict=True)]
-    sampling = Sampling(max_tokens=20, top_k=15, seed=3)
+    asked = [PromptRequest(prompt, (0, 1), control) for prompt, control in zip(prompts, controls, strict=True)]
+    sampling = SamplingParams(max_tokens=20, top_k=15, seed=3)
     answers = {(a.prompt_id, a.number): a.result for a in generator.sample(asked, sampling)}
     plain = LocalGenerator(text[0], tiny_text, "shape")
     expected = {
-        (a.prompt_id, a.number): a.result for a in plain.sample([Request(p, (0, 1)) for p in prompts], sampling)
+        (a.prompt_id, a.number): a.result for a in plain.sample([PromptRequest(p, (0, 1)) for p in prompts], sampling)
     }
-    assert all(isinstance(result, Completion) for result in answers.values())
+    assert all(isinstance(result, GeneratedText) for result in answers.values())
     same = {key for key in answers if answers[key].token_ids == expected[key].token_ids}
     assert {("0", 0), ("0", 1)} <= same
     assert len(same) < 6

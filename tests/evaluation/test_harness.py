@@ -13,11 +13,12 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.evaluation.controls import EXAMPLES, parse_control
 from lenvm_lightning.evaluation.harness import LenVMHarness, main, read_settings
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
-from lenvm_lightning.rollouts.generators.interface import Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import PromptRequest
 from lenvm_lightning.tinyworld.prompt_sets import check, prompt_set
 
 LIMIT = 300
@@ -107,8 +108,8 @@ def unguided(tasks, plain):
 
 
 def test_without_a_control_it_writes_what_the_generator_writes(unguided, stories, plain):
-    requests = [Request(story, (0,)) for story in stories]
-    answers = plain.generator.sample(requests, Sampling(temperature=0.0, max_tokens=LIMIT))
+    requests = [PromptRequest(story, (0,)) for story in stories]
+    answers = plain.generator.sample(requests, SamplingParams(temperature=0.0, max_tokens=LIMIT))
     ours = {answer.prompt_id: answer.result for answer in answers}
     assert texts(unguided) == [ours[story.prompt_id].text for story in stories]
     right = [check(story.meta, ours[story.prompt_id].text, 0) for story in stories]

@@ -24,13 +24,13 @@ from ....decoding.compatibility import open_lenvm
 from ....decoding.engine import BROKEN, ContinuousBatch, Job, Row
 from ....decoding.kv_cache import FEWEST_ROWS
 from ....decoding.model_runner import SlotDecoder
-from ....decoding.sampling_params import completion_seed
+from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....errors import CheckpointError, GenerationError, GeneratorError
 from ....models.backbone import load_processor
 from ....models.value_model import LengthValueModel
 from ...prompting import encode_prompt, open_image, tokenizer_of
 from ...record import IMAGE_MARK
-from ..interface import Answer, Completion, Failure, Prompt, Request, Sampling
+from ..interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
 from .loading import digest, load_model, name_of
 from .one_by_one import write_with_generate
 
@@ -118,7 +118,7 @@ class LocalGenerator:
         dtype = str(self.model.dtype).removeprefix("torch.")
         return {"kind": "transformers", "name": self.name, "digest": self._digest, "dtype": dtype}
 
-    def sample(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Answer]:
+    def sample(self, requests: Iterable[PromptRequest], sampling: SamplingParams) -> Iterator[Answer]:
         """Yield one answer for each number of each request, as soon as it is there, in any order.
 
         A prompt that is empty, too long, or has pictures that cannot be read or that the model does not take fails for
@@ -148,7 +148,7 @@ class LocalGenerator:
             ) from error
 
     def _jobs(
-        self, requests: Iterable[Request], sampling: Sampling, forbidden: Tensor | None
+        self, requests: Iterable[PromptRequest], sampling: SamplingParams, forbidden: Tensor | None
     ) -> Iterator[Job | Answer]:
         """Encode prompts; those that fail are answered here, and those of models that slots do not fit."""
         for request in requests:
@@ -165,7 +165,7 @@ class LocalGenerator:
                     yield Answer(prompt.prompt_id, number, Failure(reason, final=True))
                 continue
             seeds = [completion_seed(sampling.seed, prompt.prompt_id, number) for number in request.numbers]
-            job = Job(request, ids, seeds, sampling.max_tokens, sampling.drawing, request.control, inputs)
+            job = Job(request, ids, seeds, sampling.max_tokens, sampling, request.control, inputs)
             if self._slots_fit(job):
                 yield job
             elif self.lenvm is None:
@@ -177,12 +177,12 @@ class LocalGenerator:
     def _answer(self, row: Row) -> Answer:
         """A completion that has ended, as its request wants it."""
         request, seed = row.job.key, row.job.seeds[row.index]
-        result: Completion | Failure = Failure(BROKEN, final=True)
+        result: GeneratedText | Failure = Failure(BROKEN, final=True)
         if row.finish == "stop" or row.finish == "length":
-            result = Completion(self._text(row.ids), row.ids, row.finish, row.logprob, seed)
+            result = GeneratedText(self._text(row.ids), row.ids, row.finish, row.logprob, seed)
         return Answer(request.prompt.prompt_id, request.numbers[row.index], result)
 
-    def _encode(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], dict[str, Any]]:
+    def _encode(self, prompt: Prompt, sampling: SamplingParams) -> tuple[list[int], dict[str, Any]]:
         """Token ids of a prompt, and what the model takes beside them.
 
         Raises:

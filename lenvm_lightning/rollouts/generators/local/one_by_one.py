@@ -10,22 +10,22 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ....decoding.engine import BROKEN, Job
 from ....decoding.sampling import draw
-from ....decoding.sampling_params import Drawing
-from ..interface import Answer, Completion, Failure
+from ....decoding.sampling_params import SamplingParams
+from ..interface import Answer, Failure, GeneratedText
 
 
 class _Drawing(LogitsProcessor):
     """Draws the tokens itself, and leaves ``generate`` no choice but to take them."""
 
-    def __init__(self, seeds: Sequence[int], drawing: Drawing, forbidden: Tensor | None) -> None:
+    def __init__(self, seeds: Sequence[int], drawing: SamplingParams, forbidden: Tensor | None) -> None:
         self.ids: list[Tensor] = []  # of each step, (n,)
         self.logprobs: list[Tensor] = []
         self._uniforms = [Random(seed) for seed in seeds]
-        self._settings = {**vars(drawing), "forbidden": forbidden}
+        self._params, self._forbidden = drawing, forbidden
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         uniforms = torch.tensor([row.random() for row in self._uniforms], dtype=torch.float64, device=scores.device)
-        ids, logprobs = draw(scores, uniforms, **self._settings)
+        ids, logprobs = draw(scores, uniforms, self._params, self._forbidden)
         self.ids.append(ids)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter_(1, ids.clamp(min=0)[:, None], 0.0)
@@ -75,4 +75,4 @@ def write_with_generate(
             continue
         kept, ended = row[:length], row[length - 1] in stop
         reason: Literal["stop", "length"] = "stop" if ended else "length"
-        yield Answer(prompt_id, number, Completion(text_of(kept), kept, reason, sum(row_logprobs[:length]), seed))
+        yield Answer(prompt_id, number, GeneratedText(text_of(kept), kept, reason, sum(row_logprobs[:length]), seed))

@@ -47,8 +47,8 @@ def ids_of(completions):
         ({"control": per_row([EqualTo(3), EqualTo(9)])}, "control has numbers for several rows"),
         ({"n": 1.5}, "n must be at least 1 completion, whole; got 1.5"),
         ({"max_tokens": 6.5}, "max_tokens must be at least 1, whole; got 6.5"),
-        ({"seed": None}, "seed must be a number, whole; got None"),
-        ({"temperature": "hot"}, "must be numbers.* temperature='hot'"),
+        ({"seed": None}, "seed must be a whole number, found None"),
+        ({"temperature": "hot"}, "temperature must be a number of at least 0, found 'hot'"),
         ({"stop": ["", "x"], "tokenizer": object()}, "stop has an empty string"),
     ],
 )
@@ -89,7 +89,7 @@ def test_controls_that_leave_nothing_fail_their_own_rows(models, factor):
     controls = [EqualTo(9), lambda probs, remaining, generated, gamma: factor * probs]
     completions = generate(*models, PROMPTS, control=controls, seed=[1, 2])
     assert completions[0].token_ids == expected[0].token_ids
-    assert (completions[1].finish, completions[1].token_ids) == ("error", [])
+    assert (completions[1].finish_reason, completions[1].token_ids) == ("error", [])
     assert "probabilities under the control" in completions[1].error
 
 
@@ -109,7 +109,9 @@ def test_a_control_of_another_shape_is_refused(models):
 
 
 def test_nothing_follows_an_end_in_an_unguided_row_either(models):
-    ended = [token for token in stream(*models, PROMPTS, control=[None, EqualTo(5)], n=4) if token.finish == "stop"]
+    ended = [
+        token for token in stream(*models, PROMPTS, control=[None, EqualTo(5)], n=4) if token.finish_reason == "stop"
+    ]
     assert len(ended) == 8
     assert all(token.remaining == 0 for token in ended)
 
@@ -126,7 +128,7 @@ def test_the_trace_of_an_unguided_row_claims_no_choice(models):
         (MptConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=4), "lenvm: MptModel.*what follows a token differs"),
         (
             MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1),
-            "generator: MambaForCausalLM .*keep no slots",
+            "generator: MambaForCausalLM .*no keys and values",
         ),
         (
             GPTNeoConfig(

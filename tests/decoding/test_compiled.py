@@ -10,8 +10,6 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from lenvm_lightning.decoding import compiled
 from lenvm_lightning.decoding.generate import generate
-from lenvm_lightning.decoding.kv_cache import KVCache
-from lenvm_lightning.decoding.kv_layout import round_up_to_power
 from lenvm_lightning.decoding.model_runner import ModelRunner
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Tilt
@@ -120,16 +118,6 @@ def test_few_shapes_serve_many_rows(text, recorder):
     assert before <= 8
     assert ids_of(generate(*text, prompts, **settings, compile=True)) == ids_of(ours)
     assert len(recorder.shapes) == before  # once in a process
-
-
-def test_static_caches_are_powers_of_two():
-    assert [round_up_to_power(count) for count in (0, 1, 2, 3, 5, 8, 9)] == [1, 1, 2, 4, 8, 8, 16]
-    KVCache(static=True).lay_out([], [])
-    cache = KVCache(static=True, fewest_rows=1)
-    for rows, width, expected in ((1, 3, (1, 256)), (3, 256, (4, 256)), (5, 257, (8, 512)), (2, 10, (2, 512))):
-        cache.lay_out([*range(min(rows, cache.rows)), *[-1] * (rows - cache.rows)][:rows], [width] * rows)
-        cache.lengths[0] = max(cache.lengths[0], 257 if rows == 5 else 3)
-        assert (cache.rows, cache.layout.widths[0]) == expected
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

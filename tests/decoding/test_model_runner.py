@@ -1,8 +1,9 @@
-import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pairs import random_ids
+from rows import feed, next_logits, start
 from tiny_generators import build
 from torch.nn import Identity
 from torch.nn.functional import scaled_dot_product_attention
@@ -11,45 +12,13 @@ from transformers import (
     DynamicCache,
     Gemma2Config,
     Gemma3TextConfig,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
 )
 
-from lenvm_lightning.decoding.kv_cache import FEWEST_ROWS, KVCache
-from lenvm_lightning.decoding.kv_layout import ROW_GROUP_COST, cut_row_groups
+from lenvm_lightning.decoding.kv_cache import KVCache
 from lenvm_lightning.decoding.model_runner import ModelRunner, block_attention
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 from lenvm_lightning.tree import step_mask, tree_layout
-
-
-@pytest.fixture(scope="module")
-def exact():
-    """A text model in float64."""
-    return ModelRunner(build("tiny-text", torch.float64))
-
-
-def random_ids(count, seed=0):
-    return torch.randint(2000, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def start(decoder, cache, row, ids):
-    """Fill a row with all but the last of the ids."""
-    cache.fill([row], decoder.prefill([ids[:-1]]), [0], len(ids) - 1)
-
-
-def feed(cache, sequences):
-    """The last token of the sequence of each row."""
-    ids = torch.zeros(cache.rows, 1, dtype=torch.long)
-    for row, sequence in sequences.items():
-        ids[row, 0] = sequence[-1]
-    return ids
-
-
-def next_logits(model, ids):
-    """What the whole sequence gives, without any cache."""
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
@@ -104,69 +73,6 @@ def test_prompts_of_a_batch_and_completions_of_a_prompt(exact):
     for row, ids in sequences.items():
         torch.testing.assert_close(logits[row], next_logits(exact.model, ids), rtol=0, atol=1e-12)
     torch.testing.assert_close(logits[0], logits[3], rtol=0, atol=0)
-
-
-@torch.inference_mode()
-def test_a_row_with_nan_is_wiped(exact):
-    cache = exact.new_cache()
-    start(exact, cache, 0, random_ids(30))
-    for layer in cache.layers:
-        layer.keys[0] = torch.nan
-        layer.values[0] = torch.nan
-    logits = exact.forward(cache, feed(cache, {0: [1]})).logits[:, -1]
-    assert logits[0].isnan().all()
-    assert logits[1:].isfinite().all()
-    cache.free(0, wipe=True)
-    ids = random_ids(5)
-    start(exact, cache, 0, ids)
-    logits = exact.forward(cache, feed(cache, {0: ids})).logits[0, -1]
-    torch.testing.assert_close(logits, next_logits(exact.model, ids), rtol=0, atol=1e-12)
-
-
-def test_a_layout_moves_what_rows_hold(exact):
-    cache = exact.new_cache(fewest_rows=8)
-    lengths = [100, 5, -1, 70, 3, 200, -1, 64, 33]
-    with torch.inference_mode():
-        for row, length in enumerate(lengths):
-            if length >= 0:
-                start(exact, cache, row, random_ids(length + 1, row))
-        held = {row: [kept[:, :length].clone() for layer in cache.layers for kept in layer.row(row)]
-                for row, length in enumerate(lengths) if length >= 0}  # fmt: skip
-        order = [5, 0, 3, -1, 7, 8, -1, 4]
-        cache.lay_out(order, [230, 150, 100, 90, 64, 60, 40, 40])
-        assert cache.lengths == [200, 100, 70, -1, 64, 33, -1, 3]
-        for row, old in enumerate(order):
-            width = cache.layout.widths[row]
-            assert width >= [230, 150, 100, 90, 64, 60, 40, 40][row]
-            rows = [kept for layer in cache.layers for kept in layer.row(row)]
-            assert all(kept.shape[1] == width for kept in rows)
-            if old < 0:
-                assert not any(kept.any() for kept in rows)
-            else:
-                for kept, before in zip(rows, held[old], strict=True):
-                    assert torch.equal(kept[:, : lengths[old]], before)
-    assert all(layer.keys.shape[0] == 2 * sum(cache.layout.widths) for layer in cache.layers)
-
-
-@torch.inference_mode()
-def test_one_span_for_other_attentions():
-    """Where the attention knows no row groups, all rows are of one width; keys are then as any cache returns them."""
-    model = build("tiny-text", torch.float64)
-    model.set_attn_implementation("eager")
-    decoder, sequences = ModelRunner(model), {0: random_ids(9, 1), 1: random_ids(70, 2)}
-    cache = decoder.new_cache()
-    for row, ids in sequences.items():
-        start(decoder, cache, row, ids)
-    cache.lay_out([1, 0], [80, 20])
-    assert [(group.start, group.stop) for group in cache.layout.row_groups] == [(0, FEWEST_ROWS)]
-    sequences = {0: sequences[1], 1: sequences[0]}
-    for _ in range(3):
-        logits = decoder.forward(cache, feed(cache, sequences)).logits[:, -1]
-        for row, ids in sequences.items():
-            torch.testing.assert_close(
-                logits[row], next_logits(model, ids), rtol=0, atol=1e-6
-            )  # eager rounds its softmax to float32
-            ids.append(int(logits[row].argmax()))
 
 
 # -- several new tokens -----------------------------------------------------------------------------------------------
@@ -263,28 +169,6 @@ def test_candidates_see_what_they_would_see_as_the_next_token(kind, size):
 # -- row groups and bits ----------------------------------------------------------------------------------------------
 
 
-def cost(groups):
-    return sum(ROW_GROUP_COST + (stop - start) * width for start, stop, width in groups)
-
-
-def test_row_groups_are_the_cheapest():
-    """Against every way to cut ten rows."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        widths = [64 * int(n) for n in torch.randint(1, 12, (10,), generator=generator)]
-        groups = cut_row_groups(widths)
-        assert [row for group in groups for row in range(group.start, group.stop)] == list(range(10))
-        assert all(group.width >= max(widths[group.start : group.stop]) for group in groups)
-        lines = [group.before for group in groups] + [sum((s.stop - s.start) * s.width for s in groups)]
-        assert [b - a for a, b in itertools.pairwise(lines)] == [(s.stop - s.start) * s.width for s in groups]
-        every = []
-        for size in range(10):
-            for cuts in itertools.combinations(range(1, 10), size):
-                pairs = itertools.pairwise([0, *cuts, 10])
-                every.append([(a, b, max(widths[a:])) for a, b in pairs])
-        assert cost([(group.start, group.stop, group.width) for group in groups]) == min(map(cost, every))
-
-
 @pytest.mark.parametrize(("kept", "group", "size"), [(2, 2, 32), (2, 7, 64), (8, 4, 64), (4, 1, 16), (1, 10, 128)])
 @torch.inference_mode()
 def test_bits_do_not_depend_on_the_layout(kept, group, size):
@@ -361,15 +245,3 @@ def test_bits_of_a_row_do_not_depend_on_the_others():
     alone = run(0, {})
     assert torch.equal(alone, run(5, {0: 300, 1: 20}))
     assert torch.equal(alone, run(40, {row: 10 * row + 1 for row in range(40)}))
-
-
-def test_few_rows_are_filled_up(exact):
-    """Batches of fewer rows than these round otherwise, at least with MKL."""
-    cache = exact.new_cache()
-    cache.lay_out([-1], [5])
-    assert cache.rows == FEWEST_ROWS
-
-
-def test_layers_without_keys_are_refused():
-    with pytest.raises(ValueError, match="linear_attention"):
-        ModelRunner(MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1)))

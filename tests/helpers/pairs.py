@@ -7,9 +7,11 @@ from tiny_generators import build
 from transformers import AutoConfig
 
 from lenvm_lightning import tinyworld
+from lenvm_lightning.guidance import EqualTo
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 
 GAMMA = 0.99
+PROMPTS = [[5, 6, 7], [8, 9]]
 END = AutoConfig.from_pretrained(tinyworld.path("tiny-text")).eos_token_id
 
 
@@ -108,3 +110,7 @@ def largest_difference(lenvm, prompts, completions, pictures=None):
                     pairs.append((after, full_remaining(lenvm, [*so_far, candidate], own)))
             worst = max([worst, *(abs(GAMMA**a - GAMMA**b) for a, b in pairs)])
     return worst
+
+
+def settings(**changes):
+    return {"control": EqualTo(12), "max_tokens": 16, "seed": [5, 6, 7, 8], **changes}

@@ -1,31 +1,18 @@
 """Length controls, by hand: small candidate sets whose right answer is seen at a glance."""
 
 import math
-from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from candidates_of_rows import GAMMA, random_candidates
 
 from lenvm_lightning.decoding.batched_controls import per_row
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt, find_beta, pick
 from lenvm_lightning.values import length_share
 
-GAMMA = 0.99
-
 
 def tensor(*rows):
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def random_candidates(rows=64, count=15, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(rows, count, generator=generator, dtype=torch.float64)
-    remaining = 200 * torch.rand(rows, count, generator=generator, dtype=torch.float64)
-    missing = torch.rand(rows, count, generator=generator) < 0.3
-    missing[:, :2] = False
-    return logits.masked_fill(missing, -torch.inf).softmax(-1), remaining
 
 
 def mean_g(probs, remaining):
@@ -183,75 +170,6 @@ def test_gates_leave_rows_to_the_base_model():
     assert torch.equal(gated[0], probs[0])  # nothing to decide
     assert torch.equal(gated[1], tilted[1])
     assert torch.equal(gated[2], probs[2])  # almost over
-
-
-def test_every_row_has_its_own_control():
-    controls = [
-        Tilt(-4),
-        None,
-        EqualTo(30),
-        EqualTo(90),
-        EqualTo(50, mode="hard"),
-        Tilt(2.5),
-        Gated(Tilt(-3), min_entropy=0.2),
-        AtMost(9, mode="hard"),
-        AtMost(33),
-        AtLeast(20, high=math.inf),
-        AtLeast(90),
-        Gated(EqualTo(12, mode="soft")),
-        Scale(0.5),
-    ]
-    probs, remaining = random_candidates(len(controls))
-    generated = torch.arange(len(controls))
-    together = per_row(controls)(probs, remaining, generated, GAMMA)
-    for row, control in enumerate(controls):
-        one = (probs[row : row + 1], remaining[row : row + 1], generated[row : row + 1])
-        alone = one[0] if control is None else control(*one, GAMMA)
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-12, rtol=0)
-    assert torch.equal(together[1], probs[1])
-
-
-class Mine:
-    """A control of somebody who has never heard of tensors of numbers."""
-
-    def __init__(self, beta):
-        self.beta = beta
-
-    def __call__(self, probs, remaining, generated, gamma):
-        return (probs.log() + (self.beta if self.beta > 0 else -0.1) * remaining).softmax(-1)
-
-
-@dataclass(frozen=True)
-class MineToo(Mine):
-    beta: float
-
-
-class Doubled(nn.Module):
-    def forward(self, probs, remaining, generated, gamma):
-        return 2 * probs
-
-
-@pytest.mark.parametrize(
-    "pair",
-    [
-        (Mine(0.2), Mine(-0.2)),
-        (MineToo(0.2), MineToo(-0.2)),
-        (lambda p, r, t, g: p, lambda p, r, t, g: p.flip(-1)),
-        (Doubled(), None),
-        (Gated(MineToo(0.2)), Gated(MineToo(-0.2))),
-        (Tilt(np.float32(-5)), Tilt(np.float32(5))),
-        (EqualTo(torch.tensor(3)), EqualTo(torch.tensor(90))),
-        (EqualTo(np.int64(3)), EqualTo(90, strength=7)),
-        (Tilt(1), Tilt(-2.5)),
-    ],
-)
-def test_rows_keep_apart_whatever_their_controls_are(pair):
-    probs, remaining = random_candidates(2)
-    together = per_row(pair)(probs, remaining, torch.zeros(2), GAMMA)
-    for row, control in enumerate(pair):
-        one = (probs[row : row + 1], remaining[row : row + 1], torch.zeros(1))
-        alone = one[0] if control is None else control(*one, GAMMA)
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=0)
 
 
 def test_all_are_distributions_over_the_candidates():

@@ -16,8 +16,8 @@ from ..models.value_model import LengthValueModel
 from ..utils.settings import is_integer
 from .batched_controls import numbers_for_a_batch
 from .compiled import missing_for_compile
-from .engine import Engine
-from .requests import Request, RunningCompletion
+from .engine import Engine, RunningCompletion
+from .prefill import Request
 from .sampling_params import SamplingParams, completion_seed
 from .vocabulary import embedding_rows, placeholder_ids, stop_ids_of
 

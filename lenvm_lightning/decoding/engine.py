@@ -5,30 +5,93 @@ one of the length value model a step. Without one this is plain sampling. Whatev
 over `Engine`: `generate`, `stream`, transformers' hook, the local generator of rollouts.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..models.value_model import LengthValueModel
 from ..utils.threads import is_small, one_thread
 from . import compatibility
 from .candidate_scorer import RowRules, StepResult
 from .kv_cache import FEWEST_ROWS
-from .model_runner import ModelRunner, moved_to
-from .requests import PrefilledPrompt, Request, RunningCompletion
+from .prefill import Prefiller, Request
 from .sampling import sample_tokens
 from .sampling_params import SamplingParams
 from .vocabulary import forbidden_ids, stop_ids_of
 
 Passed = TypeVar("Passed")
-_AHEAD = 16  # prompts looked at, to find some that can be prefilled together
-_PREFILL_TOKENS = 1024  # padded tokens of such a prefill: more of them save no time and cost memory
-_STEPS_BETWEEN_LAYOUTS = 32  # to lay rows out anew copies all keys and values: about as much as one step reads
+FinishReason = Literal["stop", "length", "error"]
+BROKEN = "the model's logits are NaN or infinite, or leave no token to sample"
+BROKEN_UNDER_CONTROL = (
+    "logits, values or probabilities under the control are NaN or infinite, or leave no token to sample"
+)
+_STEPS_BETWEEN_LAYOUTS = 32  # to lay rows out anew copies all keys and values, which a step only reads
 _SPARE_ROWS = 1.2  # rows for each running completion beyond which idle ones are taken away
+
+
+@dataclass
+class RunningCompletion:
+    """A completion that is being written, or was.
+
+    Attributes:
+        request: what it is of.
+        index: which of the request's seeds is its own.
+        last_token: what the next step feeds.
+        uniforms: where the numbers come from that its tokens are sampled with.
+        token_ids: written so far.
+        logprob: sum of the log-probabilities (nats) that the generator gave them, before temperature, truncation and
+            control.
+        remaining: tokens still to come, by the length value model; None without one.
+        finish_reason: ``stop`` = an end token or a stop string, ``length`` = truncated at ``max_tokens``, ``error`` =
+            see ``error``; None while it is being written.
+        result: what the last step decided for all rows, and ``place``, which of them this is; None without a scorer.
+    """
+
+    request: Request
+    index: int
+    last_token: int
+    uniforms: Random
+    token_ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    remaining: float | None = None
+    finish_reason: FinishReason | None = None
+    result: StepResult | None = None
+    place: int = 0
+
+    def take(self, numbers: Sequence[float], result: StepResult | None, place: int, stop_ids: frozenset[int]) -> None:
+        """Count in what a step has chosen: token, log-probability and, with a scorer, what remains after it."""
+        token, logprob, *after = numbers
+        self.last_token = int(token)
+        self.token_ids.append(self.last_token)
+        self.logprob += logprob
+        self.remaining = after[0] if after else None
+        self.result, self.place = result, place
+        self.finish_reason = self._finish(stop_ids)
+
+    def _finish(self, stop_ids: frozenset[int]) -> FinishReason | None:
+        if self.last_token < 0:
+            return "error"
+        ends = self.request.ends
+        if self.last_token in stop_ids or (ends is not None and ends(self.token_ids)):
+            return "stop"
+        return "length" if len(self.token_ids) == self.request.params.max_tokens else None
+
+    @classmethod
+    def of(cls, request: Request, index: int) -> "RunningCompletion":
+        """One that begins: its first step feeds the last token of the prompt."""
+        return cls(request, index, request.prompt_ids[-1], Random(request.seeds[index]))
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed; None where it did not."""
+        if self.finish_reason != "error":
+            return None
+        return BROKEN if self.request.control is None else BROKEN_UNDER_CONTROL
 
 
 class Engine(Generic[Passed]):
@@ -70,13 +133,13 @@ class Engine(Generic[Passed]):
         self._forbidden = forbidden_ids(generator, lenvm, processor)
         self._cache = self._runner.new_cache(fewest_rows)
         self._caches = [self._cache] if self._scorer is None else [self._cache, self._scorer.cache]
+        runners = [self._runner] if self._scorer is None else [self._runner, self._scorer.runner]
+        self._prompts = Prefiller(runners)
         self._fewest_rows = fewest_rows
         self._max_rows = max_rows
         self._rows: list[RunningCompletion | None] = []  # of the caches; None = the row is free
         self._rules: RowRules | None = None  # of the rows; None = they have changed
         self._running = 0  # rows that are not free
-        self._waiting: list[Request] = []  # looked at, not prefilled yet
-        self._prefilled: deque[PrefilledPrompt] = deque()  # prompts whose keys and values wait for rows
         self._steps_left = 0  # until the next layout
 
     # -- the loop ---
@@ -95,12 +158,12 @@ class Engine(Generic[Passed]):
         while True:
             # 1. As long as rows are free, prefill prompts that wait, and put their completions into rows.
             while self._running < self._max_rows:
-                if not self._prefilled:
-                    yield from self._look_ahead(source)
-                    if not self._waiting:
+                if not self._prompts.prefilled:
+                    yield from self._prompts.look_ahead(source)
+                    if not self._prompts.has_unread:
                         break
                     with one_thread(self._one_thread):
-                        self._prefill()
+                        self._prompts.prefill()
                 if not self._fill_rows():
                     break
             if not self._running:
@@ -109,16 +172,6 @@ class Engine(Generic[Passed]):
             with one_thread(self._one_thread):
                 written = self._step()
             yield written
-
-    def _look_ahead(self, source: Iterator[Request | Passed]) -> Iterator[Passed]:
-        while len(self._waiting) < _AHEAD:
-            item = next(source, None)
-            if item is None:
-                return
-            if isinstance(item, Request):
-                self._waiting.append(item)
-            else:
-                yield item
 
     @torch.inference_mode()
     def _step(self) -> list[RunningCompletion]:
@@ -142,7 +195,7 @@ class Engine(Generic[Passed]):
                 self._free(place, wipe=row.finish_reason == "error")
         # 4. Lay the rows out anew when it is time, or when many are idle and nobody waits for them.
         self._steps_left -= 1
-        waits = bool(self._waiting or self._prefilled)
+        waits = self._prompts.has_waiting
         # Compiled steps keep their rows: another number of them would have to be compiled, which takes longer.
         may_shrink = not (waits or self._cache.static)
         idle = may_shrink and len(self._rows) > max(self._fewest_rows, _SPARE_ROWS * self._running)
@@ -186,51 +239,16 @@ class Engine(Generic[Passed]):
             return None
         return compatibility.why_not_with_images(self._runner, request.prompt_ids, request.inputs)
 
-    @torch.inference_mode()
     def prefill_batch(self, inputs: dict[str, Any], requests: Sequence[Request], places: Sequence[int]) -> None:
-        """Run a batch of prompts, images included, through both models at once, as a processor has laid it out.
-
-        Args:
-            inputs: what the models take: ``input_ids`` and ``attention_mask`` (B, T) among it.
-            requests: those of the prompts that are to be answered.
-            places: row of the batch that each request's prompt is.
-        """
-        starts = inputs["attention_mask"].long().argmax(-1).tolist()
-        caches = self._prefill_inputs(inputs)
-        for request, place in zip(requests, places, strict=True):
-            request.prefills = [(cache, place, starts[place], offsets[place]) for cache, offsets in caches]
-
-    def _prefill_inputs(self, inputs: dict[str, Any]) -> list[tuple[Cache, list[int]]]:
-        """The cache of each model, and the rope offset of what follows each prompt."""
-        return [runner.prefill_inputs(moved_to(runner.model, inputs))[1:] for runner in self._runners]
-
-    @property
-    def _runners(self) -> list[ModelRunner]:
-        return [self._runner] if self._scorer is None else [self._runner, self._scorer.runner]
-
-    @torch.inference_mode()
-    def _prefill(self) -> None:
-        """Prefill the first prompt that waits, and with it others that are padded to the same width."""
-        first = self._waiting[0]
-        group = [first]
-        if not first.prefills and first.inputs:
-            first.prefills = [(cache, 0, 0, offsets[0]) for cache, offsets in self._prefill_inputs(first.inputs)]
-        elif not first.prefills:
-            alike = [one for one in self._waiting if one.is_plain_text and one.width == first.width]
-            group = alike[: max(1, _PREFILL_TOKENS // max(first.width, 1))]
-            caches = [runner.prefill([one.prompt_ids[:-1] for one in group]) for runner in self._runners]
-            for row, request in enumerate(group):
-                request.prefills = [(cache, row, 0, 0) for cache in caches]
-        taken = set(map(id, group))
-        self._waiting = [request for request in self._waiting if id(request) not in taken]
-        self._prefilled.extend(PrefilledPrompt(request) for request in group)
+        """Read a batch of prompts, images included, at once; see `Prefiller.prefill_batch`."""
+        self._prompts.prefill_batch(inputs, requests, places)
 
     # -- rows ---
 
     @torch.inference_mode()
     def _fill_rows(self) -> bool:
         """Put completions of the next prompt into free rows; False where none has room until the next layout."""
-        prompt = self._prefilled[0]
+        prompt = self._prompts.prefilled[0]
         request = prompt.request
         length = len(request.prompt_ids) - 1  # the last token is fed by the first step
         count = min(len(prompt.left), self._max_rows - self._running)
@@ -245,12 +263,12 @@ class Engine(Generic[Passed]):
         for cache, (prefill, prefill_row, start, offset) in zip(self._caches, request.prefills, strict=True):
             cache.fill(rows, prefill, [prefill_row] * len(rows), length, offset, start)
         for place in rows:
-            self._rows[place] = prompt.begin_next()
+            self._rows[place] = RunningCompletion.of(request, prompt.left.popleft())
         self._rules = None
         self._running += len(rows)
         if not prompt.left:
             request.prefills = []  # which may be large
-            self._prefilled.popleft()
+            self._prompts.prefilled.popleft()
         return True
 
     def _rows_for(self, length: int) -> list[int]:
@@ -268,7 +286,7 @@ class Engine(Generic[Passed]):
         order.sort(key=lambda place: -lengths[place])
         widths = [lengths[place] + _STEPS_BETWEEN_LAYOUTS for place in order]
         # 2. Free rows among them, where their width belongs: that of the longest prompt that waits.
-        longest = max((len(prompt.request.prompt_ids) for prompt in self._prefilled), default=0)
+        longest = max((len(prompt.request.prompt_ids) for prompt in self._prompts.prefilled), default=0)
         free_width = longest + _STEPS_BETWEEN_LAYOUTS
         wider = sum(width > free_width for width in widths)
         order[wider:wider] = [-1] * free

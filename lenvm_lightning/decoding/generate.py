@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..guidance import Control
 from ..models.value_model import LengthValueModel
 from .arguments import Arguments, RequestBatch
-from .requests import FinishReason, RunningCompletion
+from .engine import FinishReason, RunningCompletion
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ....decoding.arguments import ends_with_stop
-from ....decoding.engine import Engine
+from ....decoding.engine import Engine, RunningCompletion
 from ....decoding.kv_cache import FEWEST_ROWS
-from ....decoding.requests import Request, RunningCompletion
+from ....decoding.prefill import Request
 from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....decoding.vocabulary import forbidden_ids, placeholder_ids, stop_ids_of
 from ....errors import CheckpointError, GenerationError, GeneratorError

@@ -1,4 +1,8 @@
-"""What the head regresses on (targets) and how errors count (losses): the paper's choice and its ablations."""
+"""What the head regresses on (targets) and how errors count (losses): the paper's choice and its ablations.
+
+To change the paper's loss, add a name to `LossKind` and a line to `token_losses`; its test is
+`tests/maths/test_objectives.py`.
+"""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -7,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .censoring import CensoredKind
 from .values import inverse_softplus, logit_to_remaining, logit_to_value, remaining_to_value, softplus
 
 TargetKind = Literal["discounted", "length", "normalised", "log_length"]
@@ -16,6 +21,44 @@ WeightKind = Literal["token", "completion"]
 # What the prompt boundary counts of its completion under ``weight: completion``. Every completion passes it, so it must
 # weigh the same in all: divided by their lengths, it would teach the length of the short ones.
 _START_SHARE = 1 / 16
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the head learns: targets, and how errors count.
+
+    Attributes:
+        target: what the head regresses on, see `LengthTarget`.
+        kind: how an error counts, see `token_losses`.
+        weight: what counts alike in the loss, every `token` or every `completion`, see `state_weights`.
+        lam: lambda of the lambda-returns; 1 is the closed form. Below 1 only with the discounted target.
+        censored: what completions that hit their token limit teach, see `censoring.treat_censored`.
+    """
+
+    target: TargetKind = "discounted"
+    kind: LossKind = "mse"
+    weight: WeightKind = "token"
+    lam: float = 1.0
+    censored: CensoredKind = "anchored"
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, in words, all at once."""
+        found = []
+        if not 0.0 <= self.lam <= 1.0:
+            found.append(f"loss.lam must lie between 0 and 1, got {self.lam}")
+        if self.lam != 1.0 and self.target != "discounted":
+            found.append(f"loss.lam {self.lam} needs target: discounted, whose rewards add up; got {self.target}")
+        if self.kind == "bce" and self.target not in ("discounted", "normalised"):
+            found.append(f"loss.kind: bce needs a target between 0 and 1, which {self.target} is not")
+        for name, kinds in (
+            ("target", TargetKind),
+            ("kind", LossKind),
+            ("weight", WeightKind),
+            ("censored", CensoredKind),
+        ):
+            if getattr(self, name) not in get_args(kinds):
+                found.append(f"loss.{name} must be one of {', '.join(get_args(kinds))}; got {getattr(self, name)}")
+        return found
 
 
 @dataclass(frozen=True)

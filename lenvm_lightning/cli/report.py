@@ -31,11 +31,11 @@ def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float])
 
 
 def _of_lenvm(module: Any, data: Any) -> dict[str, Any]:
-    config = module.model.config
+    config, loss = module.model.config, module.settings.loss
     return {
         "gamma": config.gamma,
         "target": config.target,
-        "objective": {name: module.hparams[name] for name in ("loss", "weight", "lam", "censored")},
+        "objective": {"loss": loss.kind, "weight": loss.weight, "lam": loss.lam, "censored": loss.censored},
         "backbone": config.backbone,
         "train_prompts": data.facts.prompts,
         "train_completions": data.facts.completions,

@@ -53,8 +53,8 @@ def test_shipped_recipe_trains_reports_and_is_skipped(kind, here, request, capsy
 
     assert main(command) == 0
     assert "is complete for these settings" in capsys.readouterr().out
-    assert main([*command, "--fit.model.lr", "0.1", "--name", f"{kind}_lenvm"]) == 2
-    assert "fit.model.init_args.lr: 0.001 -> 0.1" in capsys.readouterr().err
+    assert main([*command, "--fit.model.optimizer.lr", "0.1", "--name", f"{kind}_lenvm"]) == 2
+    assert "fit.model.init_args.optimizer.lr: 0.001 -> 0.1" in capsys.readouterr().err
 
 
 def test_check_trains_nothing(here, text_rollouts, capsys):
@@ -93,9 +93,14 @@ fit:
     class_path: lenvm_lightning.TextLenVM
     init_args:
       backbone: tiny-text
-      lr: fast
-      betas: [0.9]
+      optimizer:
+        lr: fast
+        betas: [0.9]
+        lrr: 1.0e-3
+      loss: mse
       lora: {rnk: 4, dropout: none}
+      keep_layers: 2
+      warmup_step: 5
   data:
     class_path: datamodules.TextRollouts
     init_args:
@@ -113,14 +118,18 @@ def test_wrong_values_are_named_all_at_once(here, capsys):
     assert main(["run", "r.yaml", "--fit.trainer.max_epochs", "many"]) == 2
     err = capsys.readouterr().err
     for words in (
-        "r.yaml:6: lr must be float, found 'fast'",
-        "r.yaml:7: betas: ",
-        "r.yaml:8: 'rnk' is no setting of lora; did you mean 'rank'?",
-        "r.yaml:8: dropout must be float, found 'none'",
-        "r.yaml:12: max_length must be int, found 'long'",
-        "r.yaml:13: bucket must be bool, found 'perhaps'",
-        "r.yaml:15: precision must be ",
-        "r.yaml:17: keep must be int, found 'few'",
+        "r.yaml:7: lr must be float, found 'fast'",
+        "r.yaml:8: betas: ",
+        "r.yaml:9: 'lrr' is no setting of optimizer; did you mean 'lr'?",
+        "r.yaml:10: loss: expected settings (target, kind, weight, lam, censored), found 'mse'",
+        "r.yaml:11: 'rnk' is no setting of lora; did you mean 'rank'?",
+        "r.yaml:11: dropout must be float, found 'none'",
+        "r.yaml:12: 'keep_layers' is no setting of lenvm_lightning.TextLenVM; it is 'backbone.keep_layers'",
+        "r.yaml:13: 'warmup_step' is no setting of lenvm_lightning.TextLenVM; did you mean 'optimizer.warmup_steps'?",
+        "r.yaml:17: max_length must be int, found 'long'",
+        "r.yaml:18: bucket must be bool, found 'perhaps'",
+        "r.yaml:20: precision must be ",
+        "r.yaml:22: keep must be int, found 'few'",
         "--fit.trainer.max_epochs: max_epochs must be Optional[int], found 'many'",
     ):
         assert words in err
@@ -217,8 +226,9 @@ def test_trainers_that_cannot_be_built(here, capsys, text_rollouts, key, value):
 
 
 def test_contradictions_are_named_before_anything_starts(here, capsys):
-    command = ["run", "text_lenvm", "--fit.model.target", "length", "--fit.model.loss", "bce", "--fit.model.lam", "0.5"]
-    assert main(command) == 2
+    settings = {"target": "length", "kind": "bce", "lam": "0.5"}
+    words = [word for name, value in settings.items() for word in (f"--fit.model.loss.{name}", value)]
+    assert main(["run", "text_lenvm", *words]) == 2
     err = capsys.readouterr().err
     assert "bce" in err
     assert "lam 0.5" in err
@@ -230,8 +240,9 @@ def test_contradictions_are_named_before_anything_starts(here, capsys):
     [
         (
             "model",
-            {"gamma": "1", "lam": "2", "lr": "-1", "warmup_steps": "-3", "weight_decay": "-.1", "head_dropout": "1",
-             "betas": "[.9, 1]", "keep_layers": "0"},
+            {"gamma": "1", "loss.lam": "2", "optimizer.lr": "-1", "optimizer.warmup_steps": "-3",
+             "optimizer.weight_decay": "-.1", "head_dropout": "1", "optimizer.betas": "[.9, 1]",
+             "backbone.keep_layers": "0"},
         ),
         (
             "data",
@@ -252,10 +263,17 @@ def test_settings_out_of_range_are_named_before_anything_starts(here, capsys, se
 
 def test_a_value_model_may_be_shallower_than_its_generator(here, text_rollouts, capsys):
     command = ["run", "text_lenvm", *SHORT, "--fit.data.files", str(text_rollouts), "--fit.data.batch_tokens", "1024"]
-    command += ["--fit.data.train_prompts", "5", "--fit.data.train_completions", "1", "--fit.model.keep_layers", "2"]
-    assert main([*command, "--fit.model.pretrained", "false"]) == 2
+    command += [
+        "--fit.data.train_prompts",
+        "5",
+        "--fit.data.train_completions",
+        "1",
+        "--fit.model.backbone.keep_layers",
+    ]
+    command += ["2"]
+    assert main([*command, "--fit.model.backbone.pretrained", "false"]) == 2
     assert "with pretrained: false set the layers in overrides" in capsys.readouterr().err
-    assert main([*command, "--fit.model.pretrained", "true"]) == 0
+    assert main([*command, "--fit.model.backbone.pretrained", "true"]) == 0
     results = json.loads((here / "runs" / "text_lenvm" / "results.json").read_text())
     assert (results["train_prompts"], results["train_completions"]) == (5, 5)
     model = LengthValueModel.from_pretrained(here / "runs" / "text_lenvm" / "model")
@@ -418,5 +436,9 @@ def test_help_at_every_level(capsys):
         assert words in capsys.readouterr().out
     assert main(["run", "text_lenvm", "--fit.help"]) == 0
     out = capsys.readouterr().out
-    for words in ("--trainer.max_epochs", "batch_tokens", "freeze_vision", "--checkpoint.every_n_steps"):
+    for words in (
+        "--trainer.max_epochs", "batch_tokens", "--checkpoint.every_n_steps", "--model.backbone.freeze_vision",
+        "leave vision tower and projector as they are", "--model.optimizer.lr", "peak learning rate",
+        "--model.loss.target", "--model.lora.rank",
+    ):  # fmt: skip
         assert words in out

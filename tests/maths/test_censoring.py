@@ -1,13 +1,9 @@
 """What a batch of one finished and one cut completion teaches under each treatment."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from datamodules.report import collect_facts, describe_facts
-from lenvm_lightning import TextLenVM
 from lenvm_lightning.censoring import anchor, tail_after_cut, treat_censored
 from lenvm_lightning.values import remaining_to_value
 
@@ -107,37 +103,6 @@ def test_an_error_at_the_cut_comes_back_by_half():
     low, high = remaining_to_value(estimates, 0.99)
     anchored_low, anchored_high = remaining_to_value(anchor(estimates, 75.0, 0.99), 0.99)
     assert float(anchored_high - anchored_low) == pytest.approx(float(high - low) / 2)
-
-
-def test_module_anchors_by_default():
-    """Where the data have said how completions end, and by the pure bootstrap where they have not."""
-    module = TextLenVM("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1}, gamma=0.5)
-    module.configure_model()
-    logits = torch.zeros(1, 3)  # value -1/2, one token, at every state
-    batch = {
-        "remaining": torch.tensor([[2, 1, 0]]),
-        "mask": torch.ones(1, 3, dtype=torch.bool),
-        "censored": torch.tensor([True]),
-    }
-    assert module.tail_after_cut is None  # no DataModule has said anything
-    pure, states = module.loss_sum(logits, batch)
-    assert float(states) == 2
-    # 3 and 2 tokens are expected: targets -7/8 and -3/4.
-    assert float(pure) == pytest.approx((0.375**2 + 0.25**2) / 2)
-    module.tail_after_cut = 2.0
-    anchored, _ = module.loss_sum(logits, batch)
-    # Beyond the cut 2^-b = 5/12, so targets are -(1 - 5/48) and -(1 - 5/24).
-    assert float(anchored) == pytest.approx(((43 / 48 - 0.5) ** 2 + (19 / 24 - 0.5) ** 2) / 2)
-
-
-def test_the_data_tell_the_module_the_tail():
-    facts = collect_facts([3, 6, 8, 10, 10], [False, False, False, True, True], list("aabbc"), [""] * 5, [""] * 5)
-    module = TextLenVM("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1})
-    data = SimpleNamespace(facts=facts, val_prompts=1)
-    module._trainer = SimpleNamespace(datamodule=data, strategy="auto", precision="32-true")
-    module.configure_model()
-    assert module.tail_after_cut == facts.tail_after_cut == 7.0
-    assert "cut at their limit 40.0%, 7 more tokens expected there" in describe_facts(facts, 1, 1, 0.0, 1)
 
 
 def test_unknown_treatment():

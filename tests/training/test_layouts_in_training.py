@@ -7,6 +7,7 @@ import pytest
 import torch
 from gradients import QUIET
 from lightning.pytorch.callbacks import Callback
+from modules import make_module
 from transformers import OPTConfig
 
 from datamodules import TextRollouts, VisionRollouts
@@ -57,7 +58,7 @@ def train(files, kind, layout, folder, *, steps=STEPS, resume=None, save=False, 
     """A short run: what was recorded, the weights it ended with, and its Trainer."""
     L.seed_everything(0, verbose=False)
     module, rollouts = (TextLenVM, TextRollouts) if kind == "text" else (VisionLenVM, VisionRollouts)
-    model = module("tiny-text" if kind == "text" else "tiny-vl", lr=1e-3, warmup_steps=0, **settings)
+    model = make_module(module, "tiny-text" if kind == "text" else "tiny-vl", lr=1e-3, warmup_steps=0, **settings)
     together = 1 if layout == "packed" else 4
     callbacks = [record := Record(), Throughput()]
     if save:
@@ -116,7 +117,7 @@ def test_a_model_that_cannot_is_refused_before_the_first_step(files, tmp_path):
     )  # fmt: skip
     config.save_pretrained(tmp_path / "opt")
     load_processor("tiny-text").save_pretrained(tmp_path / "opt")
-    model, record = TextLenVM(str(tmp_path / "opt"), pretrained=False), Record()
+    model, record = make_module(TextLenVM, str(tmp_path / "opt"), pretrained=False), Record()
     trainer = L.Trainer(**QUIET, max_steps=2, accelerator="cpu", callbacks=[record])
     with pytest.raises(
         RecipeError, match=r"data.layout: packed cannot be used with OPTModel: .* Set data.layout: rows"

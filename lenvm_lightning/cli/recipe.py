@@ -140,13 +140,14 @@ def _spell_out(recipe: dict[str, Any]) -> None:
 
 def _spelled_out(logger: Any) -> Any:
     if isinstance(logger, str):
-        logger = {"class_path": logger if "." in logger else _LOGGERS + logger}
-    if not isinstance(logger, dict):
+        logger = {"class_path": logger}
+    if not isinstance(logger, dict) or not isinstance(logger.get("class_path"), str):
         return logger
-    arguments = logger.get("init_args") or {}
+    name, arguments = logger["class_path"], logger.get("init_args") or {}
+    logger = {**logger, "class_path": name if "." in name else _LOGGERS + name}
     with contextlib.suppress(RecipeError):  # no such class, which is told with the other mistakes
-        if isinstance(arguments, dict) and needs_save_dir(load_class(str(logger.get("class_path")))):
-            return {**logger, "init_args": {"save_dir": RUN_FOLDER, **arguments}}
+        if isinstance(arguments, dict) and needs_save_dir(load_class(logger["class_path"])):
+            logger["init_args"] = {"save_dir": RUN_FOLDER, **arguments}
     return logger
 
 

@@ -88,7 +88,9 @@ def next_commands(folder: Path, results: dict[str, Any]) -> str:
     """What to type next."""
     model, rollouts = folder / "model", Path("rollouts") / folder.name
     adapter = f"whole:   lenvm export {folder} {folder.name}-whole\n" if (model / ADAPTER_CONFIG).exists() else ""
-    return f"\nmodel:   {model}\n{adapter}curves:  tensorboard --logdir {folder.parent}\n" + (
+    has_curves = any(folder.rglob("events.out.tfevents.*"))
+    curves = f"curves:  tensorboard --logdir {folder.parent}\n" if has_curves else ""
+    return f"\nmodel:   {model}\n{adapter}{curves}" + (
         f'python:  from lenvm_lightning import LengthValueModel; LengthValueModel.from_pretrained("{model}")'
         if "gamma" in results
         else f"sample:  lenvm sample --generator {model} --prompts {results['prompts']} --out {rollouts}"

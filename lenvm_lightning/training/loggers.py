@@ -30,7 +30,7 @@ def open_loggers(wanted: Any, folder: Path, resumed_step: int | None) -> Any:
             ones, from before the run was stopped, is hidden.
 
     Raises:
-        RecipeError: a logger whose package is not installed, or that refuses its settings.
+        RecipeError: a logger whose package is not installed, that refuses its settings, or that cannot be reached.
     """
     if wanted is None:
         return TensorBoardLogger(
@@ -49,6 +49,8 @@ def _open_logger(wanted: Any, folder: Path) -> Logger:
         if isinstance(value, str):
             given[name] = value.replace(RUN_FOLDER, str(folder))
     try:
-        return instantiate_class((), {"class_path": wanted["class_path"], "init_args": given})
-    except (ModuleNotFoundError, TypeError, ValueError) as error:
+        logger = instantiate_class((), {"class_path": wanted["class_path"], "init_args": given})
+        logger.experiment  # noqa: B018  opens it, so that a server out of reach is known before training
+    except Exception as error:  # of the logger's own library, which may raise anything
         raise RecipeError(f"the logger {wanted['class_path']} cannot be used: {first_line(error)}") from error
+    return logger

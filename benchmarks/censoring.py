@@ -40,9 +40,9 @@ from transformers import get_cosine_schedule_with_warmup
 from datamodules.collate import Collator
 from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.censoring import CensoredKind, tail_after_cut
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.models.backbone import load_processor
 from lenvm_lightning.objectives import LossConfig
-from lenvm_lightning.rollouts.generators.interface import Sampling
 from lenvm_lightning.rollouts.prompting import encode_prompt
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.sample import open_generator, sample_rollouts
@@ -68,7 +68,7 @@ def draw(
         [{"source": name, "split": split, "limit": n} for name, n in (("tiny-math", stories), ("tiny-write", texts))]
     )
     folder = folder / f"{split}-{stories}+{texts}x{completions}"
-    outcome = sample_rollouts(open_generator(BACKBONE), asked, completions, folder, Sampling(max_tokens=ENDLESS))
+    outcome = sample_rollouts(open_generator(BACKBONE), asked, completions, folder, SamplingParams(max_tokens=ENDLESS))
     processor = load_processor(BACKBONE)
     answers: dict[str, list[list[int]]] = {}
     for line in outcome.rollouts.read_text(encoding="utf-8").splitlines():

@@ -31,12 +31,13 @@ from typing import Any
 import torch
 
 from lenvm_lightning import tinyworld
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.evaluation.statistics import at_length, hard_budget, mean_and_error
 from lenvm_lightning.evaluation.tasks.lifebench import LengthControl, length_deviation, length_score
 from lenvm_lightning.guidance import AtLeast, AtMost, Control, EqualTo, Tilt
 from lenvm_lightning.models.value_model import LengthValueModel
-from lenvm_lightning.rollouts.generators.interface import Completion, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tinyworld import writing
 from lenvm_lightning.tinyworld.prompt_sets import check, prompt_set
@@ -102,9 +103,9 @@ class Sampler:
         rows = []
         for seed in range(self.seeds):
             asked = {prompt.prompt_id: prompt for prompt in prompts(self.prompts, seed)}
-            requests = [Request(prompt, tuple(range(COMPLETIONS)), control) for prompt in asked.values()]
-            for answer in generator.sample(requests, Sampling(max_tokens=768, seed=seed, **sampling)):
-                assert isinstance(answer.result, Completion), answer.result
+            requests = [PromptRequest(prompt, tuple(range(COMPLETIONS)), control) for prompt in asked.values()]
+            for answer in generator.sample(requests, SamplingParams(max_tokens=768, seed=seed, **sampling)):
+                assert isinstance(answer.result, GeneratedText), answer.result
                 tokens, meta = len(answer.result.token_ids), asked[answer.prompt_id].meta
                 right = check(meta, answer.result.text, tokens) if meta else None
                 row = {"prompt": f"{seed}:{answer.prompt_id}", "tokens": tokens, "right": right}

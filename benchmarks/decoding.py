@@ -35,11 +35,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
-from lenvm_lightning.decoding.candidate_scorer import Guide, Rules
-from lenvm_lightning.decoding.kv_cache import SlotCache
-from lenvm_lightning.decoding.model_runner import SlotDecoder
+from lenvm_lightning.decoding.candidate_scorer import CandidateScorer, RowRules
+from lenvm_lightning.decoding.kv_cache import KVCache
+from lenvm_lightning.decoding.model_runner import ModelRunner
 from lenvm_lightning.decoding.sampling import draw
-from lenvm_lightning.decoding.sampling_params import Drawing
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.guidance import EqualTo
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 
@@ -52,11 +52,11 @@ def config(shape: list[int], vocabulary: int) -> Qwen2Config:
     return Qwen2Config(vocab_size=vocabulary, **dict(zip(names, shape, strict=True)))
 
 
-class TwoForwards(Guide):
+class TwoForwards(CandidateScorer):
     """Scores with a forward of its own, after that of the chosen token."""
 
     def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Guide.score`."""
+        """See `CandidateScorer.score`."""
         _, before = super().score(feed, ids[:, :0], ends[:, :0])
         count = ids.shape[1]
         within, depth = torch.eye(count, dtype=torch.bool, device=ids.device), torch.zeros_like(ids[0])
@@ -65,11 +65,11 @@ class TwoForwards(Guide):
         return self.lenvm.remaining(self.lenvm.v_head(hidden)).masked_fill(ends, 0.0), before
 
 
-class Copied(Guide):
+class Copied(CandidateScorer):
     """Scores with the cache copied for every candidate, one new token a row."""
 
     def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Guide.score`."""
+        """See `CandidateScorer.score`."""
         _, before = super().score(feed, ids[:, :0], ends[:, :0])
         wide = self.decoder.slots(1)
         rows, count = ids.shape
@@ -111,32 +111,34 @@ class Bench:
     ) -> None:
         self.device = base.device
         self.prompts = torch.randint(base.config.vocab_size, (batch, prefix)).tolist()
-        self.decoders = {False: SlotDecoder(base), True: SlotDecoder(base, compiled=True)}
+        self.decoders = {False: ModelRunner(base), True: ModelRunner(base, compiled=True)}
         self.guides = {
-            "guided": Guide(lenvm),
+            "guided": CandidateScorer(lenvm),
             "two": TwoForwards(lenvm),
             "copied": Copied(lenvm),
-            "limit": Guide(lenvm),
+            "limit": CandidateScorer(lenvm),
         }
         names = ["unguided", *self.guides]
         if compiled:
-            self.guides |= {name: Guide(lenvm, compiled=True) for name in ("guided_compiled", "limit_compiled")}
+            self.guides |= {
+                name: CandidateScorer(lenvm, compiled=True) for name in ("guided_compiled", "limit_compiled")
+            }
             names += ["unguided_compiled", "guided_compiled", "limit_compiled"]
         self.caches = {name: self._filled(self._decoder(name), self._decoder(name).slots(1)) for name in names}
         for guide in self.guides.values():
             self._filled(guide.decoder, guide.cache)
         feed = torch.tensor([[ids[-1]] for ids in self.prompts], device=self.device)
         self.feeds = {name: feed for name in self.caches}
-        drawing = Drawing(top_k=CANDIDATES)
+        drawing = SamplingParams(top_k=CANDIDATES)
         self.drawing = vars(drawing)
-        self.rules = Rules([drawing] * batch, [EqualTo(prefix)] * batch, self.device)
+        self.rules = RowRules([drawing] * batch, [EqualTo(prefix)] * batch, self.device)
         self.stop = torch.tensor([0], device=self.device)
         self.generated = torch.zeros(batch, dtype=torch.int64, device=self.device)
 
-    def _decoder(self, name: str) -> SlotDecoder:
+    def _decoder(self, name: str) -> ModelRunner:
         return self.decoders[name.endswith("_compiled")]
 
-    def _filled(self, decoder: SlotDecoder, cache: SlotCache) -> SlotCache:
+    def _filled(self, decoder: ModelRunner, cache: KVCache) -> KVCache:
         for start in range(0, len(self.prompts), 8):
             part = self.prompts[start : start + 8]
             rows = list(range(start, start + len(part)))

@@ -117,7 +117,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     for completion in completions:
         print(tokenizer.decode(completion.token_ids, skip_special_tokens=True), flush=True)
-        print(_summary(completion.token_ids, completion.finish, control, None), file=sys.stderr)
+        print(_summary(completion.token_ids, completion.finish_reason, control, None), file=sys.stderr)
     if arguments.trace:
         lines = [
             json.dumps({"completion": completion.index, "text": tokenizer.decode([step.token_id]), **asdict(step)})
@@ -127,7 +127,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         arguments.trace.write_text("\n".join(lines) + "\n", encoding="utf-8")
     total = sum(len(completion.token_ids) for completion in completions)
     print(f"{total:,} tokens, {total / seconds:,.0f} tokens/s", file=sys.stderr)
-    return 3 if any(completion.finish == "error" for completion in completions) else 0
+    return 3 if any(completion.finish_reason == "error" for completion in completions) else 0
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
@@ -224,7 +224,7 @@ def _show_stream(tokens: Any, tokenizer: Any, control: "Control | None") -> int:
     for token in tokens:
         if token.token_id >= 0:
             ids.append(token.token_id)
-        finish = token.finish
+        finish = token.finish_reason
         if first is None and token.remaining is not None:
             first = token.remaining + 1
         text = tokenizer.decode(ids, skip_special_tokens=True)

@@ -13,9 +13,9 @@ import yaml
 from ..errors import RecipeError, nearest
 from ..evaluation.settings import FIELDS as EVALUATE_FIELDS
 from ..evaluation.settings import has
-from ..rollouts.options import misfits
 from ..training.callbacks import ResumableCheckpoint
 from ..training.loggers import RUN_FOLDER, needs_save_dir
+from ..utils.settings import misfits
 from .class_arguments import Mistake, load_class, mistakes_of_arguments, mistakes_of_class, unknown_keys
 from .sample import FIELDS, wrong_values
 

@@ -13,11 +13,9 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..decoding.sampling_params import SamplingParams
 from ..errors import RecipeError
-from ..rollouts.generators.interface import Sampling
-from ..rollouts.options import COUNT, INTEGER, NUMBER, OPTIONS, SOURCES, TEXT, describe, misfits, setting
-
-_DEFAULT = Sampling()
+from ..utils.settings import COUNT, OPTIONS, SOURCES, TEXT, describe, misfits, setting, setting_of
 
 
 @dataclass(frozen=True)
@@ -29,20 +27,20 @@ class SampleSettings:
     n: int = setting(COUNT, "completions of each prompt", 8)
     split: str | None = setting(TEXT, "only prompts of this split", None)
     limit: int | None = setting(COUNT, "only so many prompts", None)
-    temperature: float = setting(NUMBER, "divides the logits; 0 takes the likeliest token", _DEFAULT.temperature)
-    top_p: float = setting(NUMBER, "smallest set of likeliest tokens of this probability", _DEFAULT.top_p)
-    top_k: int = setting(INTEGER, "so many likeliest tokens; 0 keeps all", _DEFAULT.top_k)
-    min_p: float = setting(NUMBER, "tokens at least this times as likely as the likeliest", _DEFAULT.min_p)
-    max_tokens: int = setting(INTEGER, "tokens after which a completion is cut, its end included", _DEFAULT.max_tokens)
-    seed: int = setting(INTEGER, "of the run; each completion has its own, made from it", _DEFAULT.seed)
+    temperature: float = setting_of(SamplingParams, "temperature")
+    top_p: float = setting_of(SamplingParams, "top_p")
+    top_k: int = setting_of(SamplingParams, "top_k")
+    min_p: float = setting_of(SamplingParams, "min_p")
+    max_tokens: int = setting_of(SamplingParams, "max_tokens")
+    seed: int = setting_of(SamplingParams, "seed")
     model: str | None = setting(TEXT, "which model, where a server has several", None)
     options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)
     out: str | None = setting(TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplingParams:
         """How tokens are drawn."""
-        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
+        return SamplingParams(self.temperature, self.top_k, self.top_p, self.min_p, self.max_tokens, self.seed)
 
 
 FIELDS = {f.name: f for f in fields(SampleSettings)}

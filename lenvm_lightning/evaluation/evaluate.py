@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, tinyworld
+from ..decoding.sampling_params import SamplingParams
 from ..errors import EvaluationError
-from ..rollouts.generators.interface import Generator, Sampling
+from ..rollouts.generators.interface import Generator
 from ..rollouts.generators.local.loading import require_same_tokens
 from ..rollouts.prompting import tokenizer_of
 from ..rollouts.prompts.parts import EMBEDDED
@@ -261,7 +262,7 @@ class _Plan:
         }
 
 
-def _sampling(settings: EvaluationSettings, systems: list[System]) -> Sampling:
+def _sampling(settings: EvaluationSettings, systems: list[System]) -> SamplingParams:
     """How tokens are drawn; what was given for all systems holds for those that would differ too."""
     given = {name: getattr(settings, name) for name in _SAMPLING}
     if given["max_tokens"] is None:
@@ -270,7 +271,7 @@ def _sampling(settings: EvaluationSettings, systems: list[System]) -> Sampling:
         systems[:] = [
             replace(system, drawing={k: v for k, v in system.drawing.items() if k != "min_p"}) for system in systems
         ]
-    return Sampling(**{name: value for name, value in given.items() if value is not None})
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
 class _Models:

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..decoding.sampling_params import SamplingParams
 from ..errors import EvaluationError, GeneratorError
-from ..rollouts.generators.interface import Completion, Failure, Generator, Prompt, Request, Sampling
+from ..rollouts.generators.interface import Failure, GeneratedText, Generator, Prompt, PromptRequest
 from ..rollouts.journal import Journal
 from ..utils.locked_folder import FolderLock, differences, write_whole
 
 if TYPE_CHECKING:
     from ..guidance import Control
 
-Judge = Callable[[Mapping[str, Any], Completion], dict[str, Any]]
+Judge = Callable[[Mapping[str, Any], GeneratedText], dict[str, Any]]
 """(meta of the prompt, completion) -> what is to be remembered of the completion, JSON values."""
 _TELL_SECONDS = 20.0
 
@@ -197,7 +198,7 @@ def collect(
     system: System,
     prompts: Sequence[Prompt],
     n: int,
-    sampling: Sampling,
+    sampling: SamplingParams,
     judge: Judge,
 ) -> float | None:
     """Sample and judge what a system has not answered yet.
@@ -252,16 +253,16 @@ def collect(
 
 def _missing(
     folder: SampleFolder, system: System, prompts: Sequence[Prompt], n: int, metas: dict[str, Mapping[str, Any]]
-) -> Iterator[Request]:
+) -> Iterator[PromptRequest]:
     """Requests for what is not there; fills ``metas`` on the way."""
     for prompt in prompts:
         numbers = tuple(k for k in range(n) if (system.name, prompt.prompt_id, k) not in folder.samples)
         if numbers:
             metas[prompt.prompt_id] = prompt.meta
-            yield Request(prompt, numbers, system.control(prompt.meta) if system.control else None)
+            yield PromptRequest(prompt, numbers, system.control(prompt.meta) if system.control else None)
 
 
-def _sample(key: tuple[str, str, int], completion: Completion, found: dict[str, Any]) -> Sample:
+def _sample(key: tuple[str, str, int], completion: GeneratedText, found: dict[str, Any]) -> Sample:
     # Rounded, since a batch of another size may round otherwise, and after a kill batches are others.
     logprob = None if completion.logprob is None else round(completion.logprob, 3)
     return Sample(

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from ..decoding.sampling_params import SamplingParams
 from ..errors import EvaluationError, nearest
-from ..rollouts.options import COUNT, INTEGER, NUMBER, OPTIONS, TEXT, Kind, misfits, setting
+from ..utils.settings import COUNT, NUMBER, OPTIONS, TEXT, Kind, misfits, setting, setting_of
 from .tasks.lifebench import CONTROLS
 
 TASKS = ("lifebench", "gsm8k", "math500", "vqa", "length", "tokens", "scaling", "ablation", "paper")
@@ -77,14 +78,12 @@ class EvaluationSettings:
     soften: bool = setting(_TRUTH, "lifebench: ask guided systems for `approximately` N instead of `equal to` N", False)
     threshold: float = setting(NUMBER, "tokens: residuals beyond it count", 0.01)
     runs: list[str] | None = setting(_list_of(TEXT, "a list of folders"), "scaling: folders of finished runs", None)
-    temperature: float | None = setting(NUMBER, "divides the logits", None)
-    top_k: int | None = setting(INTEGER, "so many likeliest tokens; 0 keeps all", None)
-    top_p: float | None = setting(NUMBER, "smallest set of likeliest tokens of this probability", None)
-    min_p: float | None = setting(
-        NUMBER, "tokens at least this times as likely as the likeliest, for all systems", None
-    )
-    max_tokens: int | None = setting(COUNT, "tokens after which a completion is cut, its end included", None)
-    seed: int = setting(INTEGER, "of the evaluation; each completion has its own, made from it", 0)
+    temperature: float | None = setting_of(SamplingParams, "temperature", None)
+    top_k: int | None = setting_of(SamplingParams, "top_k", None)
+    top_p: float | None = setting_of(SamplingParams, "top_p", None)
+    min_p: float | None = setting_of(SamplingParams, "min_p", None)
+    max_tokens: int | None = setting_of(SamplingParams, "max_tokens", None)
+    seed: int = setting_of(SamplingParams, "seed")
     dtype: str | None = setting(TEXT, "of the weights, such as bfloat16", None)
     device: str | None = setting(TEXT, "such as cuda:1", None)
     model: str | None = setting(TEXT, "which model, where a server has several", None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.data import Subset
 
-from ..rollouts.generators.interface import Completion, Prompt
+from ..rollouts.generators.interface import GeneratedText, Prompt
 from .results import Table
 from .samples import Sample, System
 from .settings import EvaluationSettings
@@ -105,7 +105,7 @@ class Task(Protocol):
     def systems(self, settings: EvaluationSettings, guided: bool, tiny: bool) -> list[System]:
         """Return what is measured; ``guided`` = there is a length value model."""
 
-    def judge(self, meta: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
+    def judge(self, meta: Mapping[str, Any], completion: GeneratedText) -> dict[str, Any]:
         """Return what is to be remembered of a completion."""
 
     def summarise(self, measured: Measured) -> Findings:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..decoding.sampling_params import SamplingParams
 from ..errors import GeneratorError, StoreError, nearest
-from .generators.interface import Completion, Failure, Generator, Sampling
+from .generators.interface import Failure, GeneratedText, Generator
 from .progress import SamplingProgress
 from .store import Prompts, RolloutStore, describe
 from .summary import as_text, summarise, write_histogram
@@ -77,7 +78,7 @@ def is_server(source: str) -> bool:
 
 
 def sample_rollouts(
-    generator: Generator, prompts: Prompts, n: int, folder: Path, sampling: Sampling, *, wait: bool = False
+    generator: Generator, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, *, wait: bool = False
 ) -> Outcome:
     """Sample ``n`` completions of each prompt into a folder; goes on where an earlier run stopped.
 
@@ -126,7 +127,7 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 
 
 def already_sampled(
-    source: str, prompts: Prompts, n: int, folder: Path, sampling: Sampling, **options: Any
+    source: str, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, **options: Any
 ) -> Outcome | None:
     """The outcome of a complete folder, told without loading the generator; None where it has to be loaded.
 
@@ -162,14 +163,14 @@ def _is_recorded(source: str, recorded: dict[str, Any], options: dict[str, Any])
     return same and recorded.get("name") == name_of(source) and recorded.get("digest") == digest(source)
 
 
-def _fill(store: RolloutStore, generator: Generator, sampling: Sampling) -> float | None:
+def _fill(store: RolloutStore, generator: Generator, sampling: SamplingParams) -> float | None:
     """Sample what is missing; tokens a second, None where nothing was."""
     answers = generator.sample(store.missing(), sampling)
     with SamplingProgress(store.done, store.total, store.tally) as progress:
         try:
             for answer in answers:
                 store.add(answer)
-                if isinstance(answer.result, Completion):
+                if isinstance(answer.result, GeneratedText):
                     progress.add(len(answer.result.token_ids))
             left = store.total - store.done - len(store.failures)
             if left:
@@ -192,7 +193,7 @@ def _what_stays(store: RolloutStore) -> str:
     )
 
 
-def _finish(store: RolloutStore, sampling: Sampling, speed: float | None) -> None:
+def _finish(store: RolloutStore, sampling: SamplingParams, speed: float | None) -> None:
     if not store.done:
         raise StoreError(
             f"not one completion could be sampled:\n{group_failures(store.failures)}\n"

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ..decoding.sampling_params import SamplingParams
 from ..errors import GeneratorError, StoreError
 from ..utils.locked_folder import FolderLock, differences, write_whole
-from .generators.interface import Answer, Completion, Failure, Prompt, Request, Sampling
+from .generators.interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
 from .journal import Journal
 from .summary import Tally
 
@@ -42,7 +43,7 @@ class Prompts(Protocol):
         """Take one; its pictures are opened or drawn now."""
 
 
-def describe(fingerprint: dict[str, Any], prompts: Prompts, n: int, sampling: Sampling) -> dict[str, Any]:
+def describe(fingerprint: dict[str, Any], prompts: Prompts, n: int, sampling: SamplingParams) -> dict[str, Any]:
     """What decides the content of a store, as JSON values.
 
     Args:
@@ -214,7 +215,7 @@ class RolloutStore:
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
-    def missing(self) -> Iterator[Request]:
+    def missing(self) -> Iterator[PromptRequest]:
         """What is to be asked of a generator, in order; made as it is read."""
         for prompt_id, index in self._index.items():
             first = index * self.n
@@ -224,7 +225,7 @@ class RolloutStore:
                 if self._places[first + number] < 0 and (prompt_id, number) not in self.failures
             )
             if numbers:
-                yield Request(self.prompts[index], numbers)
+                yield PromptRequest(self.prompts[index], numbers)
 
     def add(self, answer: Answer) -> None:
         """Write an answer down.
@@ -248,7 +249,7 @@ class RolloutStore:
                 cut = result.finish_reason == "length"
                 self._count(key, place, len(result.token_ids), cut, record["logprob"], result.reencoded)
 
-    def _record(self, key: int, result: Completion) -> dict[str, Any]:
+    def _record(self, key: int, result: GeneratedText) -> dict[str, Any]:
         index, number = divmod(key, self.n)
         prompt = self._head(index)
         known = result.logprob is not None and math.isfinite(result.logprob)

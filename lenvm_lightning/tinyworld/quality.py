@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..decoding.sampling_params import SamplingParams
 from ..evaluation.tasks.lifebench import length_score
-from ..rollouts.generators.interface import Answer, Completion, Generator, Request, Sampling
+from ..rollouts.generators.interface import Answer, GeneratedText, Generator, PromptRequest
 from .prompt_sets import check, prompt_set
 
 
@@ -88,20 +89,20 @@ def measure(generator: Generator, name: str, prompts: int = 64, n: int = 16, max
         RuntimeError: a prompt failed; the tiny sets hold nothing that a tiny model may refuse.
     """
     asked = prompt_set(name, "test", prompts)
-    requests = [Request(prompt, tuple(range(n))) for prompt in asked]
-    answers: dict[str, list[Completion]] = {prompt.prompt_id: [] for prompt in asked}
-    for answer in generator.sample(requests, Sampling(max_tokens=max_tokens)):
+    requests = [PromptRequest(prompt, tuple(range(n))) for prompt in asked]
+    answers: dict[str, list[GeneratedText]] = {prompt.prompt_id: [] for prompt in asked}
+    for answer in generator.sample(requests, SamplingParams(max_tokens=max_tokens)):
         answers[answer.prompt_id].append(_completion(answer))
     return _quality([(prompt.meta, answers[prompt.prompt_id]) for prompt in asked])
 
 
-def _completion(answer: Answer) -> Completion:
-    if not isinstance(answer.result, Completion):
+def _completion(answer: Answer) -> GeneratedText:
+    if not isinstance(answer.result, GeneratedText):
         raise RuntimeError(f"{answer.prompt_id}: {answer.result.reason}")
     return answer.result
 
 
-def _quality(judged: Sequence[tuple[dict[str, Any], list[Completion]]]) -> Quality:
+def _quality(judged: Sequence[tuple[dict[str, Any], list[GeneratedText]]]) -> Quality:
     verdicts: list[bool] = []
     shares: list[float] = []
     scores: list[float] = []

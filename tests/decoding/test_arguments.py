@@ -10,10 +10,11 @@ from transformers import AutoModel, AutoModelForCausalLM, GPTNeoConfig, MambaCon
 
 from lenvm_lightning.decoding.batched_controls import per_row
 from lenvm_lightning.decoding.generate import generate, stream
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtMost, EqualTo, Gated, Tilt
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
-from lenvm_lightning.rollouts.generators.interface import Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 
 PROMPTS = [[5, 6, 7], [8, 9]]
@@ -46,8 +47,8 @@ def ids_of(completions):
         ({"control": per_row([EqualTo(3), EqualTo(9)])}, "control has numbers for several rows"),
         ({"n": 1.5}, "n must be at least 1 completion, whole; got 1.5"),
         ({"max_tokens": 6.5}, "max_tokens must be at least 1, whole; got 6.5"),
-        ({"seed": None}, "seed must be a number, whole; got None"),
-        ({"temperature": "hot"}, "must be numbers.* temperature='hot'"),
+        ({"seed": None}, "seed must be a whole number, found None"),
+        ({"temperature": "hot"}, "temperature must be a number of at least 0, found 'hot'"),
         ({"stop": ["", "x"], "tokenizer": object()}, "stop has an empty string"),
     ],
 )
@@ -88,7 +89,7 @@ def test_controls_that_leave_nothing_fail_their_own_rows(models, factor):
     controls = [EqualTo(9), lambda probs, remaining, generated, gamma: factor * probs]
     completions = generate(*models, PROMPTS, control=controls, seed=[1, 2])
     assert completions[0].token_ids == expected[0].token_ids
-    assert (completions[1].finish, completions[1].token_ids) == ("error", [])
+    assert (completions[1].finish_reason, completions[1].token_ids) == ("error", [])
     assert "probabilities under the control" in completions[1].error
 
 
@@ -108,7 +109,9 @@ def test_a_control_of_another_shape_is_refused(models):
 
 
 def test_nothing_follows_an_end_in_an_unguided_row_either(models):
-    ended = [token for token in stream(*models, PROMPTS, control=[None, EqualTo(5)], n=4) if token.finish == "stop"]
+    ended = [
+        token for token in stream(*models, PROMPTS, control=[None, EqualTo(5)], n=4) if token.finish_reason == "stop"
+    ]
     assert len(ended) == 8
     assert all(token.remaining == 0 for token in ended)
 
@@ -125,7 +128,7 @@ def test_the_trace_of_an_unguided_row_claims_no_choice(models):
         (MptConfig(vocab_size=512, d_model=32, n_layers=2, n_heads=4), "lenvm: MptModel.*what follows a token differs"),
         (
             MambaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1),
-            "generator: MambaForCausalLM .*keep no slots",
+            "generator: MambaForCausalLM .*no keys and values",
         ),
         (
             GPTNeoConfig(
@@ -148,7 +151,8 @@ def test_families_that_would_be_silently_wrong_are_refused(config, words):
 def test_a_controlled_request_needs_a_length_value_model(models, tiny_text):
     generator = LocalGenerator(models[0], tiny_text, "shape")
     requests = [
-        Request(Prompt(str(i), [{"role": "user", "content": "Write."}]), (0,), c) for i, c in enumerate([None, Tilt(1)])
+        PromptRequest(Prompt(str(i), [{"role": "user", "content": "Write."}]), (0,), c)
+        for i, c in enumerate([None, Tilt(1)])
     ]
     with pytest.raises(GenerationError, match="needs lenvm"):
-        list(generator.sample(requests, Sampling(max_tokens=4)))
+        list(generator.sample(requests, SamplingParams(max_tokens=4)))

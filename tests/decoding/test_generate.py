@@ -18,23 +18,16 @@ from tiny_generators import build
 from transformers import AutoModelForCausalLM, Qwen2Config, StoppingCriteriaList, StopStringCriteria
 
 import lenvm_lightning
-import lenvm_lightning.decoding.candidate_scorer as guide_module
+from lenvm_lightning.decoding import candidate_scorer
 from lenvm_lightning.decoding.generate import generate, stream
-from lenvm_lightning.decoding.sampling import candidates, choose, draw, truncate
-from lenvm_lightning.decoding.sampling_params import Drawing, completion_seed
+from lenvm_lightning.decoding.sampling import sample_tokens
+from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.decoding.transformers_hook import guided
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Tilt
-from lenvm_lightning.rollouts.generators.interface import Completion, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tree import tree_layout
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _end(text):
-    global END
-    END = text[0].config.eos_token_id
-
 
 # -- names people type ------------------------------------------------------------------------------------------------
 
@@ -75,20 +68,20 @@ def test_values_in_single_precision(text_inputs):
 
 def test_causal_candidates_fail(text, text_inputs, monkeypatch):
     """A control that must fail: candidates that see each other."""
-    monkeypatch.setattr(guide_module, "_star", lambda count, device: tree_layout(range(-1, count)))
+    monkeypatch.setattr(candidate_scorer, "_star", lambda count, device: tree_layout(range(-1, count)))
     completions = generate(*text, text_inputs, control=EqualTo(4), max_tokens=4, trace=True)
     assert largest_difference(text[1], prompts_of(text_inputs), completions) > 1e-3
 
 
 def test_forgotten_rope_offsets_fail(vision, vision_inputs, monkeypatch):
     """A control that must fail: tokens after a picture counted as if it were text."""
-    whole = guide_module.SlotDecoder.prefill_inputs
+    whole = candidate_scorer.ModelRunner.prefill_inputs
 
     def forgetful(self, inputs):
         output, cache, offsets = whole(self, inputs)
         return output, cache, [0] * len(offsets)
 
-    monkeypatch.setattr(guide_module.SlotDecoder, "prefill_inputs", forgetful)
+    monkeypatch.setattr(candidate_scorer.ModelRunner, "prefill_inputs", forgetful)
     together, alone = vision_inputs
     completions = generate(*vision, together, control=EqualTo(3), max_tokens=3, trace=True)
     assert largest_difference(vision[1], prompts_of(together), completions, alone) > 1e-3
@@ -139,7 +132,7 @@ def sample_by_hand(model, ids, seed, max_tokens):
     while len(written) < max_tokens and END not in written:
         logits = model(torch.tensor([[*ids, *written]])).logits[:, -1]
         number = torch.tensor([uniforms.random()], dtype=torch.float64)
-        written.append(draw(logits, number, top_k=15, top_p=0.999)[0].item())
+        written.append(sample_tokens(logits, number, SamplingParams(top_k=15, top_p=0.999))[0].item())
     return written
 
 
@@ -175,29 +168,6 @@ def test_rows_keep_their_own_settings(text, text_inputs):
         own = {name: values[row] for name, values in columns.items()}
         alone = generate(*text, [prompt], control=EqualTo(12), max_tokens=16, seed=5 + row, **own)
         assert alone[0].token_ids == together[row].token_ids
-
-
-def test_candidates_are_those_that_truncation_keeps():
-    logits = torch.randn(40, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
-    ways = [
-        Drawing(top_k=7),
-        Drawing(top_p=0.9),
-        Drawing(min_p=0.05),
-        Drawing(0.7, 20, 0.95, 0.01),
-        Drawing(1.4, 0, 0.8),
-    ]
-    drawings = [ways[row % len(ways)] for row in range(40)]
-    forbidden = torch.tensor([int(logits[0].argmax())])
-    ids, probs = candidates(logits, drawings, 64, forbidden)
-    uniforms = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    chosen = ids.gather(1, choose(ids, probs, uniforms)[:, None]).squeeze(1)
-    for row, way in enumerate(drawings):
-        allowed = logits[row : row + 1].index_fill(1, forbidden, -torch.inf) / way.temperature
-        expected = truncate(allowed, top_k=way.top_k, top_p=way.top_p, min_p=way.min_p).softmax(-1)[0]
-        ours = torch.zeros(300, dtype=torch.float64).scatter(0, ids[row], probs[row])
-        torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
-        drawn, _ = draw(logits[row : row + 1], uniforms[row : row + 1], **vars(way), forbidden=forbidden)
-        assert drawn.item() == chosen[row]
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -274,11 +244,11 @@ def test_stop_strings_and_limits(tiny_text):
     text = build("tiny-text"), value_model("tiny-text", torch.float32)  # hardly ever ends
     prompt = tiny_text("Once", add_special_tokens=False)["input_ids"]
     [free] = generate(*text, [prompt], control=Tilt(1.0), max_tokens=12)
-    assert free.finish == "length"
+    assert free.finish_reason == "length"
     assert len(free.token_ids) == 12
     word = tiny_text.decode(free.token_ids[:6])[-4:]
     [stopped] = generate(*text, [prompt], control=Tilt(1.0), max_tokens=12, stop=word, tokenizer=tiny_text)
-    assert stopped.finish == "stop"
+    assert stopped.finish_reason == "stop"
     assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
     assert word in tiny_text.decode(stopped.token_ids)
     assert word not in tiny_text.decode(stopped.token_ids[:-1])
@@ -290,7 +260,7 @@ def test_streamed_tokens_are_the_completions(text, text_inputs):
     for completion in generate(*text, text_inputs, **settings()):
         assert written[completion.prompt] == completion.token_ids
     assert all(token.remaining >= 0 for token in tokens)
-    assert [token.finish for token in tokens if token.finish] != []
+    assert [token.finish_reason for token in tokens if token.finish_reason] != []
     assert all(token.remaining == 0 for token in tokens if token.token_id == END)
 
 
@@ -298,14 +268,14 @@ def test_requests_to_a_local_generator_are_guided(text, tiny_text):
     generator = LocalGenerator(text[0], tiny_text, "shape", lenvm=text[1])
     prompts = [Prompt(str(i), [{"role": "user", "content": f"Write {i}."}]) for i in range(3)]
     controls = [None, Tilt(-20), Tilt(20)]
-    asked = [Request(prompt, (0, 1), control) for prompt, control in zip(prompts, controls, strict=True)]
-    sampling = Sampling(max_tokens=20, top_k=15, seed=3)
+    asked = [PromptRequest(prompt, (0, 1), control) for prompt, control in zip(prompts, controls, strict=True)]
+    sampling = SamplingParams(max_tokens=20, top_k=15, seed=3)
     answers = {(a.prompt_id, a.number): a.result for a in generator.sample(asked, sampling)}
     plain = LocalGenerator(text[0], tiny_text, "shape")
     expected = {
-        (a.prompt_id, a.number): a.result for a in plain.sample([Request(p, (0, 1)) for p in prompts], sampling)
+        (a.prompt_id, a.number): a.result for a in plain.sample([PromptRequest(p, (0, 1)) for p in prompts], sampling)
     }
-    assert all(isinstance(result, Completion) for result in answers.values())
+    assert all(isinstance(result, GeneratedText) for result in answers.values())
     same = {key for key in answers if answers[key].token_ids == expected[key].token_ids}
     assert {("0", 0), ("0", 1)} <= same
     assert len(same) < 6
@@ -369,7 +339,7 @@ def test_the_hook_ends_with_the_tokens_that_generate_was_given(text):
 def test_the_hook_tells_what_failed(text):
     generator, lenvm = text
     controls = [Tilt(1.0), lambda probs, remaining, generated, gamma: 0 * probs]
-    with pytest.warns(UserWarning, match="sequence 1: .*leave no token to draw"):
+    with pytest.warns(UserWarning, match="sequence 1: .*leave no token to sample"):
         generator.generate(
             torch.tensor([[5, 6], [8, 9]]), max_new_tokens=3, pad_token_id=0, custom_generate=guided(lenvm, controls)
         )
@@ -420,7 +390,7 @@ def test_controls_need_a_model_of_the_same_vocabulary(text, text_inputs):
 
 
 def test_pictures_for_a_model_that_reads_text(text, vision_inputs):
-    with pytest.raises(GenerationError, match="inputs has pictures, but generator"):
+    with pytest.raises(GenerationError, match="inputs has images, but generator"):
         generate(*text, vision_inputs[0], control=EqualTo(5))
 
 
@@ -442,12 +412,12 @@ def test_pictures_that_do_not_fit_are_named(vision, vision_inputs):
     together, _ = vision_inputs
     whole = dict(together)
     for pixels in (whole["pixel_values"][:-4], whole["pixel_values"][:, :100]):
-        with pytest.raises(GenerationError, match="inputs: the models cannot take these pictures"):
+        with pytest.raises(GenerationError, match="inputs: the models cannot take these images"):
             generate(*vision, {**whole, "pixel_values": pixels}, control=EqualTo(4))
     without = {name: whole[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    with pytest.raises(GenerationError, match="inputs: the models cannot take these pictures"):
+    with pytest.raises(GenerationError, match="inputs: the models cannot take these images"):
         generate(*vision, without, control=EqualTo(4))
-    with pytest.raises(GenerationError, match="a picture's token stands in the prompt, but there are no pictures"):
+    with pytest.raises(GenerationError, match="an image's token stands in the prompt, but there are no images"):
         generate(*vision, {name: whole[name] for name in ("input_ids", "attention_mask")}, control=EqualTo(4))
 
 
@@ -456,7 +426,7 @@ def test_a_bad_prompt_fails_alone(text, text_inputs):
     window = text[0].config.max_position_embeddings
     bad = [prompts[0], [], random_ids(window - 5), prompts[2]]
     completions = generate(*text, bad, **settings())
-    assert [completion.finish == "error" for completion in completions] == [False, True, True, False]
+    assert [completion.finish_reason == "error" for completion in completions] == [False, True, True, False]
     assert completions[1].error == "inputs: the prompt is empty"
     assert "pass the context window" in completions[2].error
     for row in (0, 3):
@@ -472,7 +442,7 @@ def test_logits_that_are_not_numbers_fail_alone(text_inputs):
     assert not any(poison in prompt for prompt in prompts)
     generator.get_input_embeddings().weight.data[poison] = math.nan
     completions = generate(generator, lenvm, [*prompts, [5, poison]], **settings(seed=[5, 6, 7, 8, 9]))
-    assert completions[4].finish == "error"
+    assert completions[4].finish_reason == "error"
     assert "NaN" in completions[4].error
     for ours, before in zip(completions[:4], expected, strict=True):
         assert ours.token_ids[:6] == before.token_ids[:6]

@@ -13,7 +13,7 @@ from lenvm_lightning.evaluation.systems import budget_systems, wish_systems
 from lenvm_lightning.evaluation.task import Measured
 from lenvm_lightning.evaluation.tasks.accuracy_at_budget import BudgetTask
 from lenvm_lightning.evaluation.tasks.lifebench_task import WishTask
-from lenvm_lightning.rollouts.generators.interface import Completion
+from lenvm_lightning.rollouts.generators.interface import GeneratedText
 
 
 def answered(system, question, number, tokens, right, strict=None, cut=False, logprob=-1.0):
@@ -180,7 +180,7 @@ def test_one_length_needs_no_mean_and_an_absent_one_no_row():
 
 
 def judged(text, **meta):
-    found = BudgetTask("vqa", "mathvista", "mathvision").judge(meta, Completion(text, [4, 2], "stop", None, 0))
+    found = BudgetTask("vqa", "mathvista", "mathvision").judge(meta, GeneratedText(text, [4, 2], "stop", None, 0))
     return found["right"], found["strict"], found["answer"]
 
 

@@ -13,11 +13,12 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.evaluation.controls import EXAMPLES, parse_control
 from lenvm_lightning.evaluation.harness import LenVMHarness, main, read_settings
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
-from lenvm_lightning.rollouts.generators.interface import Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import PromptRequest
 from lenvm_lightning.tinyworld.prompt_sets import check, prompt_set
 
 LIMIT = 300
@@ -107,8 +108,8 @@ def unguided(tasks, plain):
 
 
 def test_without_a_control_it_writes_what_the_generator_writes(unguided, stories, plain):
-    requests = [Request(story, (0,)) for story in stories]
-    answers = plain.generator.sample(requests, Sampling(temperature=0.0, max_tokens=LIMIT))
+    requests = [PromptRequest(story, (0,)) for story in stories]
+    answers = plain.generator.sample(requests, SamplingParams(temperature=0.0, max_tokens=LIMIT))
     ours = {answer.prompt_id: answer.result for answer in answers}
     assert texts(unguided) == [ours[story.prompt_id].text for story in stories]
     right = [check(story.meta, ours[story.prompt_id].text, 0) for story in stories]
@@ -273,7 +274,7 @@ def test_mistakes_in_the_command_are_told_without_a_traceback(command, capsys):
         (" equal-to : 128 : soft ", EqualTo(128, mode="soft")),
         ("at-most:64", AtMost(64)),
         ("at-most:64:hard", AtMost(64, mode="hard")),
-        ("at-least:200:landing", AtLeast(200)),
+        ("at-least:200:penalty", AtLeast(200)),
         ("scale:mul:0.5", Scale(0.5, "mul")),
         ("scale:length-mul:2", Scale(2, "length_mul")),
         ("gated:0.1:0.5:equal-to:128:hard", Gated(EqualTo(128, mode="hard"), 0.1, 0.5)),
@@ -298,7 +299,7 @@ def test_the_examples_are_right():
         ("tilt:inf", "control 'tilt:inf': beta must be finite"),
         ("equal-to:12.5", "control 'equal-to:12.5': '12.5' is not a whole number of tokens"),
         ("equal-to:0", "control 'equal-to:0': n must be a whole number of at least 1"),
-        ("at-most:64:soft", "control 'at-most:64:soft': mode must be one of landing, hard; got 'soft'"),
+        ("at-most:64:soft", "control 'at-most:64:soft': mode must be one of penalty, hard; got 'soft'"),
         ("scale:sum:2", "control 'scale:sum:2': kind must be one of mul, linear, length_mul"),
         ("gated:0.1:0.5:none", "control 'gated:0.1:0.5:none': control must be a control"),
         ("none:1", "has 1 parts after its name"),

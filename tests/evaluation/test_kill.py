@@ -10,8 +10,9 @@ from places import HELPERS, ROOT
 
 from lenvm_lightning import LengthValueModel
 from lenvm_lightning.cli.evaluate import main
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.guidance import Tilt
-from lenvm_lightning.rollouts.generators.interface import Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.rollouts.prompts import load_prompts
 
@@ -73,12 +74,12 @@ def test_killed_after_the_last_sample(undisturbed, tmp_path, capsys):
 
 def test_guided_completions_do_not_depend_on_those_beside_them():
     """What makes a killed run the same: after a kill other completions are written side by side."""
-    requests = [Request(prompt, (0,), Tilt(-5)) for prompt in load_prompts("tiny-math", limit=4)]
+    requests = [PromptRequest(prompt, (0,), Tilt(-5)) for prompt in load_prompts("tiny-math", limit=4)]
 
     def write(slots):
         generator = LocalGenerator.load("tiny-text", slots=slots)
         generator.lenvm = LengthValueModel.from_pretrained("tiny-text-lenvm", dtype="float32")
-        answers = generator.sample(requests, Sampling(max_tokens=40, seed=1))
+        answers = generator.sample(requests, SamplingParams(max_tokens=40, seed=1))
         return {answer.prompt_id: (answer.result.token_ids, answer.result.logprob) for answer in answers}
 
     assert write(1) == write(4)

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.evaluation.prediction import predict_lengths
 from lenvm_lightning.evaluation.rollout_values import values_of
 from lenvm_lightning.models.backbone import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
-from lenvm_lightning.rollouts.generators.interface import Completion, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.rollouts.prompting import encode_prompt, open_image
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
@@ -25,12 +26,12 @@ def sampled(request):
         prompts[1] = dataclasses.replace(prompts[1], messages=two, images=prompts[1].images + prompts[2].images)
         prompts[4] = Prompt("text", [{"role": "user", "content": "How many circles?"}])
     generator = LocalGenerator.load(request.param)
-    requests = [Request(prompt, (0, 1)) for prompt in prompts]
+    requests = [PromptRequest(prompt, (0, 1)) for prompt in prompts]
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     completions = [
         (by_id[answer.prompt_id], answer.result.token_ids)
-        for answer in generator.sample(requests, Sampling(max_tokens=160))
-        if isinstance(answer.result, Completion)
+        for answer in generator.sample(requests, SamplingParams(max_tokens=160))
+        if isinstance(answer.result, GeneratedText)
     ]
     assert len(completions) == 12
     return lenvm, load_processor(request.param), completions

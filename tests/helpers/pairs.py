@@ -4,10 +4,13 @@ import pytest
 import torch
 from PIL import Image
 from tiny_generators import build
+from transformers import AutoConfig
 
+from lenvm_lightning import tinyworld
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 
 GAMMA = 0.99
+END = AutoConfig.from_pretrained(tinyworld.path("tiny-text")).eos_token_id
 
 
 def value_model(name, dtype=torch.float64, layers=2):
@@ -105,6 +108,3 @@ def largest_difference(lenvm, prompts, completions, pictures=None):
                     pairs.append((after, full_remaining(lenvm, [*so_far, candidate], own)))
             worst = max([worst, *(abs(GAMMA**a - GAMMA**b) for a, b in pairs)])
     return worst
-
-
-END = 3

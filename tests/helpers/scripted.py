@@ -15,11 +15,11 @@ from typing import Any
 
 from PIL import Image
 
-from lenvm_lightning.decoding.sampling_params import completion_seed
-from lenvm_lightning.rollouts.generators.interface import Answer, Completion, Failure, Prompt, Request, Sampling
+from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
+from lenvm_lightning.rollouts.generators.interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.sample import sample_rollouts
 
-SAMPLING = Sampling(max_tokens=40, seed=3)
+SAMPLING = SamplingParams(max_tokens=40, seed=3)
 
 
 class Prompts(list[Prompt]):
@@ -64,7 +64,7 @@ class ScriptedGenerator:
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "scripted", "version": self.version}
 
-    def sample(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Answer]:
+    def sample(self, requests: Iterable[PromptRequest], sampling: SamplingParams) -> Iterator[Answer]:
         running: list[tuple[str, int]] = []
         order = random.Random(next(_ORDERS))
         for request in requests:
@@ -74,7 +74,7 @@ class ScriptedGenerator:
         while running:
             yield self._answer(running.pop(order.randrange(len(running))), sampling)
 
-    def _answer(self, key: tuple[str, int], sampling: Sampling) -> Answer:
+    def _answer(self, key: tuple[str, int], sampling: SamplingParams) -> Answer:
         time.sleep(self.seconds)
         self.asked.append(key)
         instead = self.fails.get(key)
@@ -88,13 +88,13 @@ class ScriptedGenerator:
         cut = len(ids) >= sampling.max_tokens
         ids = ids[: sampling.max_tokens] if cut else [*ids, 2]
         text = " ".join(map(str, ids)) + " é\n漢"
-        return Answer(*key, Completion(text, ids, "length" if cut else "stop", -1.5 * len(ids), seed))
+        return Answer(*key, GeneratedText(text, ids, "length" if cut else "stop", -1.5 * len(ids), seed))
 
 
 def run(folder: Path, model: str) -> None:
     """The run that is killed: of the generator above, or of a real model on embedded prompts."""
     if model:
-        sample_rollouts(_loaded(model), load_prompts("tiny-math", limit=600), 5, folder, Sampling(max_tokens=60))
+        sample_rollouts(_loaded(model), load_prompts("tiny-math", limit=600), 5, folder, SamplingParams(max_tokens=60))
     else:
         sample_rollouts(ScriptedGenerator(0.0005), make_prompts(300, pictures=True), 4, folder, SAMPLING)
 

@@ -11,7 +11,7 @@ from scripted import SAMPLING, Prompts, make_prompts
 from datamodules.tokenise import Limits, encode_rollout
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import DataError, StoreError
-from lenvm_lightning.rollouts.generators.interface import Answer, Completion
+from lenvm_lightning.rollouts.generators.interface import Answer, GeneratedText
 from lenvm_lightning.rollouts.published_format import convert
 from lenvm_lightning.rollouts.record import Rollout, parse_record
 from lenvm_lightning.rollouts.sample import sample_rollouts
@@ -36,7 +36,7 @@ class Writer:
                 cut = len(ids) > sampling.max_tokens
                 ids = ids[: sampling.max_tokens]
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                result = Completion(text, ids, "length" if cut else "stop", -1.0, number)
+                result = GeneratedText(text, ids, "length" if cut else "stop", -1.0, number)
                 yield Answer(request.prompt.prompt_id, number, result)
 
 

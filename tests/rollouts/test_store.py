@@ -17,8 +17,9 @@ from places import HELPERS
 from scripted import SAMPLING, Prompts, ScriptedGenerator, make_prompts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GeneratorError, StoreError
-from lenvm_lightning.rollouts.generators.interface import Answer, Failure, Prompt, Sampling
+from lenvm_lightning.rollouts.generators.interface import Answer, Failure, Prompt
 from lenvm_lightning.rollouts.record import parse_record
 from lenvm_lightning.rollouts.sample import Outcome, already_sampled, report, sample_rollouts
 from lenvm_lightning.rollouts.store import RolloutStore, describe
@@ -184,7 +185,7 @@ def test_other_settings_are_refused_one_by_one(tmp_path):
     stopped(tmp_path, 2)
     generator = ScriptedGenerator()
     generator.version = 2
-    other = Sampling(max_tokens=40, seed=4, top_p=0.9)
+    other = SamplingParams(max_tokens=40, seed=4, top_p=0.9)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(StoreError) as caught:
         sample_rollouts(generator, make_prompts(9), 5, tmp_path, other)
@@ -450,7 +451,7 @@ def test_summary_without_cuts_and_logprobs(tmp_path, capsys):
         return Answer(*key, type(result)(**{**vars(result), "logprob": None, "reencoded": True}))
 
     generator._answer = without  # type: ignore[method-assign]
-    outcome = sample_rollouts(generator, make_prompts(8), N, tmp_path, Sampling(max_tokens=100))
+    outcome = sample_rollouts(generator, make_prompts(8), N, tmp_path, SamplingParams(max_tokens=100))
     assert outcome.summary["cut_share"] == 0
     assert not outcome.summary["gamma_is_low"]
     assert outcome.summary["logprob_per_token"] is None

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.models.backbone import load_processor
-from lenvm_lightning.rollouts.generators.interface import Completion
+from lenvm_lightning.rollouts.generators.interface import GeneratedText
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
@@ -47,8 +47,8 @@ def test_quality(name, prompts, least):
 
 
 def test_quality_by_hand():
-    def completion(text: str, tokens: int, cut: bool = False) -> Completion:
-        return Completion(text, [0] * tokens, "length" if cut else "stop", -0.5 * tokens, 0)
+    def completion(text: str, tokens: int, cut: bool = False) -> GeneratedText:
+        return GeneratedText(text, [0] * tokens, "length" if cut else "stop", -0.5 * tokens, 0)
 
     math = [completion("\\boxed{7}", 10), completion("\\boxed{7}", 30), completion("\\boxed{8}", 20, cut=True)]
     writing = [completion("x", 65)]  # 64 and EOS

@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from ...errors import EvaluationError
-from ...rollouts.generators.interface import Completion
+from ...rollouts.generators.interface import GeneratedText
 from ...rollouts.prompts import load_prompts
 from ..judge.answers import verdict
 from ..results import Column, Measure, Row, Table
@@ -103,7 +103,7 @@ class BudgetTask:
         chosen = ["base", "base+min-p", *tilts] if settings.compare else ["base", tilts[1 if tiny else 0]]
         return budget_systems(settings.systems or (chosen if guided else ["base"]))
 
-    def judge(self, meta: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
+    def judge(self, meta: Mapping[str, Any], completion: GeneratedText) -> dict[str, Any]:
         """Return both verdicts, and the answer that was found.
 
         Raises:

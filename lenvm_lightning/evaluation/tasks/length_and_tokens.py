@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ...errors import EvaluationError
-from ...rollouts.generators.interface import Completion
+from ...rollouts.generators.interface import GeneratedText
 from ...rollouts.prompting import tokenizer_of
 from ...rollouts.prompts import load_prompts
 from ..results import Column, Measure, Row, Table
@@ -61,7 +61,7 @@ class _ValueTask:
             raise EvaluationError(f"{settings.task} measures completions of `base` alone, found {settings.systems}")
         return [System("base")]
 
-    def judge(self, meta: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
+    def judge(self, meta: Mapping[str, Any], completion: GeneratedText) -> dict[str, Any]:
         """Return nothing: there is no right and wrong."""
         return {}
 

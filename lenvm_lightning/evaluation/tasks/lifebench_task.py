@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ...errors import EvaluationError
-from ...rollouts.generators.interface import Completion, Prompt
+from ...rollouts.generators.interface import GeneratedText, Prompt
 from ..results import Column, Measure, Row, Table
 from ..samples import Sample, System, by_question, logprob_per_token
 from ..settings import EvaluationSettings
@@ -87,7 +87,7 @@ class WishTask:
             chosen = ["base", "paper"]
         return wish_systems(settings.systems or (chosen if guided else ["base"]))
 
-    def judge(self, meta: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
+    def judge(self, meta: Mapping[str, Any], completion: GeneratedText) -> dict[str, Any]:
         """Return the wish, its target, and how well it was met."""
         tokens, wish, target = len(completion.token_ids), meta["wish"], meta["target"]
         return {

@@ -1,12 +1,12 @@
 """What a generator is asked and what it answers: prompts, sampling settings, completions."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from PIL import Image
 
-from ...decoding.sampling_params import Drawing
+from ...decoding.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from ...guidance import Control
@@ -32,51 +32,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn: the same for all completions of a run.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: smallest set of likeliest tokens whose probability reaches this; 1 keeps all.
-        top_k: so many likeliest tokens; 0 keeps all.
-        min_p: tokens at least this times as likely as the likeliest; 0 keeps all.
-        max_tokens: tokens of a completion, EOS included; longer ones are cut.
-        seed: of the run; every completion has its own, made from it by `completion_seed`.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int = 512
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        problems = []
-        try:
-            _ = self.drawing
-        except ValueError as error:
-            problems.append(str(error))
-        if self.max_tokens < 1:
-            problems.append(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if problems:
-            raise ValueError("; ".join(problems))
-
-    @property
-    def drawing(self) -> Drawing:
-        """The settings that say which token is drawn."""
-        return Drawing(self.temperature, self.top_k, self.top_p, self.min_p)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Request:
+class PromptRequest:
     """Completions wanted of one prompt: those of these ``numbers`` (each from 0 to n - 1).
 
     A ``control`` of their length is for generators with a length value model beside them.
@@ -88,7 +44,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Completion:
+class GeneratedText:
     """One completion.
 
     Attributes:
@@ -119,11 +75,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answer:
-    """Completion ``number`` of prompt ``prompt_id``, or why there is none."""
+    """GeneratedText ``number`` of prompt ``prompt_id``, or why there is none."""
 
     prompt_id: str
     number: int
-    result: Completion | Failure
+    result: GeneratedText | Failure
 
 
 class Generator(Protocol):
@@ -135,7 +91,7 @@ class Generator(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the model, as JSON values: the same wherever and whenever it is loaded."""
 
-    def sample(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Answer]:
+    def sample(self, requests: Iterable[PromptRequest], sampling: SamplingParams) -> Iterator[Answer]:
         """Yield one answer for each number of each request, as soon as it is there, in any order.
 
         One prompt that fails does not stop the others; what stops all of them is raised as a ``GeneratorError``.

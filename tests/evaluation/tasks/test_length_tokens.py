@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.evaluation.plots import as_pixels, as_png
 from lenvm_lightning.evaluation.rollout_values import values_of
 from lenvm_lightning.evaluation.tasks.length_tokens import DIRECTIONS, LengthTokens, Words, plot_words, residuals
 from lenvm_lightning.models.backbone import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.objectives import LengthTarget
-from lenvm_lightning.rollouts.generators.interface import Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 
@@ -122,8 +123,8 @@ def report(tiny_text):
     """Words of 200 completions of the shipped generator, as the shipped value model sees them."""
     lenvm, generator = LengthValueModel.from_pretrained("tiny-text-lenvm"), LocalGenerator.load("tiny-text")
     prompts = {prompt.prompt_id: prompt for prompt in prompt_set("tiny-math", "test", 50)}
-    requests = [Request(prompt, (0, 1, 2, 3)) for prompt in prompts.values()]
-    answers = list(generator.sample(requests, Sampling(max_tokens=768)))
+    requests = [PromptRequest(prompt, (0, 1, 2, 3)) for prompt in prompts.values()]
+    answers = list(generator.sample(requests, SamplingParams(max_tokens=768)))
     pairs = [(prompts[answer.prompt_id], answer.result.token_ids) for answer in answers]
     found = LengthTokens(tiny_text, lenvm.config.rule)
     for number, logits in values_of(lenvm, load_processor("tiny-text"), pairs):

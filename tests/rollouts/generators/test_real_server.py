@@ -16,10 +16,10 @@ import pytest
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.cli.evaluate import main as lenvm_eval
-from lenvm_lightning.decoding.sampling_params import completion_seed
+from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.errors import GeneratorError
 from lenvm_lightning.evaluation.results import Results
-from lenvm_lightning.rollouts.generators.interface import Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.server import ServerGenerator
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.sample import sample_rollouts
@@ -116,13 +116,13 @@ def test_it_is_told_what_it_needs_to_know(served, model):
     with pytest.raises(GeneratorError, match=r"which model\?.*does not say which one it serves"):
         ServerGenerator(served.url)
     wrong = ServerGenerator(served.url, "another", processor=model)
-    requests = [Request(prompt, (0,)) for prompt in load_prompts("tiny-math", limit=20)]
+    requests = [PromptRequest(prompt, (0,)) for prompt in load_prompts("tiny-math", limit=20)]
     with pytest.raises(GeneratorError, match=r"refuses every request.*Server is pinned to .*requested 'another'"):
-        list(wrong.sample(requests, Sampling(max_tokens=4)))
+        list(wrong.sample(requests, SamplingParams(max_tokens=4)))
 
 
 def test_a_dead_server_ends_the_run_and_the_next_one_goes_on(served, model, tmp_path):
-    prompts, sampling = load_prompts("tiny-math", limit=20), Sampling(max_tokens=8, seed=1)
+    prompts, sampling = load_prompts("tiny-math", limit=20), SamplingParams(max_tokens=8, seed=1)
     generator = ServerGenerator(served.url, model, concurrency=4, patience=0.5)
     killer = kill_at(served, tmp_path, 10, again=False)
     with pytest.raises(GeneratorError, match=r"(?s)has not answered.*of 40 completions are in"):
@@ -141,7 +141,7 @@ def test_a_dead_server_ends_the_run_and_the_next_one_goes_on(served, model, tmp_
 
 @pytest.mark.slow
 def test_a_restart_in_the_middle_loses_and_doubles_nothing(served, model, tmp_path):
-    prompts, sampling = load_prompts("tiny-math", limit=200), Sampling(max_tokens=8, seed=2)
+    prompts, sampling = load_prompts("tiny-math", limit=200), SamplingParams(max_tokens=8, seed=2)
     generator = ServerGenerator(served.url, model, concurrency=8, patience=120)
     starts = served.starts
     killer = kill_at(served, tmp_path, 300, again=True)
@@ -161,7 +161,10 @@ def test_the_server_sees_the_pictures(tmp_path):
         pictures = [prompt.images for prompt in load_prompts("tiny-vqa", limit=6)]
         ask = [{"role": "user", "content": "<image>How many shapes are there?"}]
         asked = [Prompt(f"p{i}", ask, picture) for i, picture in enumerate([*pictures, pictures[0]])]
-        requests, sampling = [Request(prompt, (0,)) for prompt in asked], Sampling(temperature=0.0, max_tokens=32)
+        requests, sampling = (
+            [PromptRequest(prompt, (0,)) for prompt in asked],
+            SamplingParams(temperature=0.0, max_tokens=32),
+        )
         answers = {a.prompt_id: a.result for a in ServerGenerator(server.url, model).sample(requests, sampling)}
     finally:
         server.kill()

@@ -22,15 +22,15 @@ import pytest
 import torch
 from PIL import Image
 
-from lenvm_lightning.decoding.sampling_params import completion_seed
+from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.errors import GenerationError, GeneratorError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
-from lenvm_lightning.rollouts.generators.interface import Completion, Failure, Prompt, Request, Sampling
+from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.server import ServerGenerator
 from lenvm_lightning.rollouts.generators.server.backends import DIALECTS, find_dialect
 from lenvm_lightning.rollouts.generators.server.controls import custom_params
 
-SAMPLING = Sampling(temperature=0.7, top_p=0.9, max_tokens=32, seed=5)
+SAMPLING = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=32, seed=5)
 
 
 @dataclass
@@ -144,7 +144,9 @@ def generator(server, /, **options):
 
 
 def prompts(number, n=1):
-    return [Request(Prompt(f"p{i}", [{"role": "user", "content": f"{i}?"}]), tuple(range(n))) for i in range(number)]
+    return [
+        PromptRequest(Prompt(f"p{i}", [{"role": "user", "content": f"{i}?"}]), tuple(range(n))) for i in range(number)
+    ]
 
 
 def sample(server, /, number=1, n=1, sampling=SAMPLING, **options):
@@ -162,7 +164,7 @@ def test_every_completion_is_asked_for_once_with_its_own_seed(server, tiny_text)
         seed = completion_seed(5, answer.prompt_id, answer.number)
         text = f"Text of {seed}"
         ids = [*tiny_text(text)["input_ids"], tiny_text.eos_token_id]
-        assert answer.result == Completion(text, ids, "stop", None, seed, reencoded=True)
+        assert answer.result == GeneratedText(text, ids, "stop", None, seed, reencoded=True)
     assert len(server.bodies) == 15
     assert {body["model"] for body in server.bodies} == {"m"}
     one = next(body for body in server.bodies if body["seed"] == completion_seed(5, "p2", 1))
@@ -210,7 +212,7 @@ def test_each_kind_of_server_is_told_all_it_understands(server, kind, expected):
 
 
 def test_truncation_is_passed_on(server):
-    sampling = Sampling(top_k=15, min_p=0.01, max_tokens=32)
+    sampling = SamplingParams(top_k=15, min_p=0.01, max_tokens=32)
     for kind in ("vllm", "sglang", "llamacpp", "other"):
         sample(server, server=kind, sampling=sampling)
         assert (server.bodies[-1]["top_k"], server.bodies[-1]["min_p"]) == (15, 0.01)
@@ -219,7 +221,7 @@ def test_truncation_is_passed_on(server):
     sample(server, server="transformers", sampling=sampling)
     config = json.loads(server.bodies[-1]["generation_config"])
     assert (config["do_sample"], config["top_k"], config["min_p"]) == (True, 15, 0.01)
-    sample(server, server="transformers", sampling=Sampling(temperature=0.0, max_tokens=32))
+    sample(server, server="transformers", sampling=SamplingParams(temperature=0.0, max_tokens=32))
     assert json.loads(server.bodies[-1]["generation_config"])["do_sample"] is False
     with pytest.raises(GeneratorError, match=r"know neither top_k \(here 15\)"):
         sample(server, server="openai", sampling=sampling)
@@ -272,7 +274,7 @@ def test_a_server_that_ignores_the_limit_is_noticed(server):
 def test_differing_counts_are_reported_once(server, tiny_text, caplog):
     real = len(tiny_text("Four.")["input_ids"]) + 1
     server.act = lambda body, attempt: said(tokens=real + 2 if "1" in body["messages"][0]["content"] else real)
-    assert all(isinstance(a.result, Completion) for a in sample(server, 3))
+    assert all(isinstance(a.result, GeneratedText) for a in sample(server, 3))
     (message,) = [r.getMessage() for r in caplog.records if "text only" in r.getMessage()]
     assert "in 1 of 3 completions (by -2.0 on average)" in message
 
@@ -288,7 +290,7 @@ def test_pictures_stand_at_their_marks(server, tmp_path):
         [{"role": "system", "content": "Look."}, {"role": "user", "content": "<image>and <image>: same?"}],
         images=(red, str(tmp_path / "blue.png")),
     )
-    answers = list(generator(server).sample([Request(prompt, (0, 1))], SAMPLING))
+    answers = list(generator(server).sample([PromptRequest(prompt, (0, 1))], SAMPLING))
     assert len(answers) == 2
     system, user = server.bodies[0]["messages"]
     assert system == {"role": "system", "content": "Look."}
@@ -310,9 +312,9 @@ def test_a_picture_that_cannot_be_shown_stops_only_its_own_prompt(server, tmp_pa
         Prompt("none", content),
         Prompt("good", content, (Image.new("L", (2, 2)),)),
     ]
-    answers = generator(server).sample([Request(prompt, (0,)) for prompt in bad], SAMPLING)
+    answers = generator(server).sample([PromptRequest(prompt, (0,)) for prompt in bad], SAMPLING)
     results = {answer.prompt_id: answer.result for answer in answers}
-    assert isinstance(results.pop("good"), Completion)
+    assert isinstance(results.pop("good"), GeneratedText)
     assert all(failure.final for failure in results.values())
     assert "gone.png does not exist" in results["gone"].reason
     assert "torn.png cannot be read" in results["torn"].reason
@@ -339,11 +341,13 @@ WIRE = [
     (Gated(Tilt(-5)), {"value_mode": "centered_exp", "value_scale": -5.0}),
     (Tilt(torch.tensor(-5.0)), {"value_mode": "centered_exp", "value_scale": -5.0}),
 ]
-SHORTLIST = Sampling(top_k=15, max_tokens=32, seed=5)
+SHORTLIST = SamplingParams(top_k=15, max_tokens=32, seed=5)
 
 
 def under(*controls):
-    return [Request(prompt.prompt, (0, 1), control) for prompt, control in zip(prompts(9), controls, strict=False)]
+    return [
+        PromptRequest(prompt.prompt, (0, 1), control) for prompt, control in zip(prompts(9), controls, strict=False)
+    ]
 
 
 def ask(server, requests, sampling=SHORTLIST, /, **options):
@@ -355,7 +359,7 @@ def test_a_control_is_sent_with_its_request(server, control, expected):
     assert custom_params(control) == expected
     assert custom_params(control, 0.999) == {**expected, "gamma": 0.999}
     answers = ask(server, under(control), gamma=0.999)
-    assert all(isinstance(answer.result, Completion) for answer in answers)
+    assert all(isinstance(answer.result, GeneratedText) for answer in answers)
     assert [body["custom_params"] for body in server.bodies] == 2 * [{**expected, "gamma": 0.999}]
     assert {(body["top_k"], body["return_token_ids"], body["max_completion_tokens"]) for body in server.bodies} == {
         (15, True, 32)
@@ -376,8 +380,8 @@ def test_each_request_has_its_own_numbers_and_none_has_none(server):
 @pytest.mark.parametrize(
     ("control", "said"),
     [
-        (EqualTo(128), "no name for the mode 'landing'.*mode='hard' or mode='soft'.*local generator"),
-        (Gated(AtMost(64), min_entropy=0.1), "no name for the mode 'landing'.*use mode='hard'"),
+        (EqualTo(128), "no name for the mode 'penalty'.*mode='hard' or mode='soft'.*local generator"),
+        (Gated(AtMost(64), min_entropy=0.1), "no name for the mode 'penalty'.*use mode='hard'"),
         (lambda probs, *_: probs, "no name for the control.*knows Tilt, EqualTo"),
         (Scale(0, "mul"), "leaves the distribution as it is"),
         (Gated(EqualTo(128, mode="hard"), min_g=0.1), "reads no min_g where there is a target"),
@@ -393,8 +397,8 @@ def test_what_the_research_server_has_no_name_for_is_refused(server, control, sa
 @pytest.mark.parametrize(
     ("controls", "sampling", "said"),
     [
-        ([Tilt(-5)], Sampling(), "tilts only among top_k candidates: set top_k"),
-        ([AtMost(64, mode="hard")], Sampling(temperature=0.0), "does not guide at temperature 0"),
+        ([Tilt(-5)], SamplingParams(), "tilts only among top_k candidates: set top_k"),
+        ([AtMost(64, mode="hard")], SamplingParams(temperature=0.0), "does not guide at temperature 0"),
         ([Tilt(-5), AtMost(64, mode="hard")], SHORTLIST, r"Tilt\(beta=-5\) and AtMost.*one kind after the other"),
         ([None, Tilt(-5)], SHORTLIST, r"None and Tilt\(beta=-5\)"),
         ([Scale(0.5, "mul"), Scale(0.5)], SHORTLIST, "one kind after the other"),
@@ -410,7 +414,7 @@ def test_what_it_would_do_otherwise_is_refused(server, controls, sampling, said)
 @pytest.mark.parametrize("kind", [name for name in DIALECTS if name != "research"])
 def test_other_servers_do_not_get_a_control_that_they_would_ignore(server, kind):
     with pytest.raises(GeneratorError, match=rf"Tilt\(beta=-5\).*kind '{kind}'.*server='research'"):
-        ask(server, under(Tilt(-5)), Sampling(), server=kind)
+        ask(server, under(Tilt(-5)), SamplingParams(), server=kind)
     assert not server.bodies
     with pytest.raises(GeneratorError, match="gamma is for servers of kind 'research'"):
         generator(server, server=kind, gamma=0.99)
@@ -452,7 +456,7 @@ def test_passing_trouble_is_tried_again(server, trouble):
         said() if attempt or body["messages"][0]["content"] != "1?" else TROUBLES[trouble]
     )
     answers = sample(server, 3, timeout=0.4)
-    assert all(isinstance(answer.result, Completion) for answer in answers)
+    assert all(isinstance(answer.result, GeneratedText) for answer in answers)
     assert sorted(Counter(body["seed"] for body in server.bodies).values()) == [1, 1, 2]
     if trouble.startswith("too many"):
         times = [at for at, body in zip(server.times, server.bodies, strict=True) if "1?" in str(body["messages"])]
@@ -490,7 +494,7 @@ def test_a_refused_prompt_is_not_tried_again(server):
     server.act = act
     results = {answer.prompt_id: answer.result for answer in sample(server, 3)}
     assert results.pop("p1") == Failure("400: prompt is too long", final=True)
-    assert all(isinstance(result, Completion) for result in results.values())
+    assert all(isinstance(result, GeneratedText) for result in results.values())
     assert len(server.bodies) == 3
 
 
@@ -526,7 +530,7 @@ def test_a_dead_server_is_recognised_and_what_was_answered_stays(server):
         got.extend(answers)  # keeps what came before the error
     assert 0.5 < time.monotonic() - began < 4
     assert 10 <= len(got) < 200
-    assert all(isinstance(answer.result, Completion) for answer in got)
+    assert all(isinstance(answer.result, GeneratedText) for answer in got)
 
 
 def test_a_gateway_without_a_server_behind_it_is_dead_too(server):
@@ -547,7 +551,7 @@ def test_a_restart_is_waited_for(server, caplog):
     again.join()
     started[0].stop()
     assert sorted((a.prompt_id, a.number) for a in got) == sorted((f"p{i}", k) for i in range(60) for k in range(2))
-    assert all(isinstance(answer.result, Completion) for answer in got)
+    assert all(isinstance(answer.result, GeneratedText) for answer in got)
     messages = [record.getMessage() for record in caplog.records]
     # Not once an attempt; an answer that was already on its way may come in between.
     assert 1 <= sum("does not answer" in m for m in messages) == sum("answers again" in m for m in messages) <= 3
@@ -559,7 +563,7 @@ def test_a_prompt_that_breaks_its_connection_every_time_does_not_hold_the_others
     broken = results.pop("p1")
     assert not broken.final
     assert "connection broke" in broken.reason
-    assert all(isinstance(result, Completion) for result in results.values())
+    assert all(isinstance(result, GeneratedText) for result in results.values())
 
 
 # -- many, few, and stopping ------------------------------------------------------------------------------------------
@@ -571,7 +575,7 @@ def test_memory_does_not_grow_with_the_prompts(server):
 
     def endless():
         for i in pulled:
-            yield Request(Prompt(f"p{i}", [{"role": "user", "content": "?"}]), (0, 1))
+            yield PromptRequest(Prompt(f"p{i}", [{"role": "user", "content": "?"}]), (0, 1))
 
     server.act = lambda body, attempt: Reply(said().body, wait=0.005)
     answers = generator(server, concurrency=8).sample(endless(), SAMPLING)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ....decoding.sampling_params import SamplingParams
 from ....errors import GeneratorError, nearest
-from ..interface import Sampling
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,29 @@ class Dialect:
     limit: str
     token_ids: bool
     logprobs: bool
-    fields: Callable[[Sampling, list[int]], dict[str, Any]]
+    fields: Callable[[SamplingParams, list[int]], dict[str, Any]]
     scaled: bool = False
     controls: bool = False
 
 
-def _vllm(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+def _vllm(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     # Older versions know only the second of the two, and only beside log-probabilities.
     return {**_engine(sampling), "return_token_ids": True, "return_tokens_as_token_ids": True}
 
 
-def _sglang(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+def _sglang(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     return {**_engine(sampling), "return_token_ids": True, "separate_reasoning": False}
 
 
-def _engine(sampling: Sampling) -> dict[str, Any]:
+def _engine(sampling: SamplingParams) -> dict[str, Any]:
     return {"top_k": sampling.top_k or -1, "min_p": sampling.min_p, "repetition_penalty": 1.0}  # -1: all tokens
 
 
-def _llamacpp(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+def _llamacpp(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     return {"top_k": sampling.top_k, "min_p": sampling.min_p, "repeat_penalty": 1.0}
 
 
-def _transformers(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+def _transformers(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     # Any other unknown field is an error there; this one replaces the model's own generation configuration.
     config: dict[str, Any] = {"do_sample": sampling.temperature > 0, "eos_token_id": eos, "repetition_penalty": 1.0}
     if sampling.temperature > 0:
@@ -64,7 +64,7 @@ def _transformers(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
     return {"generation_config": json.dumps(config)}
 
 
-def _openai(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+def _openai(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     if sampling.top_k or sampling.min_p:
         raise GeneratorError(
             f"OpenAI's servers know neither top_k (here {sampling.top_k}) nor min_p (here {sampling.min_p}). "
@@ -73,7 +73,7 @@ def _openai(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
     return {}
 
 
-def _other(sampling: Sampling, eos: list[int]) -> dict[str, Any]:
+def _other(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     return {name: value for name in ("top_k", "min_p") if (value := getattr(sampling, name))}
 
 

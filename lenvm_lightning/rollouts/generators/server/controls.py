@@ -10,9 +10,9 @@ from 1; ``value_min`` is read only where there is no target (and not on its GPU 
 from typing import Any
 
 from ....decoding.batched_controls import numbers_for_a_batch
+from ....decoding.sampling_params import SamplingParams
 from ....errors import GenerationError, GeneratorError
 from ....guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
-from ..interface import Sampling
 from .backends import Dialect
 
 _CONSTRAINTS = {EqualTo: "eq", AtMost: "le", AtLeast: "ge"}
@@ -52,10 +52,10 @@ def _params(control: Any) -> dict[str, Any]:
     if type(control) not in _CONSTRAINTS:
         known = "Tilt, EqualTo, AtMost, AtLeast, Scale, Gated"
         raise GenerationError(f"the research server has no name for the control {control!r}; it knows {known}")
-    if control.mode == "landing":
+    if control.mode == "penalty":
         modes = "mode='hard' or mode='soft'" if isinstance(control, EqualTo) else "mode='hard'"
         raise GenerationError(
-            f"the research server has no name for the mode 'landing' of {control}, which is this package's own: use "
+            f"the research server has no name for the mode 'penalty' of {control}, which is this package's own: use "
             f"{modes} (the paper's) there, or a local generator (LocalGenerator with lenvm=...)"
         )
     constraint = "eq_soft" if control.mode == "soft" else _CONSTRAINTS[type(control)]
@@ -96,7 +96,7 @@ class ControlFields:
         gamma: see `custom_params`.
     """
 
-    def __init__(self, dialect: Dialect, sampling: Sampling, gamma: float | None = None) -> None:
+    def __init__(self, dialect: Dialect, sampling: SamplingParams, gamma: float | None = None) -> None:
         self._dialect, self._sampling, self._gamma = dialect, sampling, gamma
         self._kinds: dict[str, Any] = {}  # of controls so far, and the first of each
 

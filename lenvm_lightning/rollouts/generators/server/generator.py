@@ -13,10 +13,10 @@ from urllib.parse import urlsplit, urlunsplit
 import openai
 from transformers import GenerationConfig
 
-from ....decoding.sampling_params import completion_seed
+from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....errors import CheckpointError, GeneratorError
 from ....models.backbone import load_processor, resolve
-from ..interface import Answer, Completion, Failure, Request, Sampling
+from ..interface import Answer, Failure, GeneratedText, PromptRequest
 from .backends import Dialect, find_dialect
 from .chat import chat_messages
 from .controls import ControlFields
@@ -94,7 +94,7 @@ class ServerGenerator:
         """Return what identifies the model: not its address, which changes when the server is started again."""
         return {"kind": "server", "name": self.name}
 
-    def check(self, control: "Control", sampling: Sampling) -> None:
+    def check(self, control: "Control", sampling: SamplingParams) -> None:
         """Ask for nothing, but refuse a control as `sample` would.
 
         Raises:
@@ -103,7 +103,7 @@ class ServerGenerator:
         """
         ControlFields(self._dialect, sampling, self._gamma).of(control)
 
-    def sample(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Answer]:
+    def sample(self, requests: Iterable[PromptRequest], sampling: SamplingParams) -> Iterator[Answer]:
         """Yield answers as they come; see `Generator`.
 
         No more than twice ``concurrency`` answers are asked for beyond those taken, whatever ``requests`` holds.
@@ -314,7 +314,7 @@ class _Conversation:
     async def _worker(self, asker: Asker) -> None:
         while True:
             prompt_id, number, messages, extra = await self._todo.get()
-            result: Completion | Failure
+            result: GeneratedText | Failure
             if isinstance(messages, Failure):
                 result = messages
             else:
@@ -322,7 +322,7 @@ class _Conversation:
             self._answers.put(Answer(prompt_id, number, result))
 
 
-def _jobs(request: Request, controls: ControlFields) -> Iterator[_Job]:
+def _jobs(request: PromptRequest, controls: ControlFields) -> Iterator[_Job]:
     """Completions of a request: messages that ask for them, or the reason why none can be; and fields of their own."""
     extra = controls.of(request.control)
     try:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ....errors import GeneratorError
-from ..interface import Completion, Failure
+from ..interface import Failure, GeneratedText
 
 _log = logging.getLogger(__name__)
 _ID_PREFIX = "token_id:"
@@ -28,7 +28,7 @@ class Reader:
         self._max_tokens, self._encode, self._eos = max_tokens, encode, eos
         self._reencoded = self._different = self._surplus = 0
 
-    def read(self, reply: Any, seed: int) -> Completion | Failure:
+    def read(self, reply: Any, seed: int) -> GeneratedText | Failure:
         """Read one reply.
 
         Raises:
@@ -63,7 +63,7 @@ class Reader:
             if not ids:
                 return Failure("cut, and there is no text to make tokens of", final=True)
         logprob = sum(step.logprob for step in steps) if steps and len(steps) == len(ids) else None
-        return Completion(text, ids, reason, logprob, seed, reencoded)
+        return GeneratedText(text, ids, reason, logprob, seed, reencoded)
 
     def _make_ids(self, text: str, ended: bool, counted: int | None) -> list[int]:
         if self._encode is None or self._eos is None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import openai
 
 from ....errors import GeneratorError
-from ..interface import Completion, Failure
+from ..interface import Failure, GeneratedText
 from .responses import Reader, UnusableReply
 
 _log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Asker:
 
     async def ask(
         self, prompt_id: str, messages: list[dict[str, Any]], seed: int, extra: dict[str, Any]
-    ) -> Completion | Failure:
+    ) -> GeneratedText | Failure:
         """Ask for one completion; ``extra`` fields are of this request alone.
 
         Raises:

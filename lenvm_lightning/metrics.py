@@ -3,7 +3,7 @@
 Here is what is summed, and what is made of the sums; `training/metrics.py` keeps them across batches and ranks.
 
 Positions: `start` is the prompt boundary s_0, `25`, `50`, `75` are those percent of the completion, `all` is every
-state. Rows that hit their token limit have no known length and are left out.
+state. Truncated completions have no known length and are left out.
 """
 
 from typing import NamedTuple

@@ -44,7 +44,7 @@ def mistakes_of_class(given: Any, path: tuple[str, ...], example: str) -> Iterat
 def mistakes_of_arguments(
     given: Any, cls: type, path: tuple[str, ...], what: str, own: Collection[str] = ()
 ) -> Iterator[Mistake]:
-    """What is wrong with arguments for a class; those named ``own`` are not for people to give."""
+    """What is wrong with arguments for a class; those named `own` are not for people to give."""
     if not isinstance(given, dict):
         if given is not None:
             yield path, f"{path[-1]}: expected settings, found {given!r}"
@@ -85,7 +85,7 @@ def _annotation(cls: type, name: str) -> Any:
 
 
 def _names_inside(cls: type, known: Collection[str]) -> dict[str, str]:
-    """Where the settings within groups are, by their own names: ``lr`` is ``optimizer.lr``."""
+    """Where the settings within groups are, by their own names: `lr` is `optimizer.lr`."""
     found: dict[str, str] = {}
     for name in known:
         group = _dataclass_of(cls, name)
@@ -146,7 +146,7 @@ def unknown_keys(
     Args:
         given: keys and values.
         known: keys there are.
-        path: where ``given`` is.
+        path: where `given` is.
         what: a known key is called.
         inside: full names of keys that are known one section further down.
     """

@@ -55,8 +55,8 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
 
     Args:
         path: the YAML file.
-        overrides: (``fit.section.key`` or ``sample.key``, value as YAML text) pairs; ``init_args`` may be left out, and
-            ``evaluate.key`` is for all of its tasks. ``fit.model.backbone`` with a plain name changes the source of the
+        overrides: (`fit.section.key` or `sample.key`, value as YAML text) pairs; `init_args` may be left out, and
+            `evaluate.key` is for all of its tasks. `fit.model.backbone` with a plain name changes the source of the
             backbone and keeps its other settings.
 
     Raises:
@@ -121,9 +121,9 @@ def _line_of(key: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> int:
 
 
 def _spell_out(recipe: dict[str, Any]) -> None:
-    """Write short forms of ``fit`` out, in place, so that they are the same settings as the long ones.
+    """Write short forms of `fit` out, in place, so that they are the same settings as the long ones.
 
-    ``backbone: NAME`` is ``backbone: {source: NAME}``. ``logger: CSVLogger`` is its class_path, and a logger that must
+    `backbone: NAME` is `backbone: {source: NAME}`. `logger: CSVLogger` is its class_path, and a logger that must
     be told where to write writes into the folder of the run.
     """
     fit = recipe.get("fit")
@@ -152,7 +152,7 @@ def _spelled_out(logger: Any) -> Any:
 
 
 def vary(recipe: dict[str, Any], name: str) -> dict[str, Any]:
-    """The ``fit`` stage of a variant, in a recipe of its own."""
+    """The `fit` stage of a variant, in a recipe of its own."""
     return _vary(recipe, name)[0]
 
 
@@ -168,7 +168,7 @@ def _vary(recipe: dict[str, Any], name: str) -> tuple[dict[str, Any], list[tuple
 
 
 def _override(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
-    """Change a setting, one of ``evaluate`` in all of its tasks; what is wrong with that."""
+    """Change a setting, one of `evaluate` in all of its tasks; what is wrong with that."""
     before = set(_mistakes(recipe))
     path = key.split(".")
     try:
@@ -212,7 +212,7 @@ def _arguments_of(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mistakes(recipe: dict[str, Any]) -> Iterator[Mistake]:
-    """(path, problem) of every key that nothing would read, and of values of ``sample`` that cannot be."""
+    """(path, problem) of every key that nothing would read, and of values of `sample` that cannot be."""
     yield from unknown_keys(recipe, STAGES, (), "stage")
     for stage, mistakes_of in (
         ("sample", _mistakes_of_sample),

@@ -194,7 +194,7 @@ def run_recipe(
     check: bool = False,
     fresh: bool = False,
 ) -> int:
-    """Run the stages of a recipe; see ``lightning run --help``.
+    """Run the stages of a recipe; see `lightning run --help`.
 
     Returns:
         Exit status.

@@ -93,7 +93,7 @@ class PromptBoundaryMRE(_KeepsDigits):
     """Mean relative error of the length predicted before anything is written (Zhang et al. 2026).
 
     The error of a prompt is `|L_hat - L_GT| / L_GT`, see `metrics.boundary_lengths`, averaged over prompts. Prompts
-    with a censored completion have no known L_GT and are left out.
+    with a truncated completion have no known L_GT and are left out.
 
     Args:
         prompts: number of held-out prompts.

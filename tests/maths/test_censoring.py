@@ -1,4 +1,4 @@
-"""What a batch of one finished and one cut completion teaches under each treatment."""
+"""What a batch of one finished and one truncated completion teaches under each treatment."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch
 from lenvm_lightning.censoring import anchor, tail_after_cut, treat_censored
 from lenvm_lightning.values import remaining_to_value
 
-# Two prompt tokens (the second is s_0), three generated ones; the second row was cut, and padding follows.
+# Two prompt tokens (the second is s_0), three generated ones; the second row was truncated, and padding follows.
 REMAINING = torch.tensor([[0, 3, 2, 1, 0], [0, 2, 1, 0, 0]])
 MASK = torch.tensor([[False, True, True, True, True], [False, True, True, True, False]])
 CENSORED = torch.tensor([False, True])
@@ -60,7 +60,7 @@ def test_bootstrap_reads_the_cut_alone_and_carries_no_gradient():
 
 
 @pytest.mark.parametrize("kind", ["anchored", "bootstrap", "drop", "one_sided", "as_finished"])
-def test_without_cut_rows_nothing_changes(kind):
+def test_without_truncated_rows_nothing_changes(kind):
     remaining, mask, lower_bound = treat_censored(REMAINING, MASK, torch.zeros(2, dtype=torch.bool), PREDICTED, kind)
     assert remaining.tolist() == REMAINING.tolist()
     assert torch.equal(mask, MASK)
@@ -68,7 +68,7 @@ def test_without_cut_rows_nothing_changes(kind):
 
 
 def test_tail_is_what_the_second_half_before_the_cut_says():
-    # Cut at 10, so positions 6 to 10 count: the rows spend 0, 1, 3, 5 and 5 tokens there, and two of them end.
+    # Truncated at 10, so positions 6 to 10 count: the rows spend 0, 1, 3, 5 and 5 tokens there, and two of them end.
     assert tail_after_cut([3, 6, 8, 10, 10], [False, False, False, True, True]) == 14 / 2
     # An end at the limit is an end; what goes on behind the limit of most rows is not looked at.
     assert tail_after_cut([10, 10, 10, 40], [False, True, True, False]) == 20 / 1
@@ -83,8 +83,8 @@ def test_tail_without_evidence():
 
 def test_tail_of_a_constant_hazard_is_its_mean():
     lengths = np.random.default_rng(0).geometric(1 / 50, size=20_000)
-    cut = lengths > 40
-    assert tail_after_cut(np.minimum(lengths, 40).tolist(), cut.tolist()) == pytest.approx(50, rel=0.03)
+    truncated = lengths > 40
+    assert tail_after_cut(np.minimum(lengths, 40).tolist(), truncated.tolist()) == pytest.approx(50, rel=0.03)
 
 
 def test_anchor_is_halfway_in_value():

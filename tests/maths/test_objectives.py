@@ -156,7 +156,7 @@ def test_the_least_absolute_error_is_at_the_median_and_the_least_squared_one_at_
 
 
 def test_weights_by_hand():
-    # completions of 3 and 1 tokens after prompts of 2 and 1, the second one padded; the last is cut after 1 token of 4
+    # completions of 3 and 1 tokens after prompts of 2 and 1, the second one padded; the last has 1 token of 4
     remaining = torch.tensor([[0, 3, 2, 1, 0], [1, 0, 0, 0, 0], [0, 0, 4, 3, 0]])
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]).bool()
     assert torch.equal(state_weights(remaining, mask, "token"), mask.double())

@@ -22,7 +22,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Rollouts of both kinds, four of a prompt; every third completion is cut."""
+    """Rollouts of both kinds, four of a prompt; every third completion is truncated."""
     files = {}
     for kind in ("text", "vision"):
         file = write_rollouts(kind, tmp_path_factory.mktemp(kind), prompts=24, completions=4)
@@ -36,15 +36,15 @@ def files(tmp_path_factory):
 
 
 class Record(Callback):
-    """Mean losses of the steps, and how many pictures the tower saw in each forward."""
+    """Mean losses of the steps, and how many images the tower saw in each forward."""
 
     def __init__(self):
-        self.losses, self.pictures, self.validation = [], [], None
+        self.losses, self.images, self.validation = [], [], None
 
     def on_train_start(self, trainer, pl_module):
         tower = getattr(pl_module.model.backbone, "visual", None)
         if tower is not None:
-            count = lambda module, args, kwargs, out: self.pictures.append(len(kwargs["grid_thw"]))  # noqa: E731
+            count = lambda module, args, kwargs, out: self.images.append(len(kwargs["grid_thw"]))  # noqa: E731
             tower.register_forward_hook(count, with_kwargs=True)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -81,7 +81,7 @@ def test_sharing_gives_the_curve_of_padded_rows(files, tmp_path, kind, settings)
     assert len(set(rows.losses)) == STEPS
     assert any(trainer.datamodule.train_rows[row]["censored"] for row in range(8))
     if kind == "vision":
-        assert sum(shared.pictures) * 4 == sum(rows.pictures)
+        assert sum(shared.images) * 4 == sum(rows.images)
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("text", "packed"), ("vision", "shared")])

@@ -119,7 +119,8 @@ def _misfit(cls: type, name: str, value: Any) -> str:
     except ArgumentError as error:
         annotation, group = _annotation(cls, name), _dataclass_of(cls, name)
         if group is not None:
-            return f"{name}: expected settings ({', '.join(_parameters(group))}), found {value!r}"
+            wanted = "a name or settings" if str in get_args(annotation) else "settings"
+            return f"{name}: expected {wanted} ({', '.join(_parameters(group))}), found {value!r}"
         if annotation is None or isinstance(value, dict | list):  # the parser knows which part of it is wrong
             return f"{name}: {' '.join(str(error).split())}"
         return f"{name} must be {inspect.formatannotation(annotation)}, found {value!r}"

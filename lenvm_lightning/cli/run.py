@@ -135,7 +135,7 @@ class FitCLI(LightningCLI):
         given = self.config_init["trainer"]
         self.trainer_defaults["callbacks"] = [
             ResumableCheckpoint(dirpath=str(folder.checkpoints), **options),
-            *([LearningRateMonitor(logging_interval="step")] if self.loggers is not False else []),
+            *([LearningRateMonitor(logging_interval="step")] if self.loggers is None or self.loggers else []),
             Throughput(),
             *([RemainingCurves()] if isinstance(self.model, LenVMModule) else []),
             StepProgressBar(),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lenvm_lightning.objectives import LengthTarget, state_weights, token_losses
+from lenvm_lightning.objectives import LengthTarget, LossConfig, state_weights, token_losses
 from lenvm_lightning.values import logit_to_value, remaining_to_value
 
 DISCOUNTED = LengthTarget("discounted", gamma=0.5)
@@ -180,3 +180,10 @@ def test_value_of_a_discounted_head_is_its_prediction():
     logit = torch.linspace(-5, 5, 11)
     assert torch.equal(DISCOUNTED.value(logit), logit_to_value(logit))
     assert torch.equal(DISCOUNTED.predict(logit), logit_to_value(logit))
+
+
+def test_settings_of_the_loss_that_cannot_be_are_all_told():
+    assert LossConfig().problems() == []
+    assert LossConfig(target="normalised", kind="bce").problems() == []
+    found = LossConfig(target="length", kind="bce", weight="row", lam=0.5, censored="skip").problems()
+    assert [problem.split()[0] for problem in found] == ["loss.lam", "loss.kind:", "loss.weight", "loss.censored"]

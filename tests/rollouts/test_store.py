@@ -21,8 +21,8 @@ from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GeneratorError, StoreError
 from lenvm_lightning.rollouts.generators.interface import Answer, Failure, Prompt
 from lenvm_lightning.rollouts.record import parse_record
-from lenvm_lightning.rollouts.sample import Outcome, already_sampled, report, sample_rollouts
-from lenvm_lightning.rollouts.store import RolloutStore, describe
+from lenvm_lightning.rollouts.sample import SamplingOutcome, already_sampled, report, sample_rollouts
+from lenvm_lightning.rollouts.store import RolloutStore, rollout_settings
 from lenvm_lightning.utils.locked_folder import FolderLock
 from lenvm_lightning.values import gamma_for_length
 
@@ -36,10 +36,10 @@ def sample(folder: Path, generator: ScriptedGenerator | None = None, prompts: Pr
 def stopped(folder: Path, after: int, prompts: Prompts | None = None) -> None:
     """A run whose generator dies."""
     prompts = prompts or make_prompts(8)
-    settings = describe(ScriptedGenerator().fingerprint(), prompts, N, SAMPLING)
+    settings = rollout_settings(ScriptedGenerator().fingerprint(), prompts, N, SAMPLING)
     with RolloutStore(folder, prompts, settings, "scripted") as store:
         for _, answer in zip(range(after), ScriptedGenerator().sample(store.missing(), SAMPLING), strict=False):
-            store.add(answer)
+            store.add_answer(answer)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_fifty_kills_change_nothing(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert 0 < len((tmp_path / "killed" / "journal.jsonl").read_bytes().splitlines()) < 1200
-    prompts = make_prompts(300, pictures=True)
+    prompts = make_prompts(300, with_images=True)
     for name in ("killed", "undisturbed"):
         assert sample(tmp_path / name, prompts=prompts, n=4).status == 0
     files = [(tmp_path / name / "rollouts.jsonl").read_bytes() for name in ("killed", "undisturbed")]
@@ -111,12 +111,12 @@ def test_a_line_torn_at_any_byte_is_mended(tmp_path, whole):
     journal = tmp_path / "journal.jsonl"
     content = journal.read_bytes()
     last = len(b"".join(content.splitlines(keepends=True)[:-1]))
-    settings = describe(ScriptedGenerator().fingerprint(), make_prompts(8), N, SAMPLING)
+    settings = rollout_settings(ScriptedGenerator().fingerprint(), make_prompts(8), N, SAMPLING)
     for end in [*range(last, len(content) - 3, 5), *range(len(content) - 3, len(content) + 1)]:
         journal.write_bytes(content[:end])
         with RolloutStore(tmp_path, make_prompts(8), settings, "scripted") as store:
             kept = end >= len(content) - 1  # a record that lacks nothing but its line end is whole
-            assert store.done == len(store.tally.lengths) == 3 + kept
+            assert store.done == len(store.counts.lengths) == 3 + kept
             assert bool(store.notes) == (last < end < len(content) - 1)
         assert journal.read_bytes() == (content if kept else content[:last])
     journal.write_bytes(content[:-30])
@@ -190,7 +190,7 @@ def test_other_settings_are_refused_one_by_one(tmp_path):
     with pytest.raises(StoreError) as caught:
         sample_rollouts(generator, make_prompts(9), 5, tmp_path, other)
     for words in ("generator.version: 1 -> 2", "n: 3 -> 5", "prompts.ids: [", "sampling.seed: 3 -> 4",
-                  "sampling.top_p: 1.0 -> 0.9", "Sample into another folder"):  # fmt: skip
+                  "sampling.top_p: 1.0 -> 0.9", "Choose another folder"):  # fmt: skip
         assert words in str(caught.value)
     assert "max_tokens" not in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -416,7 +416,7 @@ def test_pictures_are_written_once_and_found_again(tmp_path):
 
 
 def test_summary(tmp_path, capsys):
-    outcome: Outcome = sample(tmp_path, prompts=make_prompts(60))
+    outcome: SamplingOutcome = sample(tmp_path, prompts=make_prompts(60))
     records = [json.loads(line) for line in outcome.rollouts.open()]
     lengths = np.array([len(r["token_ids"]) for r in records])
     cut = np.array([r["finish_reason"] == "length" for r in records])
@@ -425,7 +425,7 @@ def test_summary(tmp_path, capsys):
     assert (summary["completions"], summary["tokens"], summary["prompts"]) == (180, lengths.sum(), 60)
     assert summary["length_tokens"]["p50"] == np.percentile(lengths, 50)
     assert summary["length_tokens"]["max"] == 40
-    assert summary["cut_share"] == cut.mean() > 0.2
+    assert summary["truncated_share"] == cut.mean() > 0.2
     assert summary["gamma"] == pytest.approx(gamma_for_length(40), rel=1e-12)
     assert summary["gamma_is_low"]
     assert summary["logprob_per_token"] == pytest.approx(-1.5, rel=1e-12)
@@ -452,7 +452,7 @@ def test_summary_without_cuts_and_logprobs(tmp_path, capsys):
 
     generator._answer = without  # type: ignore[method-assign]
     outcome = sample_rollouts(generator, make_prompts(8), N, tmp_path, SamplingParams(max_tokens=100))
-    assert outcome.summary["cut_share"] == 0
+    assert outcome.summary["truncated_share"] == 0
     assert not outcome.summary["gamma_is_low"]
     assert outcome.summary["logprob_per_token"] is None
     report(outcome)

@@ -123,7 +123,7 @@ def test_it_is_told_what_it_needs_to_know(served, model):
 
 def test_a_dead_server_ends_the_run_and_the_next_one_goes_on(served, model, tmp_path):
     prompts, sampling = load_prompts("tiny-math", limit=20), SamplingParams(max_tokens=8, seed=1)
-    generator = ServerGenerator(served.url, model, concurrency=4, patience=0.5)
+    generator = ServerGenerator(served.url, model, concurrency=4, unreachable_timeout=0.5)
     killer = kill_at(served, tmp_path, 10, again=False)
     with pytest.raises(GeneratorError, match=r"(?s)has not answered.*of 40 completions are in"):
         sample_rollouts(generator, prompts, 2, tmp_path, sampling)
@@ -142,7 +142,7 @@ def test_a_dead_server_ends_the_run_and_the_next_one_goes_on(served, model, tmp_
 @pytest.mark.slow
 def test_a_restart_in_the_middle_loses_and_doubles_nothing(served, model, tmp_path):
     prompts, sampling = load_prompts("tiny-math", limit=200), SamplingParams(max_tokens=8, seed=2)
-    generator = ServerGenerator(served.url, model, concurrency=8, patience=120)
+    generator = ServerGenerator(served.url, model, concurrency=8, unreachable_timeout=120)
     starts = served.starts
     killer = kill_at(served, tmp_path, 300, again=True)
     outcome = sample_rollouts(generator, prompts, 4, tmp_path, sampling)

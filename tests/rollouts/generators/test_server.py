@@ -27,7 +27,7 @@ from lenvm_lightning.errors import GenerationError, GeneratorError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
 from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.server import ServerGenerator
-from lenvm_lightning.rollouts.generators.server.backends import DIALECTS, find_dialect
+from lenvm_lightning.rollouts.generators.server.backends import BACKENDS, find_backend
 from lenvm_lightning.rollouts.generators.server.controls import custom_params
 
 SAMPLING = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=32, seed=5)
@@ -179,7 +179,7 @@ def test_a_completion_that_was_cut_gets_no_end(server, tiny_text):
 def test_a_cut_completion_without_text_is_no_completion(server, tiny_text):
     """Such as one of special tokens alone."""
     server.act = lambda body, attempt: said("", "length", tokens=32)
-    assert sample(server)[0].result == Failure("cut, and there is no text to make tokens of", final=True)
+    assert sample(server)[0].result == Failure("there is no text to make tokens of", final=True)
     server.act = lambda body, attempt: said("", tokens=1)
     assert sample(server)[0].result.token_ids == [tiny_text.eos_token_id]
 
@@ -318,7 +318,7 @@ def test_a_picture_that_cannot_be_shown_stops_only_its_own_prompt(server, tmp_pa
     assert all(failure.final for failure in results.values())
     assert "gone.png does not exist" in results["gone"].reason
     assert "torn.png cannot be read" in results["torn"].reason
-    assert results["none"].reason == "1 <image> marks in the prompt but 0 pictures"
+    assert results["none"].reason == "1 <image> marks in the prompt but 0 images"
 
 
 # -- controls of the length, as the research code's server takes them ------------------------------------------------
@@ -411,7 +411,7 @@ def test_what_it_would_do_otherwise_is_refused(server, controls, sampling, said)
     assert len(server.bodies) <= 2 * (len(controls) - 1)
 
 
-@pytest.mark.parametrize("kind", [name for name in DIALECTS if name != "research"])
+@pytest.mark.parametrize("kind", [name for name in BACKENDS if name != "research"])
 def test_other_servers_do_not_get_a_control_that_they_would_ignore(server, kind):
     with pytest.raises(GeneratorError, match=rf"Tilt\(beta=-5\).*kind '{kind}'.*server='research'"):
         ask(server, under(Tilt(-5)), SamplingParams(), server=kind)
@@ -421,7 +421,7 @@ def test_other_servers_do_not_get_a_control_that_they_would_ignore(server, kind)
 
 
 def test_a_gamma_that_is_none_is_refused(server):
-    with pytest.raises(GenerationError, match=r"gamma must lie between 0 and 1, got 1\.2"):
+    with pytest.raises(GenerationError, match=r"gamma must lie between 0 and 1, found 1\.2"):
         ask(server, under(Tilt(-5)), gamma=1.2)
     assert not server.bodies
 
@@ -522,7 +522,7 @@ def test_what_no_prompt_can_mend_stops_at_once(server, status, body, advice):
 
 
 def test_a_dead_server_is_recognised_and_what_was_answered_stays(server):
-    answers = generator(server, patience=0.6).sample(prompts(200), SAMPLING)
+    answers = generator(server, unreachable_timeout=0.6).sample(prompts(200), SAMPLING)
     got = [next(answers) for _ in range(10)]
     server.stop()
     began = time.monotonic()
@@ -536,11 +536,11 @@ def test_a_dead_server_is_recognised_and_what_was_answered_stays(server):
 def test_a_gateway_without_a_server_behind_it_is_dead_too(server):
     server.act = lambda body, attempt: Reply(b"Bad Gateway", 502)
     with pytest.raises(GeneratorError, match=r"has not answered for .* 502: Bad Gateway"):
-        sample(server, 50, patience=0.4)
+        sample(server, 50, unreachable_timeout=0.4)
 
 
 def test_a_restart_is_waited_for(server, caplog):
-    answers = generator(server, patience=20).sample(prompts(60, n=2), SAMPLING)
+    answers = generator(server, unreachable_timeout=20).sample(prompts(60, n=2), SAMPLING)
     got = [next(answers) for _ in range(5)]
     port = server.server_port
     server.stop()
@@ -559,7 +559,7 @@ def test_a_restart_is_waited_for(server, caplog):
 
 def test_a_prompt_that_breaks_its_connection_every_time_does_not_hold_the_others_up(server):
     server.act = lambda body, attempt: Reply(cut="at once") if body["messages"][0]["content"] == "1?" else said()
-    results = {a.prompt_id: a.result for a in sample(server, 5, retries=2, patience=30)}
+    results = {a.prompt_id: a.result for a in sample(server, 5, retries=2, unreachable_timeout=30)}
     broken = results.pop("p1")
     assert not broken.final
     assert "connection broke" in broken.reason
@@ -700,14 +700,14 @@ def test_the_kind_of_server_is_found_out(server):
     server.pages["/openapi.json"] = Reply({"paths": {"/load_model": {}}})
     sample(server, server="auto")
     assert "generation_config" in server.bodies[-1]
-    assert find_dialect("auto", "api.openai.com", ["system"], set) is DIALECTS["openai"]
-    assert find_dialect("auto", "notopenai.com", ["openai"], set) is DIALECTS["other"]
+    assert find_backend("auto", "api.openai.com", ["system"], set) is BACKENDS["openai"]
+    assert find_backend("auto", "notopenai.com", ["openai"], set) is BACKENDS["other"]
 
 
 def test_mistakes_in_settings_are_named(server):
     with pytest.raises(GeneratorError, match="unknown kind of server 'vlm'; did you mean 'vllm'"):
         generator(server, server="vlm")
-    with pytest.raises(GeneratorError, match="concurrency must lie between 1 and 1000, got 0"):
+    with pytest.raises(GeneratorError, match="concurrency must lie between 1 and 1000, found 0"):
         generator(server, concurrency=0)
     with pytest.raises(GeneratorError, match="is no address"):
         ServerGenerator("ftp://x", "m")

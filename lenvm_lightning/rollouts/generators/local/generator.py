@@ -67,6 +67,7 @@ class LocalGenerator:
         if slots is not None and slots < 1:
             raise GeneratorError(f"slots must be at least 1, got {slots}")
         self.name = name
+        self.tokens_written = 0
         self.model = model
         self.processor = processor
         self._tokenizer = tokenizer_of(processor)

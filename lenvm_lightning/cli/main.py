@@ -17,7 +17,7 @@ from .generate import GENERATE_EXAMPLES, PREDICT_EXAMPLES, add_generate, add_pre
 from .sample import FIELDS, read_settings, run_sampling
 
 _RUN_EXAMPLES = """examples:
-  lightning run recipes/vlm_lenvm.yaml                              the embedded tiny world, pictures and text
+  lightning run recipes/vlm_lenvm.yaml                              the embedded tiny world, images and text
   lightning run text_lenvm --fit.trainer.max_steps 50               a shipped recipe by name, one setting changed
   lightning run text_lenvm --fit.data.files 'rollouts/*.jsonl'      your own rollouts
   lightning run text_lenvm --check                                  look at recipe and data, train nothing

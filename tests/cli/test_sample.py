@@ -272,7 +272,7 @@ def test_recipe_samples_trains_and_skips(here, capsys):
     assert main(["run", "runs/r/recipe.yaml", "--check"]) == 0
 
 
-def test_pictures_go_all_the_way(here, capsys):
+def test_images_go_all_the_way(here, capsys):
     shutil.copytree(tinyworld.path("tiny-vl"), here / "seeing", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained("seeing")).save_pretrained("seeing")
@@ -292,8 +292,8 @@ def test_pictures_go_all_the_way(here, capsys):
     drawn = {prompt.prompt_id: prompt.images[0] for prompt in prompt_set("tiny-vqa", count=8)}
     for record in found:
         (path,) = record["images"]
-        with Image.open(here / "seen" / path) as picture:
-            assert picture.tobytes() == drawn[record["prompt_id"]].tobytes()
+        with Image.open(here / "seen" / path) as image:
+            assert image.tobytes() == drawn[record["prompt_id"]].tobytes()
     results = json.loads((here / "runs" / "r" / "results.json").read_text())
     assert results["train_completions"] + results["held_out_completions"] == 16
 

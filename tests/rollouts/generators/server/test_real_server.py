@@ -152,15 +152,15 @@ def test_a_restart_in_the_middle_loses_and_doubles_nothing(served, model, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_server_sees_the_pictures(tmp_path):
-    """Greedy, so that only the picture can make a difference."""
+def test_the_server_sees_the_images(tmp_path):
+    """Greedy, so that only the image can make a difference."""
     model = str(tinyworld.path("tiny-vl"))
     server = Served(model, tmp_path)
     server.start()
     try:
-        pictures = [prompt.images for prompt in load_prompts("tiny-vqa", limit=6)]
+        images = [prompt.images for prompt in load_prompts("tiny-vqa", limit=6)]
         ask = [{"role": "user", "content": "<image>How many shapes are there?"}]
-        asked = [Prompt(f"p{i}", ask, picture) for i, picture in enumerate([*pictures, pictures[0]])]
+        asked = [Prompt(f"p{i}", ask, image) for i, image in enumerate([*images, images[0]])]
         requests, sampling = (
             [PromptRequest(prompt, (0,)) for prompt in asked],
             SamplingParams(temperature=0.0, max_tokens=32),

@@ -216,6 +216,14 @@ def test_what_failed_is_remembered_and_tried_again(tmp_path):
     assert (len(found.of("base")), found.failures) == (15, {})
 
 
+def test_what_failed_is_tried_again_by_the_same_process_too(tmp_path):
+    fails = {("p/1", 0): Failure("time-out", final=False)}
+    with SampleFolder(tmp_path, SETTINGS) as samples:
+        for generator in (ScriptedGenerator(fails=fails), ScriptedGenerator(fails=fails), ScriptedGenerator()):
+            collect(samples, generator, BASE, make_prompts(5), 3, SAMPLING, judge)
+            assert (len(samples.samples) == 15) is (not samples.failures) is (not generator.fails)
+
+
 def test_a_generator_that_dies_says_how_to_go_on(tmp_path):
     dead = ScriptedGenerator(fails={("p/4", 1): GeneratorError("the server is gone")})
     with pytest.raises(

@@ -100,11 +100,11 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
                 speeds[system.name] = speed
         by_system = {system.name: samples.of(system.name) for system in plan.systems}
         if not any(by_system.values()):
-            reasons = sorted(set(samples.failed.values()))
+            reasons = sorted({failure.reason for failure in samples.failures.values()})
             raise EvaluationError(f"{folder}: not one completion could be had:\n  " + "\n  ".join(reasons[:10]))
         _tell_failed(samples)
         findings = plan.task.summarise(models.measured(by_system))
-        results = _results(plan, findings, by_system, len(samples.failed), models.gamma)
+        results = _results(plan, findings, by_system, len(samples.failures), models.gamma)
         text = write_report(folder, results, findings.figures, speeds, command)
     return Evaluated(folder, results, text)
 
@@ -350,16 +350,16 @@ def _complete(folder: Path, plan: _Plan) -> Evaluated | None:
 
 def _tell_failed(samples: SampleFolder) -> None:
     """List the completions that could not be had."""
-    file = samples.path / "failures.jsonl"
-    if not samples.failed:
+    file = samples.folder / "failures.jsonl"
+    if not samples.failures:
         file.unlink(missing_ok=True)
         return
     lines = [
-        json.dumps({"system": key[0], "prompt_id": key[1], "number": key[2], "reason": reason})
-        for key, reason in sorted(samples.failed.items())
+        json.dumps({"system": key[0], "prompt_id": key[1], "number": key[2], "reason": failure.reason})
+        for key, failure in sorted(samples.failures.items())
     ]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    reasons = sorted(set(samples.failed.values()))
+    reasons = sorted({failure.reason for failure in samples.failures.values()})
     print(
         f"{len(lines):,} completions failed, all listed in {file}; such as: {reasons[0]}\n"
         "The same command tries them again.",

@@ -17,7 +17,7 @@ from ...rollouts.generators.interface import Prompt
 from ...tinyworld import writing
 
 if TYPE_CHECKING:
-    from ...rollouts.prompts.rows import Rows
+    from ...rollouts.prompts.rows import SourceRows
 
 LengthControl = Literal["equal to", "at most", "at least"]
 CONTROLS: tuple[LengthControl, ...] = ("equal to", "at most", "at least")
@@ -279,7 +279,7 @@ def tiny_items(count: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(source: str, split: str | None, name: str | None) -> "Rows":
+def _rows(source: str, split: str | None, name: str | None) -> "SourceRows":
     # The datasets library takes half a second to import, which those who only score need not wait for.
     from ...rollouts.prompts.rows import DatasetRows, JsonlRows, load_splits
 

@@ -74,7 +74,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
     """The model, and its processor or None."""
-    from ..models.backbone import load_processor
+    from ..models.processors import load_processor
     from ..models.value_model import LengthValueModel
     from ..training.callbacks import latest_checkpoint
     from ..training.load_checkpoint import model_of_checkpoint

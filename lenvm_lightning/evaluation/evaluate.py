@@ -13,10 +13,10 @@ from typing import Any
 from .. import __version__, tinyworld
 from ..decoding.sampling_params import SamplingParams
 from ..errors import EvaluationError
+from ..models import embedded
 from ..rollouts.generators.interface import Generator
 from ..rollouts.generators.local.loading import require_same_tokens
 from ..rollouts.prompting import tokenizer_of
-from ..rollouts.prompts.parts import EMBEDDED
 from ..rollouts.sample import is_server, open_generator
 from ..utils.locked_folder import FolderLock, differences
 from .report import write_report
@@ -159,7 +159,7 @@ class _Plan:
     def __init__(self, settings: EvaluationSettings, only_look: bool = False) -> None:
         self.task = _TASKS[settings.task]
         embedded = settings.generator is None or settings.generator in tinyworld.NAMES
-        self.tiny = settings.data in ("tiny", *EMBEDDED) or (settings.data is None and embedded)
+        self.tiny = settings.data in ("tiny", *tinyworld.PROMPT_SETS) or (settings.data is None and embedded)
         generator = settings.generator or ("tiny-vl" if settings.task == "vqa" else "tiny-text")
         of_embedded = {value: key for key, value in tinyworld.VALUE_MODELS.items()}
         settings = replace(settings, generator=generator, lenvm=settings.lenvm or of_embedded.get(generator))
@@ -206,7 +206,8 @@ class _Plan:
     def _check_data(self) -> None:
         """Refuse data and languages that this task would not look at in the tiny world."""
         data, name = self.settings.data, self.settings.task
-        own = {"lifebench": (), "vqa": ("tiny-vqa",), "length": EMBEDDED, "tokens": EMBEDDED}.get(name, ("tiny-math",))
+        every = tinyworld.PROMPT_SETS
+        own = {"lifebench": (), "vqa": ("tiny-vqa",), "length": every, "tokens": every}.get(name, ("tiny-math",))
         if self.tiny and data not in (None, "tiny", *own):
             raise EvaluationError(
                 f"--data: {name} asks no {data}; in the tiny world it takes {', '.join(('tiny', *own))}"
@@ -318,7 +319,7 @@ class _Models:
         if plan.task.needs_lenvm:
             processor = getattr(self._generator, "processor", None)
             if processor is None:
-                from ..models.backbone import load_processor
+                from ..models.processors import load_processor
 
                 # A server's model writes in the vocabulary of the length value model.
                 source = plan.settings.lenvm if plan.server else plan.settings.generator
@@ -328,7 +329,7 @@ class _Models:
 
 
 def _is_tiny(plan: _Plan) -> bool:
-    return plan.tiny or tinyworld.wrote(plan.settings.generator or "")
+    return plan.tiny or embedded.wrote(plan.settings.generator or "")
 
 
 def _complete(folder: Path, plan: _Plan) -> Evaluated | None:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batching import ResumableLoader, TokenBudgetBatches, plan_batches
 from datamodules.tokenise import tokenizer_of
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.tinyworld import corpus
 
 _VALIDATION_SEED = 1_000_003  # added to the seed of the corpus

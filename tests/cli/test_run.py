@@ -17,7 +17,7 @@ from lenvm_lightning.cli.main import main, split_overrides
 from lenvm_lightning.cli.run import LastValidation
 from lenvm_lightning.cli.runs import RunFolder, choose_folder, claimed_folder
 from lenvm_lightning.errors import StoreError
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.tinyworld import quality
 
 SHORT = ["--fit.trainer.max_steps", "3", "--fit.trainer.max_epochs", "1", "--fit.data.val_completions", "12"]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from lenvm_lightning import tinyworld
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import GeneratedText
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tinyworld.language_model import TinyLanguageModel

@@ -15,10 +15,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import RecipeError, nearest
-from ..evaluation.settings import FIELDS as EVALUATE_FIELDS
 from ..evaluation.settings import has
+from ..evaluation.settings import mistakes as mistakes_of_task
 from ..training.callbacks import ResumableCheckpoint
-from ..utils.settings import misfits
 from .sample import FIELDS, wrong_values
 
 STAGES = ("sample", "fit", "variants", "evaluate")
@@ -207,10 +206,8 @@ def _mistakes_of_evaluate(tasks: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         if not isinstance(task, dict):
             yield path, f"expected settings of a task, found {task!r}"
             continue
-        yield from _against(task, EVALUATE_FIELDS, path, "setting of a task")
-        if "task" not in task:
-            yield path, "task is missing"
-        yield from (((*path, key), problem) for key, problem in misfits(task, EVALUATE_FIELDS))
+        for key, problem in mistakes_of_task(task):
+            yield (*path, str(key)) if key else path, problem
 
 
 def _mistakes_of_fit(fit: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -33,12 +33,12 @@ class System:
     Attributes:
         name: as people type it.
         control: of a completion's length, by the meta of its prompt; None for the unguided generator.
-        drawing: sampling settings in which it differs.
+        sampling: settings of sampling in which it differs.
     """
 
     name: str
     control: "Callable[[Mapping[str, Any]], Control | None] | None" = None
-    drawing: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def guided(self) -> bool:
@@ -55,7 +55,7 @@ class Sample:
         prompt_id: of the question.
         number: which of its completions.
         tokens: generated, the end token included.
-        finish_reason: ``stop`` or ``length`` (cut).
+        finish_reason: ``stop`` or ``length`` (truncated).
         logprob: sum of the log-probabilities (nats) that the generator gave the tokens before temperature, truncation
             and control; None where it is not known.
         found: what judging found.
@@ -76,7 +76,7 @@ class Sample:
     reencoded: bool = False
 
     @property
-    def cut(self) -> bool:
+    def truncated(self) -> bool:
         """Whether it reached the token limit."""
         return self.finish_reason == "length"
 
@@ -209,7 +209,7 @@ def collect(
         system: how.
         prompts: the questions.
         n: completions of each.
-        sampling: how tokens are drawn, what the system changes apart.
+        sampling: how tokens are sampled, what the system changes apart.
         judge: what is to be remembered of each completion.
 
     Returns:
@@ -218,7 +218,7 @@ def collect(
     Raises:
         GeneratorError: the generator stopped. What is done stays, and the next call goes on from there.
     """
-    drawing = replace(sampling, **system.drawing)
+    own = replace(sampling, **system.sampling)
     metas: dict[str, Mapping[str, Any]] = {}
     missing = n * len(prompts) - sum(key[0] == system.name for key in folder.samples)
     if not missing:
@@ -226,7 +226,7 @@ def collect(
     requests = _missing(folder, system, prompts, n, metas)
     answered = tokens = 0
     began = time.monotonic()
-    answers = generator.sample(requests, drawing)
+    answers = generator.sample(requests, own)
     with _Progress(system.name, n * len(prompts), missing) as progress:
         try:
             for answer in answers:
@@ -239,7 +239,7 @@ def collect(
                     tokens += len(answer.result.token_ids)
                 progress.add(tokens / (time.monotonic() - began))
             if answered < missing:
-                raise GeneratorError(f"{generator.name} stopped {missing - answered:,} answers short, without a word.")
+                raise GeneratorError(f"{generator.name} stopped {missing - answered:,} answers short, silently.")
         except GeneratorError as error:
             raise GeneratorError(
                 f"{error}\n{len(folder.samples):,} samples are in {folder.path} and stay; the same command goes on "

@@ -21,8 +21,8 @@ _EXAMPLES = """examples:
   lenvm-eval --task scaling --runs runs/*
 
 systems: base; for lifebench and longbench-write ours, paper, paper-equal, soft; for problems base+min-p; and controls:
-tilt:-5, equal-to:128, at-most:64, at-least:200, each with :hard for the paper's form. Killed or stopped, the same command
-goes on.
+tilt:-5, equal-to:128, at-most:64, at-least:200, each with :hard for the paper's form.
+Killed or stopped, the same command goes on.
 exit status: 0 done, 3 some completions failed, 2 something to fix, 130 Ctrl-C, 143 SIGTERM
 """
 

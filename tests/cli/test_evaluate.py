@@ -105,8 +105,8 @@ def test_a_task_leaves_everything_and_is_not_repeated(words, here, monkeypatch, 
     assert found.results.tiny_world
     assert {file.stem for file in found.folder.glob("*.png")} == plots
     for file in found.folder.glob("*.png"):
-        with Image.open(file) as picture:
-            assert len(picture.convert("L").getcolors()) > 20  # something is drawn
+        with Image.open(file) as image:
+            assert len(image.convert("L").getcolors()) > 20  # something is drawn
     events = EventAccumulator(str(found.folder / "tensorboard")).Reload()
     assert {tag.rpartition("/")[2] for tag in events.Tags()["images"]} == plots
     if scalar:
@@ -160,14 +160,14 @@ def test_math500_in_its_own_layout(here):
     assert {one["prompt_id"] for one in found.samples} == {f"math500/test/algebra/{k}.json" for k in range(2)}
 
 
-def pictures(folder):
+def write_images(folder):
     (folder / "images").mkdir()
     for number in range(2):
         Image.new("RGB", (56, 56), ("red", "blue")[number]).save(folder / "images" / f"{number}.png")
 
 
 def test_mathvision_in_its_own_layout(here):
-    pictures(here)
+    write_images(here)
     row = {"id": "4", "question": "Which?\n<image1>", "options": ["4", "8"], "image": "images/0.png", "answer": "B",
            "solution": None, "level": 3, "subject": "counting"}  # fmt: skip
     rows(here / "test.jsonl", row, {**row, "id": "5", "options": [], "answer": "8", "image": "images/1.png"})
@@ -178,7 +178,7 @@ def test_mathvision_in_its_own_layout(here):
 
 
 def test_mathvista_in_its_own_layout(here):
-    pictures(here)
+    write_images(here)
     row = {"pid": "1", "question": "How far?", "decoded_image": "images/0.png", "choices": ["1", "2"], "unit": "cm",
            "precision": None, "answer": "2", "question_type": "multi_choice", "answer_type": "text"}  # fmt: skip
     number = {"choices": None, "answer": "1.2", "answer_type": "float", "precision": 1.0, "question_type": "free_form"}
@@ -188,7 +188,7 @@ def test_mathvista_in_its_own_layout(here):
     assert found.content["provenance"]["questions"]["sources"][0]["source"] == "mathvista"
 
 
-def test_a_file_of_pictures_that_is_no_jsonl(here):
+def test_a_file_of_images_that_is_no_jsonl(here):
     row = {
         "id": "4",
         "question": "Which?\n<image1>",
@@ -257,7 +257,7 @@ MISTAKES = {
     "--task lifebench --data tiny-math": r"lifebench asks no tiny-math",
     "--task lifebench --languages cn": r"the tiny world writes English only",
     "--task gsm8k --temperature -1": r"temperature must be",
-    "--task gsm8k --top-p 0 --limit 0": r"(?s)limit must be a whole number of at least 1, found 0.*top_p must lie",
+    "--task gsm8k --top-p 0 --limit 0": r"(?s)limit must be a whole number of at least 1, found 0.*top_p must be above",
     "--task lifebench --languages fr": r"languages must be a list of en, cn",
     "--task nothing": r"task must be one of .*lifebench.*, found 'nothing'",
     "--task lifebnech": r"found 'lifebnech'; did you mean 'lifebench'\?",

@@ -42,9 +42,9 @@ r.yaml:5: 'sample.n': a variant changes settings of fit only
 r.yaml:6: 'job' is no setting of variants; did you mean 'jobs'?
 r.yaml:8: lengths must be a list of lengths, each once, found 16
 r.yaml:10: 'limmit' is no setting of a task; did you mean 'limit'?
-r.yaml:11: temperature must be a number, found 'hot'
+r.yaml:11: temperature must be a number of at least 0, found 'hot'
 r.yaml:14: task must be one of ablation, gsm8k, length, lifebench,
-r.yaml:14: top_p must lie above 0
+r.yaml:14: top_p must be above 0 and at most 1
 task is missing
 expected settings of a task, found 'tokens'
 """

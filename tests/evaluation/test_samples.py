@@ -79,15 +79,15 @@ def test_broken_lines_are_set_aside_and_sampled_again(tmp_path):
     whole = measure(tmp_path).of("base")
     file = tmp_path / "samples.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
-    strange = json.dumps({**json.loads(lines[7]), "colour": 3}).encode() + b"\n"
-    file.write_bytes(b"".join([*lines[:2], b"\0\0{]\n", *lines[3:7], strange, *lines[8:]]))
+    unknown = json.dumps({**json.loads(lines[7]), "colour": 3}).encode() + b"\n"
+    file.write_bytes(b"".join([*lines[:2], b"\0\0{]\n", *lines[3:7], unknown, *lines[8:]]))
     with SampleFolder(tmp_path, SETTINGS) as samples:
         assert len(samples.samples) == 13
         assert "samples.jsonl:3: not a whole sample" in samples.notes[0]
         assert "set aside in broken.jsonl, sampled again" in samples.notes[0]
         assert "samples.jsonl:8: not a whole sample" in samples.notes[1]
         assert "colour" in samples.notes[1]
-    assert (tmp_path / "broken.jsonl").read_bytes() == b"\0\0{]\n" + strange
+    assert (tmp_path / "broken.jsonl").read_bytes() == b"\0\0{]\n" + unknown
     generator = ScriptedGenerator()
     assert measure(tmp_path, generator).of("base") == whole
     assert len(generator.asked) == 2

@@ -1,7 +1,7 @@
 r"""How well lengths are controlled on the tiny world, beside the base model and the paper's controls.
 
-**Constraints** ("equal to", "at most", "at least" N tokens): texts on topics that neither generator nor length value model
-has ever seen ("the green bridge"), and on which nothing was tuned; N from 16 to 256 and, for "equal to", lengths
+**Constraints** ("equal to", "at most", "at least" N tokens): texts on topics that neither generator nor length value
+model has ever seen ("the green bridge"), and on which nothing was tuned; N from 16 to 256 and, for "equal to", lengths
 between those, on which nothing was tuned either. LS is the Length Score and LD the deviation of LIFEBench, EOS counted;
 beside them stand the log-probability per token that the base model gives the texts and length / N, for a score of 100
 by three tokens, or by gibberish, is no success. Sampling: temperature 1, top-k 15, top-p .999.
@@ -110,9 +110,8 @@ class Sampler:
                 tokens, meta = len(answer.result.token_ids), asked[answer.prompt_id].meta
                 right = check(meta, answer.result.text, tokens) if meta else None
                 row = {"prompt": f"{seed}:{answer.prompt_id}", "tokens": tokens, "right": right}
-                rows.append(
-                    {**row, "logprob": answer.result.logprob, "truncated": answer.result.finish_reason == "length"}
-                )
+                truncated = answer.result.finish_reason == "length"
+                rows.append({**row, "logprob": answer.result.logprob, "truncated": truncated})
         file.write_text(json.dumps({"settings": settings, "rows": rows}))
         print(f"{key}: {len(rows)} completions", flush=True)
         return rows

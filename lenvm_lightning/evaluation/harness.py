@@ -32,7 +32,6 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}. Install it: pip install 'lenvm-lightning[harness]'") from error
 
-from .. import tinyworld
 from ..decoding.arguments import Call, stop_ids
 from ..decoding.control_text import parse_control
 from ..errors import GenerationError, LenVMError, nearest
@@ -41,6 +40,7 @@ from ..models.value_model import LengthValueModel
 from ..rollouts.generators.local import LocalGenerator
 from ..rollouts.generators.local.loading import place_for
 from ..rollouts.prompting import tokenizer_of
+from . import tiny_world
 
 _log = logging.getLogger(__name__)
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -239,7 +239,7 @@ def _ending(untils: list[list[str]], tokenizer: Any) -> Callable[[int, list[int]
 def _load_lenvm(
     source: str | None, generator: str, gamma: float | None, dtype: str | None, device: str | None
 ) -> LengthValueModel:
-    source = source or {value: key for key, value in tinyworld.VALUE_MODELS.items()}.get(generator)
+    source = source or tiny_world.value_model_of(generator)
     if source is None:
         raise GenerationError(
             f"a control needs lenvm=..., a length value model of {generator}'s completions (see `lenvm sample` and "

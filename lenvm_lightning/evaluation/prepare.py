@@ -46,11 +46,11 @@ class Prepared:
     @property
     def generator_options(self) -> dict[str, Any]:
         """Arguments of the generator."""
-        given, more = self.settings, self.settings.options or {}
+        given = self.settings
         own: dict[str, Any] = {"model": given.model} if self.server else {"dtype": given.dtype, "device": given.device}
-        if self.server and more.get("server") == "research":
+        if self.server and given.guides_by_itself:
             own["gamma"] = given.gamma
-        return {**{key: value for key, value in own.items() if value is not None}, **more}
+        return {**{key: value for key, value in own.items() if value is not None}, **(given.options or {})}
 
 
 def prepare(settings: EvaluationSettings) -> Prepared:
@@ -72,7 +72,7 @@ def prepare(settings: EvaluationSettings) -> Prepared:
     complete = filled(given, source.defaults)
     # 3. Systems: guided ones need somebody who guides them.
     server = is_server(generator)
-    guided = lenvm is not None or _knows_value_models(given)
+    guided = lenvm is not None or given.guides_by_itself
     systems = task.systems(complete, task.system_names(given, source, guided))
     _check_guidance(task, complete, systems, server, guided)
     # 4. Questions and sampling.
@@ -89,11 +89,6 @@ def prepare(settings: EvaluationSettings) -> Prepared:
         server=server,
         tiny_world=source.tiny_world or tiny_world.wrote(generator),
     )
-
-
-def _knows_value_models(settings: EvaluationSettings) -> bool:
-    """Whether the generator is a server that guides by itself: the research code's."""
-    return (settings.options or {}).get("server") == "research"
 
 
 def _check_guidance(

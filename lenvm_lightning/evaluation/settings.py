@@ -85,6 +85,11 @@ class EvaluationSettings:
         place = str((self.data.get("path") if isinstance(self.data, dict) else self.data) or "")
         return place.endswith(".jsonl") or Path(place).is_file()
 
+    @property
+    def guides_by_itself(self) -> bool:
+        """Whether the generator is a server of the research code, which has a length value model of its own."""
+        return (self.options or {}).get("server") == "research"
+
     def as_dict(self) -> dict[str, Any]:
         """All settings side by side, as people give them."""
         values = asdict(self)

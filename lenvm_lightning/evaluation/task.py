@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..decoding.sampling_params import SamplingParams
 from ..errors import EvaluationError
 from ..rollouts.generators.interface import GeneratedText, Prompt
 from . import tiny_world
@@ -111,6 +112,8 @@ class Task:
         settings: dataclass of the settings that it alone has, its fields made by `utils.settings.setting`.
         generator: the embedded generator that is measured where none is named.
         needs_lenvm: True = it measures a length value model, and cannot do without one.
+        research_systems: measured at a server of the research code, which knows the paper's controls alone, where
+            nobody chose; empty = those of other generators.
         sources: where questions may come from; the last one takes files, folders and hub ids.
     """
 
@@ -119,6 +122,7 @@ class Task:
     settings: type = NoSettings
     generator = "tiny-text"
     needs_lenvm = False
+    research_systems: tuple[str, ...] = ()
     sources: tuple[DataSource, ...]
 
     def source_of(self, data: Any, generator: str) -> DataSource:
@@ -155,6 +159,8 @@ class Task:
         """
         if settings.systems:
             return settings.systems
+        if self.research_systems and settings.guides_by_itself:
+            return self.research_systems
         if not guided:
             return ("base",)
         return source.compared if settings.compare else source.systems
@@ -169,7 +175,7 @@ class Task:
 
     def default_max_tokens(self, settings: EvaluationSettings) -> int:
         """Tokens after which completions are truncated where neither settings nor source say."""
-        return 3 * 512
+        return SamplingParams().max_tokens
 
     def prompts_for(
         self,

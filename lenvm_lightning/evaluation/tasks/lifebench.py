@@ -109,6 +109,7 @@ class LifebenchTask(Task):
 
     name = "lifebench"
     settings = LifebenchSettings
+    research_systems = ("base", "paper")
 
     def __init__(self) -> None:
         both = {**_SAMPLING, "constraints": list(CONSTRAINTS)}
@@ -119,12 +120,6 @@ class LifebenchTask(Task):
             DataSource("tiny", _tiny_questions, {**both, **tiny}, systems, compared, tiny_world=True),
             DataSource("paper", _benchmark_questions, {**both, **paper}, systems, compared),
         )
-
-    def system_names(self, settings: EvaluationSettings, source: DataSource, guided: bool) -> Sequence[str]:
-        """Return `base` and our controls, and the paper's to compare; the research server knows the paper's alone."""
-        if settings.systems is None and (settings.options or {}).get("server") == "research":
-            return ("base", "paper")
-        return super().system_names(settings, source, guided)
 
     def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:
         """Return systems that are given the constraint of the prompt."""

@@ -118,6 +118,7 @@ class LongbenchWriteTask(Task):
 
     name = "longbench-write"
     settings = LongbenchSettings
+    research_systems = ("base", "paper")
 
     def __init__(self) -> None:
         sampling = {"temperature": 0.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

@@ -17,7 +17,7 @@ from ..constraint import Constraint
 from ..results import Measure, Results, TableRow
 from ..task import RecipeTask
 
-Verdict = Literal["holds", "does not hold", "not testable here"]
+ClaimVerdict = Literal["holds", "does not hold", "not testable here"]
 _Z = 1.96
 _T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # the same of so few seeds
 _LONGER, _SOONER = ("wait", "but", "let", "think"), ("therefore", "clearly")
@@ -37,7 +37,7 @@ class Claim:
     about: str
     claim: str
     found: str
-    verdict: Verdict
+    verdict: ClaimVerdict
 
 
 class _Evidence:

@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, EvaluationError, nearest
+from .settings import list_of, one_of
 
 if TYPE_CHECKING:
     from ..rollouts.prompts.rows import Rows
 
+LANGUAGES = ("en", "cn")  # English and Chinese, as LIFEBench calls them
+LANGUAGE_LIST = list_of(one_of(*LANGUAGES), f"a list of {', '.join(LANGUAGES)}")
+"""Kind of the setting `languages`."""
 _SHOWN = 20  # problems in a message
 
 
@@ -87,14 +91,24 @@ def place_of(data: str | dict[str, Any], task: str) -> tuple[str, dict[str, Any]
     return given["path"], {key: value for key, value in given.items() if key != "path"}
 
 
-def require_languages(given: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse languages that a benchmark does not have.
+def require_languages(given: Sequence[str]) -> None:
+    """Refuse languages that these benchmarks do not have.
 
     Raises:
         DataError: there are some, or none at all.
     """
-    if not given or set(given) - set(known):
-        raise DataError(f"languages must be some of {' and '.join(known)} (Chinese), got {list(given)}")
+    if not given or set(given) - set(LANGUAGES):
+        raise DataError(f"languages must be some of en and cn (Chinese), got {list(given)}")
+
+
+def require_english(languages: Sequence[str] | None) -> None:
+    """Refuse languages that the tiny world does not write; None is whatever there is.
+
+    Raises:
+        EvaluationError: there are some.
+    """
+    if languages not in (None, ["en"]):
+        raise EvaluationError("--languages: the tiny world writes English only; give --data for other prompts")
 
 
 def _rows(source: str, split: str | None, name: str | None) -> "Rows":

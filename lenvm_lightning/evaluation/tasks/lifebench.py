@@ -12,10 +12,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError, EvaluationError
+from ...errors import DataError
 from ...rollouts.generators.interface import GeneratedText, Prompt
 from ...utils.settings import COUNT, setting
-from ..benchmark_rows import place_of, read_rows, refuse, require_languages, spread
+from ..benchmark_rows import (
+    LANGUAGE_LIST,
+    LANGUAGES,
+    place_of,
+    read_rows,
+    refuse,
+    require_english,
+    require_languages,
+    spread,
+)
 from ..constraint import CONSTRAINTS, Constraint
 from ..results import Column, Measure, Table, TableRow
 from ..samples import Sample, System, by_question, logprob_per_token
@@ -23,7 +32,7 @@ from ..settings import TRUTH, EvaluationSettings, list_of, one_of
 from ..statistics import mean_and_error
 from ..systems import constraint_systems
 from ..task import DataSource, Findings, Measured, Questions, Task, digest
-from .lifebench_prompts import LANGUAGES, Question, build_prompt, problems_of, questions, tiny_items
+from .lifebench_prompts import Question, build_prompt, problems_of, questions, tiny_items
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,9 +107,7 @@ class LifebenchSettings:
     constraints: list[Constraint] | None = setting(
         list_of(one_of(*CONSTRAINTS), f"a list of {', '.join(CONSTRAINTS)}"), ", ".join(CONSTRAINTS), None
     )
-    languages: list[str] | None = setting(
-        list_of(one_of(*LANGUAGES), f"a list of {', '.join(LANGUAGES)}"), ", ".join(LANGUAGES), None
-    )
+    languages: list[str] | None = setting(LANGUAGE_LIST, ", ".join(LANGUAGES), None)
     soften: bool = setting(TRUTH, "ask guided systems for `approximately` N instead of `equal to` N", False)
 
 
@@ -176,8 +183,7 @@ def _tiny_questions(settings: EvaluationSettings) -> Questions:
     Raises:
         EvaluationError: another language than English.
     """
-    if settings.own.languages not in (None, ["en"]):
-        raise EvaluationError("--languages: the tiny world writes English only; give --data for other items")
+    require_english(settings.own.languages)
     return _questions(settings, tiny_items(settings.limit or _TINY_ITEMS, settings.seed), _TINY_ITEMS)
 
 
@@ -242,7 +248,7 @@ def load_items(
     Raises:
         DataError: the source is not there, or holds items that cannot be asked (all of them, at once), or none.
     """
-    require_languages(languages, LANGUAGES)
+    require_languages(languages)
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, got {limit}")
     placed, problems = read_rows(source, split, name)

@@ -18,10 +18,19 @@ from ...errors import DataError, EvaluationError
 from ...rollouts.generators.interface import GeneratedText, Prompt
 from ...utils.settings import OPTIONS, Kind, is_integer, is_number, setting
 from .. import tiny_world
-from ..benchmark_rows import place_of, read_rows, refuse, require_languages, spread
+from ..benchmark_rows import (
+    LANGUAGE_LIST,
+    LANGUAGES,
+    place_of,
+    read_rows,
+    refuse,
+    require_english,
+    require_languages,
+    spread,
+)
 from ..results import Column, Measure, Table, TableRow
 from ..samples import Sample, System, by_question, logprob_per_token
-from ..settings import EvaluationSettings, list_of, one_of
+from ..settings import EvaluationSettings
 from ..statistics import mean_and_error
 from ..systems import constraint_systems
 from ..task import DataSource, Findings, Measured, Questions, Task, digest
@@ -29,7 +38,6 @@ from ..task import DataSource, Findings, Measured, Questions, Task, digest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LANGUAGES = ("en", "cn")
 BUCKETS = (0, 500, 2000, 4000)  # where the benchmark's ranges of required lengths begin; the last one has no end
 _TINY_BUCKETS = (0, 50, 100, 200)  # tiny models write texts of a tenth of that
 _TINY_LENGTHS = (20, 40, 80, 160)  # words
@@ -105,9 +113,7 @@ _TOKENS_PER_WORD = Kind(OPTIONS.parse, _are_tokens_per_word, "positive numbers b
 class LongbenchSettings:
     """What this task alone can be asked."""
 
-    languages: list[str] | None = setting(
-        list_of(one_of(*LANGUAGES), f"a list of {', '.join(LANGUAGES)}"), ", ".join(LANGUAGES), None
-    )
+    languages: list[str] | None = setting(LANGUAGE_LIST, ", ".join(LANGUAGES), None)
     tokens_per_word: dict[str, float] | None = setting(
         _TOKENS_PER_WORD, "turns required words into target tokens (default: as `base` writes)", None
     )
@@ -249,8 +255,7 @@ def _tiny_questions(settings: EvaluationSettings) -> Questions:
     Raises:
         EvaluationError: another language than English.
     """
-    if settings.own.languages not in (None, ["en"]):
-        raise EvaluationError("--languages: the tiny world writes English only; give --data for other prompts")
+    require_english(settings.own.languages)
     count = settings.limit or _TINY_PROMPTS
     items = []
     for number, topic in enumerate(tiny_world.unseen_topics(count, settings.seed)):
@@ -294,7 +299,7 @@ def load_items(
     Raises:
         DataError: the source is not there, or holds rows that cannot be used (all of them, at once), or none.
     """
-    require_languages(languages, LANGUAGES)
+    require_languages(languages)
     placed, problems = read_rows(source, split, name)
     for place, row in placed:
         wrong = _problems_of(row)

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ..errors import LenVMError, RecipeError
-from ..evaluation.settings import WITHOUT_GENERATOR, EvaluationSettings
+from ..evaluation.settings import EvaluationSettings
 from ..tinyworld.language_model import TinyLanguageModel
 from ..training.callbacks import (
     RemainingCurves,
@@ -53,7 +53,7 @@ from .sample import (
     settled,
     wait_for_first,
 )
-from .stages import check_tasks, plan_tasks, run_tasks, run_variants
+from .stages import check_tasks, needs_generator, plan_tasks, run_tasks, run_variants
 
 _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -256,7 +256,7 @@ def _plan_tasks(
         tasks = plan_tasks(settings, str(path), sampling.generator if sampling else None, str(model))
     else:  # it trains a generator
         tasks = plan_tasks(settings, str(path), str(model))
-    return [task for task in tasks if task.generator is not None or task.task in WITHOUT_GENERATOR]
+    return [task for task in tasks if task.generator is not None or not needs_generator(task)]
 
 
 def _after_fit(settings: dict[str, Any], tasks: list[EvaluationSettings], folder: RunFolder) -> int:

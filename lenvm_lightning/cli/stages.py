@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 from ..errors import RecipeError
-from ..evaluation.settings import OF_VALUES, EvaluationSettings, read_settings
+from ..evaluation import tasks as evaluation_tasks
+from ..evaluation.settings import EvaluationSettings, read_settings
+from ..evaluation.task import RecipeTask, Task
 from ..rollouts.sample import is_server
 from ..utils.locked_folder import differences, write_whole
 
@@ -38,14 +40,21 @@ def plan_tasks(
     Raises:
         EvaluationError: settings that cannot be.
     """
-    tasks = []
+    planned = []
     for number, section in enumerate(recipe.get("evaluate", ())):
-        task = read_settings(section, f"{where}: task {number + 1}")
-        asked = task.generator or generator
-        decodes_itself = asked is not None and is_server(asked) and task.task not in OF_VALUES
+        settings = read_settings(section, f"{where}: task {number + 1}")
+        asked = settings.generator or generator
+        task = evaluation_tasks.get(settings.task)
+        reads_values = isinstance(task, Task) and task.needs_lenvm
+        decodes_itself = asked is not None and is_server(asked) and not reads_values
         own = None if decodes_itself else lenvm
-        tasks.append(replace(task, generator=asked, lenvm=task.lenvm or own))
-    return tasks
+        planned.append(replace(settings, generator=asked, lenvm=settings.lenvm or own))
+    return planned
+
+
+def needs_generator(task: EvaluationSettings) -> bool:
+    """Whether a task measures a generator; others look at what was measured before."""
+    return isinstance(evaluation_tasks.get(task.task), Task)
 
 
 def check_tasks(tasks: list[EvaluationSettings], variants: Collection[str]) -> None:
@@ -64,7 +73,7 @@ def check_tasks(tasks: list[EvaluationSettings], variants: Collection[str]) -> N
         check(task)
         missing = [
             name
-            for name in task.runs or ()
+            for name in _runs_of(task)
             if name != "base" and not fnmatch.filter(variants, name) and not glob.glob(name)
         ]
         if missing:
@@ -74,11 +83,11 @@ def check_tasks(tasks: list[EvaluationSettings], variants: Collection[str]) -> N
 
 
 def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> int:
-    """Run the tasks, and write ``report.md`` with all of their reports.
+    """Run the tasks, and write `report.md` with all of their reports.
 
     Args:
         tasks: settled.
-        folder: of the run; each task gets one of its own below ``evaluate``.
+        folder: of the run; each task gets one of its own below `evaluate`.
         command: what was typed, for the reports.
 
     Returns:
@@ -90,7 +99,7 @@ def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> in
 
     status, reports, done = 0, [], []
     for task in tasks:
-        if task.task == "paper":
+        if isinstance(evaluation_tasks.get(task.task), RecipeTask):
             continue
         with sigterm_exits():
             found = evaluate(_with_runs(task, folder), folder / "evaluate", command)
@@ -99,39 +108,44 @@ def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> in
         status = max(status, found.status)
         place = os.path.relpath(found.folder, folder)
         reports.append(found.text.replace("](", f"]({place}/"))
-    if any(task.task == "paper" for task in tasks):
-        from ..evaluation.tasks.paper_claims import as_markdown
-
-        finished = [*folder.glob("results.json"), *sorted((folder / "variants").glob("*/results.json"))]
-        runs = read_results([str(file.parent) for file in finished])
-        reports.insert(0, as_markdown(done, runs, folder.name))
-        print(reports[0])
+    for task in tasks:
+        summary = evaluation_tasks.get(task.task)
+        if isinstance(summary, RecipeTask):
+            finished = [*folder.glob("results.json"), *sorted((folder / "variants").glob("*/results.json"))]
+            runs = read_results([str(file.parent) for file in finished])
+            reports.insert(0, summary.as_markdown(done, runs, folder.name))
+            print(reports[0])
     if len(reports) > 1:
         write_whole(folder / "report.md", "\n\n".join(reports))
         print(f"report: {folder / 'report.md'}")
     return status
 
 
+def _runs_of(task: EvaluationSettings) -> list[str]:
+    """Runs that a task compares, as the recipe names them."""
+    return getattr(task.own, "runs", None) or []
+
+
 def _with_runs(task: EvaluationSettings, folder: Path) -> EvaluationSettings:
     """With the folders of its runs: in a recipe ``base`` is the run itself, other names or patterns its variants."""
-    if task.runs is None:
+    if not _runs_of(task):
         return task
     found: list[str] = []
-    for name in task.runs:
+    for name in _runs_of(task):
         variants = [file.parent for file in (folder / "variants").glob("*/results.json")]
         variants = [place for place in variants if fnmatch.fnmatchcase(place.name, name)]
         places = [folder] if name == "base" else sorted(variants) or sorted(map(Path, glob.glob(name)))
         if not places:
             raise RecipeError(f"{task.task}: no run {name!r} in {folder / 'variants'}")
         found += [str(place) for place in places]
-    return replace(task, runs=list(dict.fromkeys(found)))
+    return replace(task, own=replace(task.own, runs=list(dict.fromkeys(found))))
 
 
 def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
-    """Train every variant, each as a run of its own in ``FOLDER/variants``; those that are complete are left alone.
+    """Train every variant, each as a run of its own in `FOLDER/variants`; those that are complete are left alone.
 
     Args:
-        recipe: with ``fit`` and ``variants``; the data of ``fit`` are settled.
+        recipe: with `fit` and `variants`; the data of `fit` are settled.
         folder: of the run.
 
     Returns:
@@ -167,7 +181,7 @@ def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
 
 
 def _run_side_by_side(waiting: list[tuple[str, Path]], jobs: int, folder: Path) -> int:
-    """Run ``lightning run`` for each, some at a time, with their output in ``FOLDER/variants/NAME.log``."""
+    """Run `lightning run` for each, some at a time, with their output in `FOLDER/variants/NAME.log`."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Where this run was a distributed one, a variant would take itself for one process of it and wait for the others.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}

@@ -23,8 +23,8 @@ MISTAKES = """\
 variants:
   jobs: 0
   runs:
-    a/b: {fit.model.lr: 0.1}
-    small: {sample.n: 2, fit.model.lr: 0.1}
+    a/b: {fit.model.optimizer.lr: 0.1}
+    small: {sample.n: 2, fit.model.optimizer.lr: 0.1}
   job: 2
 evaluate:
   - {task: lifebench, lengths: 16}
@@ -42,9 +42,9 @@ r.yaml:5: 'sample.n': a variant changes settings of fit only
 r.yaml:6: 'job' is no setting of variants; did you mean 'jobs'?
 r.yaml:8: lengths must be a list of lengths, each once, found 16
 r.yaml:10: 'limmit' is no setting of a task; did you mean 'limit'?
-r.yaml:11: temperature must be a number, found 'hot'
-r.yaml:14: task must be one of lifebench,
-r.yaml:14: top_p must lie above 0
+r.yaml:11: temperature must be a number of at least 0, found 'hot'
+r.yaml:14: task must be one of ablation, gsm8k, length, lifebench,
+r.yaml:14: top_p must be above 0 and at most 1
 task is missing
 expected settings of a task, found 'tokens'
 """
@@ -114,7 +114,7 @@ def written(folder):
 
 MEASURES = """\
 evaluate:
-  - {task: lifebench, lengths: [16], wishes: [at most], n: 1, limit: 2}
+  - {task: lifebench, lengths: [16], constraints: [at most], n: 1, limit: 2}
   - {task: gsm8k, n: 1, max_tokens: 60, limit: 9, systems: [base]}
 """
 
@@ -151,7 +151,7 @@ fit:
 variants:
   jobs: 2
   runs:
-    shallow: {{fit.model.keep_layers: 1, fit.model.pretrained: true}}
+    shallow: {{fit.model.backbone.keep_layers: 1, fit.model.backbone.pretrained: true}}
 evaluate:
   - {{task: length, generator: tiny-text, lenvm: runs/r/model, limit: 2, n: 2, max_tokens: 60}}
   - {{task: ablation, runs: [shallow]}}
@@ -185,11 +185,13 @@ def test_fit_variants_and_evaluations_from_end_to_end(trains, capsys):
 
 
 def test_a_variant_that_cannot_be_is_told_before_any_is_trained(trains, here, capsys):
-    text = (here / "r.yaml").read_text().replace("fit.model.keep_layers: 1", "fit.model.keep_layer: 1")
+    text = (
+        (here / "r.yaml").read_text().replace("fit.model.backbone.keep_layers: 1", "fit.model.backbone.keep_layer: 1")
+    )
     (here / "r.yaml").write_text(text)
     assert main(["run", "r.yaml"]) == 2
     err = capsys.readouterr().err
-    assert "'keep_layer' is no setting of lenvm_lightning.TextLenVM" in err
+    assert "'keep_layer' is no setting of backbone; did you mean 'keep_layers'?" in err
     assert not (trains / "variants" / "shallow").exists()
 
 
@@ -254,7 +256,7 @@ def test_runs_of_a_task_are_variants_or_folders_wherever_they_are(here):
 
     def places(*names):
         task = read_settings({"task": "ablation", "runs": list(names)}, "test")
-        return stages._with_runs(task, here / "run").runs
+        return stages._with_runs(task, here / "run").own.runs
 
     run, low, other = (str(here / place) for place in ("run", "run/variants/low", "elsewhere/low-2"))
     assert places("base", "*") == [run, low]

@@ -81,7 +81,9 @@ def main() -> None:
     prompts = []
     for topic in TOPICS:
         messages = [{"role": "user", "content": f"Write a text about the {topic}."}]
-        prompts.append(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+        prompts.append(
+            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+        )
 
     print("tiny world: a laboratory, not a benchmark")
     for name, control, limit in (("hard budget", None, n), ("EndBefore", EndBefore(n), 2 * n)):

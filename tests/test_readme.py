@@ -73,6 +73,11 @@ def test_figure_is_small():
     assert (ROOT / "docs" / "img" / "remaining.png").stat().st_size < 60_000
 
 
+def test_every_recipe_is_in_the_overview():
+    overview = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in ROOT.glob("recipes/*.yaml") if f"({path.name})" not in overview] == []
+
+
 # -- links ------------------------------------------------------------------------------------------------------------
 
 

@@ -46,3 +46,13 @@ def test_notebook_is_stripped():
     """Outputs would change with every run, and hide what changed."""
     cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+def test_python_of_the_readme(found_from_the_checkout):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lengths = [int(tokens) for tokens in re.findall(r"^(\d+) tokens: ", done.stdout, re.MULTILINE)]
+    assert len(lengths) == 2
+    assert all(abs(length - 96) <= 12 for length in lengths)

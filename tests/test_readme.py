@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from lenvm_lightning.cli import evaluate, recipe
+from lenvm_lightning.cli import evaluate
 from lenvm_lightning.cli.main import build_parser, split_overrides
+from lenvm_lightning.pipeline import recipe
 
 README = ROOT / "README.md"
 MOST_WORDS = 1_400  # a page that is read; what is longer belongs to docs/
@@ -125,5 +126,6 @@ def test_pages_of_the_site_are_all_in_its_navigation():
 def test_version_is_the_same_everywhere():
     cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     stated = re.search(r'__version__ = "(.*)"', Path(recipe.__file__).parents[1].joinpath("__init__.py").read_text())
-    assert cited and stated
+    assert cited
+    assert stated
     assert cited[1] == stated[1]

@@ -4,9 +4,9 @@ A base model of 12 layers, 512 wide, and a value model of 6 layers, 384 wide, ra
 every token of every row. All ways decode the same prompts for the same number of tokens, a step of each in turn (A B C
 A B C …), and medians of steps are compared:
 
-    unguided  one forward of the base model; its tokens are drawn as in sampling
+    unguided  one forward of the base model; its tokens are sampled as in plain sampling
     guided    that, and one forward of the value model on [token chosen last, K candidates], K cropped off again; the
-              control and the draw with them: all that a step of `generate` does
+              control and the choice with them: all that a step of `generate` does
     two       the candidates scored by a forward of their own after the chosen token's, everything else the same
     copied    the value model's cache copied K times, one candidate a row, as by one who knows no tree masks
     limit     one forward of the base model and one forward of a single token of the value model, nothing else
@@ -15,7 +15,7 @@ With `--compile`, unguided, guided and limit with compiled steps, too (`generate
 the steps that compile apart.
 
 *Share of the limit* is what guided reaches of that, 1 being free of charge; *share of unguided* what is left of plain
-sampling's speed. Ways that guide must choose the same tokens, but for one in a hundred, which rounding may part.
+sampling's speed. Ways that scorer must choose the same tokens, but for one in a hundred, which rounding may part.
 
     python benchmarks/decoding.py                                    # about three minutes on one core
     python benchmarks/decoding.py --compile                          # and about ten for the compiler
@@ -35,10 +35,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
-from lenvm_lightning.decoding.candidate_scorer import Guide, Rules
-from lenvm_lightning.decoding.kv_cache import SlotCache
-from lenvm_lightning.decoding.model_runner import SlotDecoder
-from lenvm_lightning.decoding.sampling import draw
+from lenvm_lightning.decoding.candidate_scorer import CandidateScorer, RowRules
+from lenvm_lightning.decoding.kv_cache import KVCache
+from lenvm_lightning.decoding.model_runner import ModelRunner
+from lenvm_lightning.decoding.sampling import sample_tokens
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.guidance import EqualTo
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
@@ -52,26 +52,26 @@ def config(shape: list[int], vocabulary: int) -> Qwen2Config:
     return Qwen2Config(vocab_size=vocabulary, **dict(zip(names, shape, strict=True)))
 
 
-class TwoForwards(Guide):
+class TwoForwards(CandidateScorer):
     """Scores with a forward of its own, after that of the chosen token."""
 
-    def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Guide.score`."""
-        _, before = super().score(feed, ids[:, :0], ends[:, :0])
+    def score(self, last_tokens: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """See `CandidateScorer.score`."""
+        _, before = super().score(last_tokens, ids[:, :0], ends[:, :0])
         count = ids.shape[1]
         within, depth = torch.eye(count, dtype=torch.bool, device=ids.device), torch.zeros_like(ids[0])
-        hidden = self.decoder.forward(self.cache, ids, within, depth).last_hidden_state
+        hidden = self.runner.forward(self.cache, ids, within, depth).last_hidden_state
         self.cache.crop(count)
         return self.lenvm.remaining(self.lenvm.v_head(hidden)).masked_fill(ends, 0.0), before
 
 
-class Copied(Guide):
+class Copied(CandidateScorer):
     """Scores with the cache copied for every candidate, one new token a row."""
 
-    def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Guide.score`."""
-        _, before = super().score(feed, ids[:, :0], ends[:, :0])
-        wide = self.decoder.slots(1)
+    def score(self, last_tokens: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """See `CandidateScorer.score`."""
+        _, before = super().score(last_tokens, ids[:, :0], ends[:, :0])
+        wide = self.runner.new_cache(1)
         rows, count = ids.shape
         wide.lay_out([-1] * (rows * count), [self.cache.lengths[0] + 1] * (rows * count))
         wide.lengths = [length for length in self.cache.lengths for _ in range(count)]
@@ -81,11 +81,11 @@ class Copied(Guide):
             keys = torch.stack([self.cache_rows(layer, row)[0] for row in range(rows)])
             values = torch.stack([self.cache_rows(layer, row)[1] for row in range(rows)])
             own.lazy_initialization(keys, values)
-            width = min(wide.widths[0], keys.shape[2])
+            width = min(wide.layout.widths[0], keys.shape[2])
             for kept, states in zip(own.both, (keys, values), strict=True):
-                view = kept.view(rows * count, own.heads, wide.widths[0], -1)
+                view = kept.view(rows * count, own.heads, wide.layout.widths[0], -1)
                 view[:, :, :width] = states[:, :, :width].repeat_interleave(count, 0)
-        hidden = self.decoder.forward(wide, ids.reshape(-1, 1)).last_hidden_state
+        hidden = self.runner.forward(wide, ids.reshape(-1, 1)).last_hidden_state
         remaining = self.lenvm.remaining(self.lenvm.v_head(hidden)).view(rows, count)
         return remaining.masked_fill(ends, 0.0), before
 
@@ -111,62 +111,63 @@ class Bench:
     ) -> None:
         self.device = base.device
         self.prompts = torch.randint(base.config.vocab_size, (batch, prefix)).tolist()
-        self.decoders = {False: SlotDecoder(base), True: SlotDecoder(base, compiled=True)}
-        self.guides = {
-            "guided": Guide(lenvm),
+        self.runners = {False: ModelRunner(base), True: ModelRunner(base, compiled=True)}
+        self.scorers = {
+            "guided": CandidateScorer(lenvm),
             "two": TwoForwards(lenvm),
             "copied": Copied(lenvm),
-            "limit": Guide(lenvm),
+            "limit": CandidateScorer(lenvm),
         }
-        names = ["unguided", *self.guides]
+        names = ["unguided", *self.scorers]
         if compiled:
-            self.guides |= {name: Guide(lenvm, compiled=True) for name in ("guided_compiled", "limit_compiled")}
+            self.scorers |= {
+                name: CandidateScorer(lenvm, compiled=True) for name in ("guided_compiled", "limit_compiled")
+            }
             names += ["unguided_compiled", "guided_compiled", "limit_compiled"]
-        self.caches = {name: self._filled(self._decoder(name), self._decoder(name).slots(1)) for name in names}
-        for guide in self.guides.values():
-            self._filled(guide.decoder, guide.cache)
-        feed = torch.tensor([[ids[-1]] for ids in self.prompts], device=self.device)
-        self.feeds = {name: feed for name in self.caches}
-        drawing = SamplingParams(top_k=CANDIDATES)
-        self.drawing = vars(drawing)
-        self.rules = Rules([drawing] * batch, [EqualTo(prefix)] * batch, self.device)
+        self.caches = {name: self._filled(self._runner(name), self._runner(name).new_cache(1)) for name in names}
+        for scorer in self.scorers.values():
+            self._filled(scorer.runner, scorer.cache)
+        last_tokens = torch.tensor([[ids[-1]] for ids in self.prompts], device=self.device)
+        self.last_tokens = {name: last_tokens for name in self.caches}
+        self.params = SamplingParams(top_k=CANDIDATES)
+        self.rules = RowRules([self.params] * batch, [EqualTo(prefix)] * batch, self.device)
         self.stop = torch.tensor([0], device=self.device)
         self.generated = torch.zeros(batch, dtype=torch.int64, device=self.device)
 
-    def _decoder(self, name: str) -> SlotDecoder:
-        return self.decoders[name.endswith("_compiled")]
+    def _runner(self, name: str) -> ModelRunner:
+        return self.runners[name.endswith("_compiled")]
 
-    def _filled(self, decoder: SlotDecoder, cache: SlotCache) -> SlotCache:
+    def _filled(self, runner: ModelRunner, cache: KVCache) -> KVCache:
         for start in range(0, len(self.prompts), 8):
             part = self.prompts[start : start + 8]
             rows = list(range(start, start + len(part)))
-            prefix = decoder.prefill([ids[:-1] for ids in part])
+            prefix = runner.prefill([ids[:-1] for ids in part])
             cache.fill(rows, prefix, list(range(len(part))), len(part[0]) - 1)
         return cache
 
     def base_logits(self, name: str) -> Tensor:
         """What follows the token chosen last, by the base model."""
-        return self._decoder(name).forward(self.caches[name], self.feeds[name]).logits[:, -1]
+        return self._runner(name).forward(self.caches[name], self.last_tokens[name]).logits[:, -1]
 
     def unguided(self, name: str, uniforms: Tensor) -> Tensor:
         """One step."""
-        tokens = draw(self.base_logits(name), uniforms, **self.drawing)[0]
-        self.feeds[name] = tokens[:, None]
+        tokens = sample_tokens(self.base_logits(name), uniforms, self.params)[0]
+        self.last_tokens[name] = tokens[:, None]
         return tokens.cpu()
 
     def guided(self, name: str, uniforms: Tensor) -> Tensor:
         """One step."""
-        choice = self.guides[name].choose(
-            self.feeds[name], self.base_logits(name), uniforms, self.generated, self.rules, self.stop, None
+        result = self.scorers[name].choose(
+            self.last_tokens[name], self.base_logits(name), uniforms, self.generated, self.rules, self.stop, None
         )
-        self.feeds[name] = choice.tokens[:, None]
-        return choice.tokens.cpu()
+        self.last_tokens[name] = result.tokens[:, None]
+        return result.tokens.cpu()
 
     def limit(self, name: str, uniforms: Tensor) -> Tensor:
         """One step that chooses nothing."""
-        guide = self.guides[name]
+        scorer = self.scorers[name]
         logits = self.base_logits(name)
-        guide.decoder.forward(guide.cache, self.feeds[name])
+        scorer.runner.forward(scorer.cache, self.last_tokens[name])
         return logits[:1, :1].cpu()
 
     def ways(self) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -176,7 +177,7 @@ class Bench:
 
 
 def measure(bench: Bench, steps: int, seed: int) -> dict[str, float]:
-    """Median seconds of a step of each way; the same tokens are asserted of the ways that guide."""
+    """Median seconds of a step of each way; the same tokens are asserted of the ways that scorer."""
     random = torch.Generator().manual_seed(seed)
     times: dict[str, list[float]] = {name: [] for name in bench.ways()}
     guiding = [name for name in times if name.split("_")[0] not in ("unguided", "limit")]
@@ -193,12 +194,12 @@ def measure(bench: Bench, steps: int, seed: int) -> dict[str, float]:
             if step >= 0:
                 times[name].append(time.perf_counter() - began)
         if "copied" not in written:  # its caches get the token all the same
-            guide = bench.guides["copied"]
-            guide.decoder.forward(guide.cache, bench.feeds["copied"])
+            scorer = bench.scorers["copied"]
+            scorer.runner.forward(scorer.cache, bench.last_tokens["copied"])
             bench.base_logits("copied")
         for name in guiding:
             differ[name] += int((written["guided"] != written.get(name, written["guided"])).sum())
-            bench.feeds[name] = bench.feeds["guided"]  # one rounding must not part them for good
+            bench.last_tokens[name] = bench.last_tokens["guided"]  # one rounding must not part them for good
         total += len(bench.prompts)
     if max(differ.values()) > 0.01 * total:
         sys.exit(f"of {total} tokens so many were not those of guided: {differ}")

@@ -2,7 +2,7 @@ r"""How fast a local generator samples, against transformers' ``generate`` in st
 
 Both write the same number of completions of the same prompts with the same weights at temperature 1, interleaved
 A B A B in one process, medians of the rounds. ``generate`` gets its prompts in batches, padded on the left, and a batch
-ends with its longest completion; ``LocalGenerator`` refills its slots as completions end. Tokens are those up to EOS,
+ends with its longest completion; ``LocalGenerator`` refills its rows as completions end. Tokens are those up to EOS,
 padding not counted. That both write the same tokens when they take the likeliest is checked before anything is timed.
 
 Each has the batch size that suits it: ``generate`` copies its whole cache at every step, so on a CPU more rows make it
@@ -114,7 +114,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--generator", default="tiny-text", help="name, directory or hub id")
     parser.add_argument("--prompts", type=int, default=200, help="prompts")
     parser.add_argument("--n", type=int, default=8, help="completions of each")
-    parser.add_argument("--slots", type=int, default=256, help="batch size of LocalGenerator")
+    parser.add_argument("--rows", type=int, default=256, help="batch size of LocalGenerator")
     parser.add_argument("--static-batch", type=int, default=64, help="batch size of generate")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest completion")
     parser.add_argument("--rounds", type=int, default=2, help="timed rounds of each")
@@ -125,14 +125,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="seconds; few short completions, whose ratio means little")
     args = parser.parse_args()
     if args.quick:
-        args.prompts, args.n, args.slots, args.static_batch, args.max_tokens, args.rounds = 12, 4, 16, 16, 64, 1
+        args.prompts, args.n, args.rows, args.static_batch, args.max_tokens, args.rounds = 12, 4, 16, 16, 64, 1
     return args
 
 
 def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
-    generator = LocalGenerator.load(args.generator, slots=args.slots, device=args.device, dtype=args.dtype)
+    generator = LocalGenerator.load(args.generator, rows=args.rows, device=args.device, dtype=args.dtype)
     model = copy.deepcopy(generator.model)  # ``generate`` changes its generation config
     prompts = list(prompt_set("tiny-math", count=args.prompts))
     print(f"same tokens: {check(generator, model, prompts[:4])} greedy ones compared")
@@ -140,7 +140,7 @@ def main() -> None:
     runs = {"continuous": lambda: write_continuously(generator, prompts, args.n, sampling)}
     if not args.skip_static:
         runs["static"] = lambda: write_statically(model, generator, prompts, args.n, sampling, args.static_batch)
-    few = prompts[: max(1, generator.slots // args.n)]
+    few = prompts[: max(1, generator.rows // args.n)]
     write_continuously(generator, few, args.n, SamplingParams(max_tokens=16))  # warm-up
     write_statically(model, generator, few, args.n, SamplingParams(max_tokens=16), args.static_batch)
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
@@ -155,7 +155,7 @@ def main() -> None:
     p50, p99 = (float(np.percentile(lengths, share)) for share in (50, 99))
     print(
         f"\n{generator.name}: {args.prompts} prompts x {args.n} completions, mean {np.mean(lengths):.0f}, median "
-        f"{p50:.0f}, 99th percentile {p99:.0f} tokens; batches of {generator.slots} "
+        f"{p50:.0f}, 99th percentile {p99:.0f} tokens; batches of {generator.rows} "
         f"and {args.static_batch}, {args.threads} threads"
     )
     print(f"{'':12}{'tokens/s':>22}{'tokens/s of CPU time':>22}")
@@ -165,7 +165,7 @@ def main() -> None:
         "benchmark": "sampling",
         "device": args.device,
         "generator": generator.name,
-        "slots": generator.slots,
+        "rows": generator.rows,
         "static_batch": args.static_batch,
         "threads": args.threads,
         "length_p50_tokens": p50,

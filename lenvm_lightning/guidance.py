@@ -1,6 +1,6 @@
 r"""Length controls: what to do with the base model's candidates, knowing how much would follow each of them.
 
-A control is called once a step, for all rows at once, and returns the probabilities to draw from:
+A control is called once a step, for all rows at once, and returns the probabilities to sample from:
 
     control(probs, remaining, generated, gamma) -> probs
 
@@ -24,22 +24,28 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from .tilting import length_share, move_to, pick, tilt
+from .values import length_share
 
-EqualMode = Literal["landing", "hard", "soft"]
-LimitMode = Literal["landing", "hard"]
+EqualMode = Literal["penalty", "hard", "soft"]
+LimitMode = Literal["penalty", "hard"]
 ScaleKind = Literal["mul", "linear", "length_mul"]
-GRIP = 200.0  # of `landing`
-_SURELY_LATE, _LATENESS = 3.0, 0.03  # tokens too late that cost like too early ones; what the others cost beside them
-_SLACK = 0.25  # share of what is left, less _NEAR, by which it may be too little
+STRENGTH = 200.0  # nats, of `length_penalty`
+# Of `length_penalty`, chosen on tuning topics of the tiny world (docs/experiments.md):
+_SURELY_LATE, _LATENESS = 3.0, 0.03  # tokens too late that cost like too early ones; what further ones cost beside them
+_SLACK = (
+    0.25  # share of what is left, less _NEAR, by which it may be too little: predictions are noisy far from the end
+)
 _NEAR = 8.0  # tokens: a miss is never measured by less
+# Of `find_beta`: a grid of so many betas, refined so often, finds the root to about 1e-4.
+_STEEPEST = 1e6  # beta, either way
+_GRID, _ROUNDS = 17, 5
 
 
 class Control(Protocol):
     """See the module."""
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
+        """Probabilities to sample from. Shape (B, K)."""
         ...
 
 
@@ -62,7 +68,7 @@ class Tilt:
         _require_finite("beta", self.beta)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
+        """Probabilities to sample from. Shape (B, K)."""
         return tilt(probs, length_share(remaining, gamma), _column(self.beta, probs))
 
 
@@ -72,35 +78,35 @@ class EqualTo:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: see `land`, both bounds at n.
+        mode: ``penalty``: see `length_penalty`, both bounds at n.
             ``hard``: the candidate whose remaining length is nearest to what is left, the likelier of equals (the
             paper's choice).
             ``soft``: the tilt that brings E[g] to that of the target; beyond the reach of all tilts, the extreme
             candidate.
-        grip: of ``landing``: more lands nearer, less reads more like the base model.
+        strength: of ``penalty``: more lands nearer, less reads more like the base model.
 
     Raises:
-        ValueError: n below 1, a grip that is not positive, or an unknown mode.
+        ValueError: n below 1, a strength that is not positive, or an unknown mode.
     """
 
     n: int | Tensor
-    mode: EqualMode = "landing"
-    grip: float | Tensor = GRIP
+    mode: EqualMode = "penalty"
+    strength: float | Tensor = STRENGTH
 
     def __post_init__(self) -> None:
         _require_count("n", self.n)
-        _require_positive("grip", self.grip)
+        _require_positive("strength", self.strength)
         _require_known("mode", self.mode, get_args(EqualMode))
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
+        """Probabilities to sample from. Shape (B, K)."""
         left = _column(self.n, probs) - generated[:, None]  # this token among them
         target = (left - 1).clamp(min=0)  # tokens that should follow it
         if self.mode == "hard":
             return pick(probs, (remaining - target).abs())
         if self.mode == "soft":
             return move_to(probs, length_share(remaining, gamma), length_share(target, gamma))
-        return land(probs, remaining, left, left, _column(self.grip, probs))
+        return length_penalty(probs, remaining, left, left, _column(self.strength, probs))
 
 
 @dataclass(frozen=True)
@@ -109,35 +115,35 @@ class AtMost:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: see `land`, between the shares ``low`` and ``high`` of n.
+        mode: ``penalty``: see `length_penalty`, between the shares ``low`` and ``high`` of n.
             ``hard``: the candidate after which least follows (the paper's choice, whatever n is).
-        low: of ``landing``, in [0, high]: 0 shortens only.
-        high: of ``landing``, in (0, 1]: what it stays under 1 by is room for a sentence to end in.
-        grip: of ``landing``, see `EqualTo`.
+        low: of ``penalty``, in [0, high]: 0 shortens only.
+        high: of ``penalty``, in (0, 1]: what it stays under 1 by is room for a sentence to end in.
+        strength: of ``penalty``, see `EqualTo`.
 
     Raises:
-        ValueError: n below 1, an unknown mode, or shares or a grip that mean nothing.
+        ValueError: n below 1, an unknown mode, or shares or a strength that mean nothing.
     """
 
     n: int | Tensor
-    mode: LimitMode = "landing"
+    mode: LimitMode = "penalty"
     low: float | Tensor = 0.7
     high: float | Tensor = 0.9
-    grip: float | Tensor = GRIP
+    strength: float | Tensor = STRENGTH
 
     def __post_init__(self) -> None:
         _require_count("n", self.n)
         _require_known("mode", self.mode, get_args(LimitMode))
         _require_band(self.low, self.high, 0.0, 1.0)
-        _require_positive("grip", self.grip)
+        _require_positive("strength", self.strength)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
+        """Probabilities to sample from. Shape (B, K)."""
         if self.mode == "hard":
             return pick(probs, remaining)
         n, written = _column(self.n, probs), generated[:, None]
         low, high = ((_column(share, probs) * n).round().clamp(min=1) for share in (self.low, self.high))
-        return land(probs, remaining, low - written, high - written, _column(self.grip, probs))
+        return length_penalty(probs, remaining, low - written, high - written, _column(self.strength, probs))
 
 
 @dataclass(frozen=True)
@@ -146,40 +152,40 @@ class AtLeast:
 
     Args:
         n: tokens, at least 1.
-        mode: ``landing``: see `land`, between the shares ``low`` and ``high`` of n.
+        mode: ``penalty``: see `length_penalty`, between the shares ``low`` and ``high`` of n.
             ``hard``: the candidate after which most follows while this is not yet token ``n``, then the one after
             which least does (the paper's choice).
-        low: of ``landing``, in [1, high].
-        high: of ``landing``: infinity lengthens only.
-        grip: of ``landing``, see `EqualTo`.
+        low: of ``penalty``, in [1, high].
+        high: of ``penalty``: infinity lengthens only.
+        strength: of ``penalty``, see `EqualTo`.
 
     Raises:
-        ValueError: n below 1, an unknown mode, or shares or a grip that mean nothing.
+        ValueError: n below 1, an unknown mode, or shares or a strength that mean nothing.
     """
 
     n: int | Tensor
-    mode: LimitMode = "landing"
+    mode: LimitMode = "penalty"
     low: float | Tensor = 1.0
     high: float | Tensor = 1.3
-    grip: float | Tensor = GRIP
+    strength: float | Tensor = STRENGTH
 
     def __post_init__(self) -> None:
         _require_count("n", self.n)
         _require_known("mode", self.mode, get_args(LimitMode))
         _require_band(self.low, self.high, 1.0, math.inf)
-        _require_positive("grip", self.grip)
+        _require_positive("strength", self.strength)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
+        """Probabilities to sample from. Shape (B, K)."""
         n, written = _column(self.n, probs), generated[:, None]
         if self.mode == "hard":
             return pick(probs, torch.where(written + 1 >= n, remaining, -remaining))
         low, high = ((_column(share, probs) * n).round() for share in (self.low, self.high))
-        return land(probs, remaining, low - written, high - written, _column(self.grip, probs))
+        return length_penalty(probs, remaining, low - written, high - written, _column(self.strength, probs))
 
 
-def land(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, grip: Tensor) -> Tensor:
-    """End between two lengths, and read like the base model: ``p'(x) ∝ p(x) · exp(-grip · cost(x))``.
+def length_penalty(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, strength: Tensor) -> Tensor:
+    """End between two lengths, and read like the base model: ``p'(x) ∝ p(x) · exp(-strength · cost(x))``.
 
     With r the tokens that would follow candidate x, its cost is what it misses the band by, as a share of what is left:
 
@@ -187,25 +193,25 @@ def land(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, grip: Tens
         due(t)  = t - (t / 4 - 8)+
         late(d) = min(d, 3) + 0.03 · (d - 3)+
 
-    Much too late costs far less than much too early, for it can still be mended: r is what the base model would write,
-    and a text that goes on can be closed at the next chance, while one that has begun to close is as good as over. Nor
-    is a little too early an error far from the end; to cost it there would be to choose words by the noise of r. (To
-    bring the mean to the target instead, as ``soft`` does, draws closings early every so often; to take the nearest, as
-    ``hard`` does, is as fond of too early as of too late.)
+    Much too late costs far less than much too early, for it can still be corrected: r is what the base model would
+    write, and a text that goes on can be closed at the next chance, while one that has started its closing sentence
+    rarely continues. Nor is a little too early an error far from the end; to cost it there would be to choose words by
+    the noise of r. (To bring the mean to the target instead, as ``soft`` does, samples closings early every so often;
+    to take the nearest, as ``hard`` does, misses early as readily as late.)
 
     Args:
         probs: shape (B, K).
         remaining: after each candidate, 0 for an end. Shape (B, K).
         low: tokens to the least length, this one among them. Shape (B, 1).
         high: tokens to the greatest, infinity where there is none. Shape (B, 1).
-        grip: nats by which a candidate that misses by everything that is left is made less likely. Shape (B, 1).
+        strength: nats by which a candidate that misses by everything that is left is made less likely. Shape (B, 1).
     """
     due = low - 1 - ((low - 1) * _SLACK - _NEAR).clamp(min=0)
     early = (due - remaining).clamp(min=0)
     late = (remaining - (high - 1).clamp(min=0)).clamp(min=0)
     late = late.clamp(max=_SURELY_LATE) + _LATENESS * (late - _SURELY_LATE).clamp(min=0)
     cost = early / low.clamp(min=_NEAR) + late / high.clamp(min=_NEAR)
-    return (probs.log() - grip * cost).softmax(-1)
+    return (probs.log() - strength * cost).softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ class Scale:
             raise ValueError(f"scale of kind {self.kind!r} must lie in [{lowest:g}, {highest:g}]; got {self.scale!r}")
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
+        """Probabilities to sample from. Shape (B, K)."""
         g, scale = length_share(remaining, gamma), _column(self.scale, probs)
         mean = (probs * g).sum(-1, keepdim=True)
         if self.kind == "mul":
@@ -273,7 +279,7 @@ class Gated:
         _require_finite("min_entropy", self.min_entropy)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
+        """Probabilities to sample from. Shape (B, K)."""
         mean = (probs * length_share(remaining, gamma)).sum(-1, keepdim=True)
         entropy = torch.special.entr(probs).sum(-1, keepdim=True)
         decides = (mean >= _column(self.min_g, probs)) & (entropy >= _column(self.min_entropy, probs))
@@ -294,6 +300,71 @@ def target_of(control: Any) -> int | None:
     """Tokens that a control aims at, inside gates too; None where it has no target."""
     n = getattr(innermost(control), "n", None)
     return int(n) if isinstance(n, Integral) else None
+
+
+# -- moving probabilities by how much would follow each candidate -----------------------------------------------------
+
+
+def tilt(probs: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    """``p · exp(beta · g)``, normalised; ``probs`` itself, bit for bit, where beta is 0.
+
+    Args:
+        probs: shape (..., K).
+        g: likewise.
+        beta: shape (..., 1).
+    """
+    return torch.where(beta == 0, probs, (probs.log() + beta * g).softmax(-1))
+
+
+def find_beta(probs: Tensor, g: Tensor, target: Tensor) -> Tensor:
+    """The tilt under which E[g] is the target, or nearest to it.
+
+    E[g] grows with beta, its derivative being the variance of g: a bracket on a grid is refined a few times.
+
+    Args:
+        probs: shape (B, K).
+        g: likewise.
+        target: shape (B, 1).
+
+    Returns:
+        Shape (B, 1), relative error about 1e-4.
+    """
+    steps = torch.linspace(0, 1, _GRID, dtype=probs.dtype, device=probs.device)
+    reach = math.asinh(_STEEPEST)  # a grid on asinh(beta): fine near 0, coarse far away
+    low = torch.full_like(target, -reach, dtype=probs.dtype)
+    width = torch.full_like(low, 2 * reach)
+    logits = probs.log()[:, None]  # (B, 1, K)
+    for _ in range(_ROUNDS):
+        grid = low + width * steps  # (B, grid)
+        tilted = (logits + grid.sinh()[..., None] * g[:, None]).softmax(-1)
+        means = (tilted * g[:, None]).sum(-1)
+        below = (means < target).sum(-1, keepdim=True).clamp(1, _GRID - 1)
+        low, width = grid.gather(1, below - 1), width / (_GRID - 1)
+    return (low + width / 2).sinh()
+
+
+def move_to(probs: Tensor, g: Tensor, target: Tensor) -> Tensor:
+    """Tilt so that E[g] is the target; the extreme candidate, the likelier of equals, where no tilt reaches it.
+
+    Args:
+        probs: shape (B, K).
+        g: likewise.
+        target: shape (B, 1).
+    """
+    offered = probs > 0
+    highest = g.masked_fill(~offered, -1.0).amax(-1, keepdim=True)
+    lowest = g.masked_fill(~offered, 2.0).amin(-1, keepdim=True)
+    moved = tilt(probs, g, find_beta(probs, g, target))
+    moved = torch.where(target >= highest, pick(probs, -g), moved)
+    return torch.where(target <= lowest, pick(probs, g), moved)
+
+
+def pick(probs: Tensor, cost: Tensor) -> Tensor:
+    """All probability on the candidate that costs least, the likelier of equals. Shapes (B, K)."""
+    cost = cost.masked_fill(probs <= 0, torch.inf)
+    best = cost.amin(-1, keepdim=True)
+    place = probs.masked_fill(cost > best, -1.0).argmax(-1, keepdim=True)
+    return torch.zeros_like(probs).scatter_(-1, place, 1.0)
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Prefix trees: tokens that share a beginning, laid out one after the other in one forward."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 KINDS = ("full_attention", "sliding_attention", "chunked_attention")  # of attention whose masks can be made here
 
@@ -33,7 +36,7 @@ def tree_layout(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
     return seen, depth
 
 
-def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: PreTrainedConfig) -> Tensor:
+def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: "PreTrainedConfig") -> Tensor:
     """Who sees whom where trees lie one after the other: of its own tree, the trunk and its own branch up to itself.
 
     Args:
@@ -59,7 +62,7 @@ def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: 
 
 
 def step_mask(
-    columns: Tensor, width: int, within: Tensor | None, depth: Tensor, kind: str, config: PreTrainedConfig
+    columns: Tensor, width: int, within: Tensor | None, depth: Tensor, kind: str, config: "PreTrainedConfig"
 ) -> Tensor:
     """Who sees whom where new tokens follow rows of a cache: of its row what is before, of the others ``within``.
 
@@ -93,7 +96,7 @@ def step_mask(
     return seen
 
 
-def attention_kinds(config: PreTrainedConfig) -> list[str]:
+def attention_kinds(config: "PreTrainedConfig") -> list[str]:
     """Kinds of attention among the layers, each once; told as transformers' own caches tell them."""
     kinds = getattr(config, "layer_types", None)
     if kinds is None and "local" in (getattr(config, "attention_layers", None) or ()):

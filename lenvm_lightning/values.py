@@ -40,6 +40,11 @@ def remaining_to_value(remaining: Tensor, gamma: float) -> Tensor:
     return torch.expm1(_as_float(remaining) * _log_gamma(gamma))
 
 
+def length_share(remaining: Tensor, gamma: float) -> Tensor:
+    """What controls are written on: ``g = -value = 1 - gamma ** remaining``, in [0, 1]. Any shape."""
+    return -remaining_to_value(remaining, gamma)
+
+
 def value_to_remaining(value: Tensor, gamma: float) -> Tensor:
     """Invert `remaining_to_value`: ``ln(1 + value) / ln(gamma)``.
 

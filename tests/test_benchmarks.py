@@ -14,6 +14,7 @@ def running(tmp_path_factory):
         "train_step": (),
         "censoring": (),
         "decoding": (),
+        "block_attention": (),
         "plan": (),
         "shared_prefix": (),
         "packing": (),
@@ -65,6 +66,12 @@ def test_decoding(running):
     assert all(
         row[key] > 0 for key in ("share_of_limit", "against_two_forwards", "against_copied", "share_of_unguided")
     )
+
+
+def test_block_attention(running):
+    _, result = finish(running["block_attention"])
+    assert result["rows"][0]["row_groups"] == 1
+    assert all(row["sdpa_over_row_groups_ratio"] > 0 for row in result["rows"])
 
 
 def test_plan(running):

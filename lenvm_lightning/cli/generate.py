@@ -1,4 +1,4 @@
-"""``lenvm generate`` and ``lenvm predict``: text of a wished-for length, and the length of text not yet written."""
+"""``lenvm generate``: text of a target length."""
 
 import argparse
 import json
@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import tinyworld
+from ..decoding.sampling_params import SamplingParams
 from ..errors import GenerationError
+from ..utils.settings import fields_of
+from .flags import add_setting
+from .models import add_models, open_lenvm
 
 if TYPE_CHECKING:
     from ..guidance import Control
-    from ..models.value_model import LengthValueModel
 
 GENERATE_EXAMPLES = """examples:
   lenvm generate --equal-to 128 "Write a text about the sea."           the embedded tiny world
@@ -23,54 +26,32 @@ GENERATE_EXAMPLES = """examples:
 
 The text goes to stdout; what is known of its length, while it is written and in the end, to stderr.
 """
-PREDICT_EXAMPLES = """examples:
-  lenvm predict tiny-math --limit 5                                     the embedded tiny world
-  lenvm predict prompts.jsonl --lenvm runs/text_lenvm/model > lengths.jsonl
-
-One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end included), or error.
-"""
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lenvm generate``."""
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to answer; read from stdin where left out")
-    _add_models(parser, "an embedded model, a model directory or a hub id (default: tiny-text; tiny-vl with --image)")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
+    add_models(parser, "an embedded model, a model directory or a hub id (default: tiny-text; tiny-vl with --image)")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be given again")
     length = parser.add_argument_group("length", "at most one of these; without any, the base model")
     control = length.add_mutually_exclusive_group()
     control.add_argument("--equal-to", type=int, metavar="N", help="so many tokens, the end included")
     control.add_argument("--at-most", type=int, metavar="N", help="aim at no more than so many (--max-tokens N cuts)")
     control.add_argument("--at-least", type=int, metavar="N", help="aim at no fewer than so many")
     control.add_argument("--tilt", type=float, metavar="BETA", help="below 0 shorter, above 0 longer; try -5")
-    drawing = parser.add_argument_group("drawing")
-    drawing.add_argument("-n", type=int, default=1, help="completions (default: 1)")
-    drawing.add_argument("--max-tokens", type=int, metavar="N", help="cut after so many (default: twice N, or 512)")
-    drawing.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")
-    drawing.add_argument("--top-k", type=int, default=15, help="so many likeliest tokens (default: 15)")
-    drawing.add_argument("--top-p", type=float, default=0.999, help="so likely a set of them (default: .999)")
-    drawing.add_argument("--min-p", type=float, default=0.0, help="so likely beside the likeliest (default: 0)")
-    drawing.add_argument("--seed", type=int, default=0, help="default: 0")
-    drawing.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end after it; may be given again")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("-n", type=int, default=1, help="completions (default: 1)")
+    known = fields_of(SamplingParams)
+    limit = f"{known['max_tokens'].metadata['meaning']} (default: twice N, or 512)"
+    add_setting(sampling, known["max_tokens"], default=None, help=limit)
+    add_setting(sampling, known["temperature"], default=1.0)
+    add_setting(sampling, known["top_k"], default=15)
+    add_setting(sampling, known["top_p"], default=0.999)
+    add_setting(sampling, known["min_p"], default=0.0)
+    add_setting(sampling, known["seed"], default=0)
+    add_setting(sampling, known["stop"], default=[], action="append", help="end after this text; may be given again")
     parser.add_argument("--compile", action="store_true", help="compile the steps: a minute or more first, then faster")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write how each token was chosen, as JSON lines")
-
-
-def add_predict(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``lenvm predict``."""
-    parser.add_argument("prompts", metavar="PROMPTS", help="a JSONL file, an embedded set, or a data set by name")
-    _add_models(parser, "whose tokenizer to use, where the length value model's folder has none")
-    parser.add_argument("--split", help="only prompts of this split")
-    parser.add_argument("--limit", type=int, help="only so many prompts")
-
-
-def _add_models(parser: argparse.ArgumentParser, generator: str) -> None:
-    parser.add_argument("--generator", metavar="MODEL", help=generator)
-    parser.add_argument(
-        "--lenvm", metavar="MODEL", help="a length value model of the same vocabulary (default: the embedded one)"
-    )
-    parser.add_argument("--gamma", type=float, help="of a length value model whose folder does not say")
-    parser.add_argument("--dtype", help="of the weights, such as bfloat16 (default: float32 on a CPU)")
-    parser.add_argument("--device", help="such as cuda:1 (default: a GPU if there is one)")
 
 
 def run_generate(arguments: argparse.Namespace) -> int:
@@ -92,16 +73,16 @@ def run_generate(arguments: argparse.Namespace) -> int:
     from ..rollouts.generators.local.loading import require_same_tokens
     from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
 
-    pictures = [_opened(open_image, image) for image in arguments.image]
-    lenvm = _open_lenvm(arguments, name) if control or arguments.lenvm or name in tinyworld.NAMES else None
+    images = [_opened(open_image, image) for image in arguments.image]
+    lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or name in tinyworld.NAMES else None
     generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device)
     tokenizer = tokenizer_of(generator.processor)
     if arguments.lenvm is not None:
         require_same_tokens(tokenizer, arguments.lenvm)
-    if pictures and not hasattr(generator.processor, "image_processor"):
+    if images and not hasattr(generator.processor, "image_processor"):
         raise GenerationError(f"--image: {name} reads text only")
-    content = "<image>" * (len(pictures) - prompt.count("<image>")) + prompt
-    ids, vision = encode_prompt(generator.processor, [{"role": "user", "content": content}], pictures)
+    content = "<image>" * (len(images) - prompt.count("<image>")) + prompt
+    ids, vision = encode_prompt(generator.processor, [{"role": "user", "content": content}], images)
     settings: dict[str, Any] = {
         key: getattr(arguments, key)
         for key in ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "compile")
@@ -117,7 +98,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     for completion in completions:
         print(tokenizer.decode(completion.token_ids, skip_special_tokens=True), flush=True)
-        print(_summary(completion.token_ids, completion.finish, control, None), file=sys.stderr)
+        print(_summary(completion.token_ids, completion.finish_reason, control, None), file=sys.stderr)
     if arguments.trace:
         lines = [
             json.dumps({"completion": completion.index, "text": tokenizer.decode([step.token_id]), **asdict(step)})
@@ -127,29 +108,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
         arguments.trace.write_text("\n".join(lines) + "\n", encoding="utf-8")
     total = sum(len(completion.token_ids) for completion in completions)
     print(f"{total:,} tokens, {total / seconds:,.0f} tokens/s", file=sys.stderr)
-    return 3 if any(completion.finish == "error" for completion in completions) else 0
-
-
-def run_predict(arguments: argparse.Namespace) -> int:
-    """Print the expected lengths.
-
-    Returns:
-        Exit status: 0, or 3 where a prompt has none.
-    """
-    from ..evaluation.prediction import predict_lengths
-    from ..models.backbone import load_processor
-    from ..rollouts.prompts import load_prompts
-
-    prompts = load_prompts(arguments.prompts, split=arguments.split, limit=arguments.limit)
-    guess = "tiny-vl" if arguments.prompts == "tiny-vqa" else "tiny-text"
-    lenvm = _open_lenvm(arguments, arguments.generator or guess)
-    processor = load_processor(arguments.generator or arguments.lenvm or guess)
-    status = 0
-    for prompt, found in predict_lengths(lenvm, processor, prompts):
-        told: dict[str, Any] = {"error": found} if isinstance(found, str) else {"expected_tokens": round(found, 1)}
-        print(json.dumps({"prompt_id": prompt.prompt_id, **told}), flush=True)
-        status = 3 if isinstance(found, str) else status
-    return status
+    return 3 if any(completion.finish_reason == "error" for completion in completions) else 0
 
 
 def _control(arguments: argparse.Namespace) -> "Control | None":
@@ -158,8 +117,8 @@ def _control(arguments: argparse.Namespace) -> "Control | None":
     Raises:
         GenerationError: a number that means nothing.
     """
-    wishes = {name: getattr(arguments, name) for name in ("equal_to", "at_most", "at_least", "tilt")}
-    given = [(name, number) for name, number in wishes.items() if number is not None]
+    numbers = {name: getattr(arguments, name) for name in ("equal_to", "at_most", "at_least", "tilt")}
+    given = [(name, number) for name, number in numbers.items() if number is not None]
     if not given:
         return None
     from ..guidance import AtLeast, AtMost, EqualTo, Tilt
@@ -170,29 +129,6 @@ def _control(arguments: argparse.Namespace) -> "Control | None":
         return kinds[name](number)
     except ValueError as error:
         raise GenerationError(f"--{name.replace('_', '-')}: {error}") from error
-
-
-def _open_lenvm(arguments: argparse.Namespace, generator: str) -> "LengthValueModel":
-    """The length value model that was named, or the embedded one of an embedded generator.
-
-    Raises:
-        GenerationError: none was named, and there is none for this generator.
-    """
-    embedded = {value: key for key, value in tinyworld.VALUE_MODELS.items()}
-    source = arguments.lenvm or embedded.get(generator)
-    if source is None:
-        raise GenerationError(
-            f"--lenvm is missing: to control {generator} takes a length value model of its completions. Train one:\n"
-            f"  lenvm sample --generator {generator} --prompts YOUR_PROMPTS --out rollouts/mine\n"
-            f"  lightning run qwen2.5-1.5b --fit.model.backbone {generator} "
-            "--fit.data.files rollouts/mine/rollouts.jsonl"
-        )
-    from ..models.value_model import LengthValueModel
-    from ..rollouts.generators.local.loading import place_for
-
-    device = place_for(arguments.device, arguments.dtype)
-    dtype = arguments.dtype or ("auto" if device.type == "cuda" else "float32")
-    return LengthValueModel.from_pretrained(source, gamma=arguments.gamma, dtype=dtype).to(device)
 
 
 def _make_writable(trace: Path) -> None:
@@ -224,7 +160,7 @@ def _show_stream(tokens: Any, tokenizer: Any, control: "Control | None") -> int:
     for token in tokens:
         if token.token_id >= 0:
             ids.append(token.token_id)
-        finish = token.finish
+        finish = token.finish_reason
         if first is None and token.remaining is not None:
             first = token.remaining + 1
         text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -256,4 +192,4 @@ def _summary(ids: list[int], finish: str | None, control: "Control | None", expe
         told += f" under {control}"
     if expected is not None:
         told += f", {expected:.0f} expected after the first"
-    return told + {"length": ", cut", "error": ", failed: the models gave no number"}.get(finish or "", "")
+    return told + {"length": ", truncated", "error": ", failed: the models gave no number"}.get(finish or "", "")

@@ -13,7 +13,8 @@ from pathlib import Path
 from .. import __version__
 from ..errors import LenVMError
 from .export import EXPORT_EXAMPLES, add_export
-from .generate import GENERATE_EXAMPLES, PREDICT_EXAMPLES, add_generate, add_predict
+from .generate import GENERATE_EXAMPLES, add_generate
+from .predict import PREDICT_EXAMPLES, add_predict
 from .sample import FIELDS, read_settings, run_sampling
 
 _RUN_EXAMPLES = """examples:
@@ -65,7 +66,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         _add(
             commands,
             "generate",
-            "generate text of a wished-for length",
+            "generate text of a target length",
             "Answer a prompt, with a length value model that says after each candidate how much would follow.",
             GENERATE_EXAMPLES,
         )
@@ -274,7 +275,7 @@ def _generate(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) ->
 
 
 def _predict(arguments: argparse.Namespace, _: list[tuple[str, str | None]]) -> int:
-    from .generate import run_predict
+    from .predict import run_predict
 
     return run_predict(arguments)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import GenerationError
 from ..guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
 
-_OURS = (Tilt, EqualTo, AtMost, AtLeast, Scale, Gated)  # of others nobody said that their numbers may be tensors
+_OURS = (Tilt, EqualTo, AtMost, AtLeast, Scale, Gated)  # numbers of other controls need not take tensors
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PerRow:
     parts: Sequence[tuple[Control, Tensor]]
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
-        """Probabilities to draw from. Shape (B, K)."""
+        """Probabilities to sample from. Shape (B, K)."""
         result = probs
         for control, rows in self.parts:
             moved = control(probs, remaining, generated, gamma)
@@ -54,8 +54,11 @@ def per_row(controls: Sequence[Control | None], device: torch.device | str = "cp
     for rows in groups.values():
         mask = torch.zeros(len(controls), dtype=torch.bool)
         mask[rows] = True
-        stacked = _stack([controls[row] if chosen else controls[rows[0]] for row, chosen in enumerate(mask.tolist())])
-        parts.append((_move(stacked, device), mask.to(device)))
+        # Rows of other kinds compute with the first control of this one, and take nothing of it.
+        of_rows = [controls[rows[0]]] * len(controls)
+        for row in rows:
+            of_rows[row] = controls[row]
+        parts.append((_move(_stack(of_rows), device), mask.to(device)))
     return PerRow(parts)
 
 
@@ -74,10 +77,10 @@ def _stack(values: Sequence[Any]) -> Any:
     if all(value is first for value in values):
         return first
     if type(first) in _OURS:
-        names = [field.name for field in dataclasses.fields(first)]
-        return dataclasses.replace(
-            first, **{name: _stack([getattr(value, name) for value in values]) for name in names}
-        )
+        stacked = {}
+        for field in dataclasses.fields(first):
+            stacked[field.name] = _stack([getattr(value, field.name) for value in values])
+        return dataclasses.replace(first, **stacked)
     return first if isinstance(first, str) else torch.tensor([float(value) for value in values], dtype=torch.float64)
 
 

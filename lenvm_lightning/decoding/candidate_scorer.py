@@ -7,7 +7,6 @@ prefix, each candidate sees the prefix, the chosen token and itself. Then the ca
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,27 +15,27 @@ from ..guidance import Control
 from ..models.value_model import LengthValueModel
 from ..tree import tree_layout
 from .batched_controls import per_row
-from .kv_cache import round_up_to_power
-from .model_runner import SlotDecoder
-from .sampling import candidates, choose, draw
+from .kv_layout import round_up_to_power
+from .model_runner import ModelRunner
+from .sampling import RowParams, candidates, sample_candidates, sample_tokens
 from .sampling_params import SamplingParams
 
-MOST_CANDIDATES = 64  # likeliest tokens that are scored at most
+MOST_CANDIDATES = 64  # likeliest tokens that are scored at most: beyond them lies next to no probability
 
 
 @dataclass(frozen=True)
-class Choice:
+class StepResult:
     """What one step decided.
 
     Attributes:
-        tokens: drawn, -1 where logits, values or what a control made of them are NaN or leave none. Shape (B,), int64.
+        tokens: chosen, -1 where logits, values or what a control made of them are NaN or leave none. Shape (B,), int64.
         logprobs: that the generator's logits give them, before temperature, truncation and control. Shape (B,).
-        before: remaining tokens at the state in which they were drawn. Shape (B,).
+        before: remaining tokens at the state in which they were chosen. Shape (B,).
         after: remaining tokens after them. Shape (B,).
         ids: of the candidates, the likeliest first. Shape (B, K), K = 0 where no row had to be scored.
         probs: of the base model, 0 where a row has fewer candidates. Shape (B, K).
         remaining: tokens that would follow each candidate. Shape (B, K).
-        guided: what was drawn from. Shape (B, K).
+        guided: what was sampled from. Shape (B, K).
     """
 
     tokens: Tensor
@@ -49,139 +48,153 @@ class Choice:
     guided: Tensor
 
 
-class Guide:
+class RowRules:
+    """How the rows of a batch are written: params and controls, made ready once for many steps.
+
+    Args:
+        params: of each row; None for a row that nothing is written in.
+        controls: of each row; None leaves it to the base model.
+        device: of the logits.
+
+    Attributes:
+        params: of each row, as columns.
+        control: one for all rows that have any, see `per_row`.
+        guided: True = the row has a control. Shape (B,).
+        most_candidates: tokens to look at in a step.
+        unguided: rows without a control, int64, with their params: those of the same params together.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[SamplingParams | None],
+        controls: Sequence[Control | None],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.params = RowParams([one or SamplingParams(top_k=1) for one in params], device)
+        self.control = per_row(controls, device)
+        self.guided = torch.tensor([control is not None for control in controls], device=device)
+        wanted = [one.top_k or MOST_CANDIDATES for one in self.params.params]
+        self.most_candidates = min(MOST_CANDIDATES, max(wanted, default=1))
+        groups: dict[tuple[float, ...], tuple[SamplingParams, list[int]]] = {}
+        for row, (one, control) in enumerate(zip(params, controls, strict=True)):
+            if control is None and one is not None:
+                groups.setdefault(one.truncation, (one, []))[1].append(row)
+        self.unguided = [(torch.tensor(rows, device=device), one) for one, rows in groups.values()]
+
+
+class CandidateScorer:
     """The length value model's side of guided decoding; its rows are those of the generator.
 
     Args:
         lenvm: in eval mode.
-        fewest_rows: of the caches of both models, see `SlotCache`.
-        compiled: see `SlotDecoder`; so many candidates are scored then that there are
-            few shapes.
+        fewest_rows: of the caches of both models, see `KVCache`.
+        compiled: see `ModelRunner`; so many candidates are scored then that there are few shapes.
 
     Raises:
-        ValueError: its layers keep no slots.
+        ValueError: a `KVCache` cannot hold what its layers keep.
     """
 
     def __init__(self, lenvm: LengthValueModel, fewest_rows: int = 1, compiled: bool = False) -> None:
         self.lenvm = lenvm
         self.compiled = compiled
-        self.decoder = SlotDecoder(lenvm.backbone, compiled)
-        self.fewest_rows = fewest_rows
-        self.cache = self.decoder.slots(fewest_rows)
+        self.runner = ModelRunner(lenvm.backbone, compiled)
+        self.cache = self.runner.new_cache(fewest_rows)
 
-    def moved(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Inputs where the model is, in its dtype."""
-        backbone = self.lenvm.backbone
-        return {
-            name: value.to(backbone.device, backbone.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
-
-    def score(self, feed: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    def score(self, last_tokens: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         """Append the tokens chosen last, and say how much would follow each candidate for the next one.
 
         Args:
-            feed: the token chosen last, of each row of the cache. Shape (B, 1).
+            last_tokens: of each row of the cache. Shape (B, 1).
             ids: candidates. Shape (B, K), K may be 0.
             ends: True = an end token, after which nothing follows. Shape (B, K).
 
         Returns:
             Remaining tokens after each candidate, exactly 0 after an end, shape (B, K); and before them, at the state
-            that ``feed`` leads to, shape (B,).
+            that ``last_tokens`` lead to, shape (B,).
         """
         count = ids.shape[1]
         device = self.lenvm.backbone.device
         within, depth = _star(count, device)
-        tokens = torch.cat([feed, ids], dim=1).to(device, non_blocking=True)
-        hidden = self.decoder.forward(self.cache, tokens, within, depth).last_hidden_state
+        tokens = torch.cat([last_tokens, ids], dim=1).to(device, non_blocking=True)
+        hidden = self.runner.forward(self.cache, tokens, within, depth).last_hidden_state
         self.cache.crop(count)
         remaining = self.lenvm.remaining(self.lenvm.v_head(hidden)).to(ids.device)
         return remaining[:, 1:].masked_fill(ends, 0.0), remaining[:, 0]
 
     def choose(
         self,
-        feed: Tensor,
+        last_tokens: Tensor,
         logits: Tensor,
         uniforms: Tensor,
         generated: Tensor,
-        rules: "Rules",
-        stop: Tensor,
+        rules: RowRules,
+        stop_ids: Tensor,
         forbidden: Tensor | None,
-    ) -> Choice:
-        """Draw the next token of every row.
+    ) -> StepResult:
+        """Choose the next token of every row.
 
         Args:
-            feed: the token chosen last. Shape (B, 1).
-            logits: of the generator, after ``feed``. Shape (B, V).
+            last_tokens: chosen by the step before. Shape (B, 1).
+            logits: of the generator, after ``last_tokens``. Shape (B, V).
             uniforms: one number in [0, 1) a row. Shape (B,), float64.
             generated: tokens written so far. Shape (B,).
             rules: of each row.
-            stop: ids of end tokens. Shape (n,), int64.
-            forbidden: ids that are never drawn. Shape (n,), int64.
+            stop_ids: ids of end tokens. Shape (n,), int64.
+            forbidden: ids that are never sampled. Shape (n,), int64.
         """
+        # 1. What truncation leaves, and how many columns of it have to be scored.
         most = rules.most_candidates
         if self.compiled:  # with the token chosen last, a power of two
             most = min(round_up_to_power(most + 1) - 1, MOST_CANDIDATES)
-        ids, probs = candidates(logits, rules.drawings, most, forbidden)
-        decides = rules.guided & ((probs > 0).sum(-1) != 1)  # NaN is passed on
-        if logits.device.type == "cpu" and not self.compiled:  # as few as are needed; else one shape and no wait
-            width = int(((probs > 0).sum(-1) * decides).amax()) if bool(decides.any()) else 0
-            ids, probs = ids[:, : max(width, 1)], probs[:, : max(width, 1)]
-        else:
-            width = ids.shape[1]
-        ends = torch.isin(ids, stop)
-        remaining, before = self.score(feed, ids[:, :width], ends[:, :width])
-        if not width:
+        ids, probs = candidates(logits, rules.params, most, forbidden)
+        scored = self._columns_to_score(probs, rules)
+        shown = max(scored, 1) if self._may_narrow(logits) else ids.shape[1]
+        ids, probs = ids[:, :shown], probs[:, :shown]
+        # 2. How much would follow each candidate.
+        ends = torch.isin(ids, stop_ids)
+        remaining, before = self.score(last_tokens, ids[:, :scored], ends[:, :scored])
+        if not scored:  # one candidate a row: one token less than before it
             remaining = torch.where(ends, 0.0, (before - 1).clamp(min=0)[:, None])
         remaining = remaining.to(probs.dtype)
-        guided = rules.control(probs, remaining, generated, self.lenvm.gamma) if width else probs
-        guided = guided.masked_fill(probs <= 0, 0.0)  # whatever a control thinks of what truncation has left out
-        place = torch.where(rules.greedy, guided.argmax(-1), choose(ids, guided, uniforms))[:, None]
+        # 3. What the controls make of it; nothing comes back that truncation has left out.
+        guided = rules.control(probs, remaining, generated, self.lenvm.gamma) if scored else probs
+        guided = guided.masked_fill(probs <= 0, 0.0)
+        # 4. One candidate of each row.
+        sampled = sample_candidates(ids, guided, uniforms)
+        place = torch.where(rules.params.greedy, guided.argmax(-1), sampled)[:, None]
         tokens = ids.gather(1, place)
-        wide = logits.to(
-            torch.promote_types(logits.dtype, torch.float32)
-        )  # a vocabulary in float64 takes longer than its top-k
+        # 5. Its log-probability, and whether all numbers on the way were sound.
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a whole vocabulary in float64 is slow
         logprobs = wide.gather(1, tokens).double() - wide.logsumexp(-1, keepdim=True).double()
         mass = guided.sum(-1, keepdim=True)
         sound = logprobs.isfinite() & mass.isfinite() & (mass > 0)
         tokens, logprobs = tokens.masked_fill(~sound, -1).squeeze(1), logprobs.squeeze(1)
-        for part, drawing in rules.unguided:  # the very draws of the base model
-            drawn = draw(logits[part], uniforms[part], drawing, forbidden)
-            tokens[part], logprobs[part] = drawn
-        after = torch.where(rules.guided, remaining.gather(1, place).squeeze(1), (before - 1).clamp(min=0))
-        after = after.masked_fill(torch.isin(tokens, stop), 0.0)
-        return Choice(tokens, logprobs, before, after, ids[:, :width], probs[:, :width], remaining[:, :width], guided)
+        # 6. Rows without a control: what the base model samples on its own, bit for bit.
+        for rows, params in rules.unguided:
+            tokens[rows], logprobs[rows] = sample_tokens(logits[rows], uniforms[rows], params, forbidden)
+        # 7. What remains after the tokens that were chosen.
+        of_chosen = remaining.gather(1, place).squeeze(1)
+        after = torch.where(rules.guided, of_chosen, (before - 1).clamp(min=0))
+        after = after.masked_fill(torch.isin(tokens, stop_ids), 0.0)
+        return StepResult(
+            tokens, logprobs, before, after, ids[:, :scored], probs[:, :scored], remaining[:, :scored], guided
+        )
 
+    def _may_narrow(self, logits: Tensor) -> bool:
+        """Whether the number of columns may differ from step to step: not where that means a wait or a new shape."""
+        return logits.device.type == "cpu" and not self.compiled
 
-class Rules:
-    """How the rows of a batch are drawn: settings and controls, made ready once for many steps.
-
-    Args:
-        drawings: settings of each row; None for one that nothing is drawn for.
-        controls: control of each row; None leaves it to the base model.
-        device: of the logits.
-    """
-
-    def __init__(
-        self,
-        drawings: Sequence[SamplingParams | None],
-        controls: Sequence[Control | None],
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.drawings = [drawing or SamplingParams(top_k=1) for drawing in drawings]
-        self.control = per_row(controls, device)
-        self.guided = torch.tensor([control is not None for control in controls], device=device)
-        self.greedy = torch.tensor([drawing.temperature == 0 for drawing in self.drawings], device=device)
-        kept = [drawing.top_k or MOST_CANDIDATES for drawing in self.drawings]
-        self.most_candidates = min(MOST_CANDIDATES, max(kept, default=1))
-        groups: dict[SamplingParams, list[int]] = {}
-        for row, (drawing, control) in enumerate(zip(drawings, controls, strict=True)):
-            if control is None and drawing is not None:
-                groups.setdefault(drawing, []).append(row)
-        self.unguided = [(torch.tensor(rows, device=device), drawing) for drawing, rows in groups.items()]
+    def _columns_to_score(self, probs: Tensor, rules: RowRules) -> int:
+        """Columns of candidates that hold those of every row in which a control has something to choose among."""
+        if not self._may_narrow(probs):
+            return probs.shape[1]
+        counts = (probs > 0).sum(-1)
+        chooses = rules.guided & (counts != 1)  # none at all is NaN, which is passed on
+        return int((counts * chooses).amax()) if bool(chooses.any()) else 0
 
 
 @lru_cache(maxsize=64)
 def _star(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The tree of a step: one token, and ``count`` that follow it."""
     seen, depth = tree_layout([-1, *[0] * count])
     return seen.to(device), depth.to(device)

@@ -2,7 +2,7 @@
 
 A step of a small model, or of a large one on a GPU, is mostly the time to launch its operations. Compiled, they are
 fused; on a GPU they are recorded as CUDA graphs, too, which read and write at fixed addresses. Keys and values lie in a
-`SlotCache` with ``static`` shapes, whose rows and columns are powers of two, so that few
+`KVCache` with ``static`` shapes, whose rows and columns are powers of two, so that few
 graphs serve a long run. Its book-keeping, different in every step, stays outside.
 """
 
@@ -20,7 +20,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from ..errors import GenerationError
 from ..tree import step_mask
-from .kv_cache import Step
+from .kv_cache import Placement
 
 BACKEND: dict[str, Any] = {"mode": "reduce-overhead"}  # CUDA graphs on a GPU; the same without them on a CPU
 MOST_GRAPHS = 256  # of all models of a process; after so many it is an error, and never silently slow
@@ -118,13 +118,19 @@ class CompiledForward:
         self._known: set[tuple[int, ...]] = set()
 
     def __call__(
-        self, input_ids: Tensor, step: Step, within: Tensor, depth: Tensor, keys: list[Tensor], values: list[Tensor]
+        self,
+        input_ids: Tensor,
+        placement: Placement,
+        within: Tensor,
+        depth: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
     ) -> SimpleNamespace:
         """Run new tokens of all rows.
 
         Args:
             input_ids: shape (B, T).
-            step: where they go; all rows are of its width.
+            placement: where they go; all rows are of its width.
             within: True = the new token t (row) sees the new token s (column). Shape (T, T).
             depth: tokens between the end of the row and each new token. Shape (T,).
             keys: of each layer, written to. Shape (lines, head size) each.
@@ -136,8 +142,8 @@ class CompiledForward:
         Raises:
             GenerationError: the model cannot be compiled, or was in too many shapes.
         """
-        arguments = (input_ids, step.columns, step.positions, within, depth, keys, values, step.width)
-        shape = (*input_ids.shape, step.width)
+        arguments = (input_ids, placement.columns, placement.positions, within, depth, keys, values, placement.width)
+        shape = (*input_ids.shape, placement.width)
         torch.compiler.cudagraph_mark_step_begin()
         output = self._whole(*arguments) if shape in self._known else self._first(arguments)
         self._known.add(shape)
@@ -181,7 +187,7 @@ class CompiledForward:
             position_ids=self._axes(positions[:, None] + depth),
             attention_mask=masks if len(masks) > 1 else masks[self._kinds[0]],
             use_cache=True,
-            slot_packed=True,
+            packed_queries=True,
             **{self._cache_name: _Lines(keys, values, columns, width)},
         )
         return {name: output[name] for name in ("logits", "last_hidden_state") if name in output}

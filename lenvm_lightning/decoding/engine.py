@@ -1,329 +1,310 @@
-"""The decode loop: completions that end leave their slots, and the next prompts take their place at once.
+"""The decode loop: completions that end leave their rows, and the next prompts take their place at once.
 
-With a `Guide` every row is written under its own control of its length, at one forward of the generator
-and one of the length value model a step. Without one this is plain sampling.
+With a length value model every row is written under its own control of its length, at one forward of the generator and
+one of the length value model a step. Without one this is plain sampling. Whatever writes tokens here is a thin adapter
+over `Engine`: `generate`, `stream`, transformers' hook, the local generator of rollouts.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import PreTrainedModel
 
-from ..guidance import Control
+from ..models.value_model import LengthValueModel
 from ..utils.threads import is_small, one_thread
-from .candidate_scorer import Choice, Guide, Rules
-from .kv_cache import FEWEST_ROWS, round_up
-from .model_runner import PADDING, SlotDecoder
-from .sampling import draw
+from . import compatibility
+from .candidate_scorer import RowRules, StepResult
+from .kv_cache import FEWEST_ROWS
+from .prefill import Prefiller, Request
+from .sampling import sample_tokens
 from .sampling_params import SamplingParams
+from .vocabulary import forbidden_ids, stop_ids_of
 
-BROKEN = "the model's logits are NaN or infinite, or leave no token to draw"
 Passed = TypeVar("Passed")
-_AHEAD = 16  # prompts looked at, to find some that can be prefilled together
-_PREFILL_TOKENS = 1024  # padded tokens of such a prefill
-_LAYOUT = 32  # steps between layouts of the slots
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """A prompt that was prefilled: row ``row`` of ``cache`` from column ``start`` on, all tokens but the last.
-
-    Attributes:
-        cache: what its model returned.
-        row: of the cache.
-        start: padding before the prompt.
-        offset: what its pictures add to the positions of what follows.
-    """
-
-    cache: Cache
-    row: int = 0
-    start: int = 0
-    offset: int = 0
+FinishReason = Literal["stop", "length", "error"]
+BROKEN = "the model's logits are NaN or infinite, or leave no token to sample"
+BROKEN_UNDER_CONTROL = (
+    "logits, values or probabilities under the control are NaN or infinite, or leave no token to sample"
+)
+_STEPS_BETWEEN_LAYOUTS = 32  # to lay rows out anew copies all keys and values, which a step only reads
+_SPARE_ROWS = 1.2  # rows for each running completion beyond which idle ones are taken away
 
 
 @dataclass
-class Job:
-    """Completions to write for one prompt.
-
-    Attributes:
-        key: whatever the caller knows it by.
-        ids: token ids of the prompt, at least one.
-        seeds: of its completions, one each.
-        max_tokens: tokens of a completion, its end included; longer ones are cut.
-        drawing: how its tokens are drawn.
-        control: of its length; None leaves it to the base model.
-        inputs: what else the models take, tensors of its pictures; empty for text.
-        ends: whether what was written so far is to end here, such as with a stop string.
-        prefixes: of the generator and of the guide, where somebody has prefilled it already.
-    """
-
-    key: Any
-    ids: list[int]
-    seeds: Sequence[int]
-    max_tokens: int
-    drawing: SamplingParams = field(default_factory=SamplingParams)
-    control: Control | None = None
-    inputs: dict[str, Any] = field(default_factory=dict)
-    ends: Callable[[list[int]], bool] | None = None
-    prefixes: tuple[Prefix, ...] = ()
-
-    @property
-    def width(self) -> int:
-        """Columns of its prefill, which is of all tokens but the last: that one is fed by the first step."""
-        return round_up(len(self.ids) - 1, PADDING)
-
-
-@dataclass
-class Row:
+class RunningCompletion:
     """A completion that is being written, or was.
 
     Attributes:
-        job: what it is of.
-        index: which of the job's seeds is its own.
-        ids: tokens written so far.
+        request: what it is of.
+        index: which of the request's seeds is its own.
+        last_token: what the next step feeds.
+        uniforms: where the numbers come from that its tokens are sampled with.
+        token_ids: written so far.
         logprob: sum of the log-probabilities (nats) that the generator gave them, before temperature, truncation and
             control.
-        remaining: tokens still to come, by the guide; None without one.
-        finish: ``stop`` = an end token or a stop string, ``length`` = ``max_tokens``, ``error`` = `BROKEN`; None
-            while it is being written.
-        choice: what the last step decided for all rows, and ``place``, which of them this is; None without a guide.
+        remaining: tokens still to come, by the length value model; None without one.
+        finish_reason: ``stop`` = an end token or a stop string, ``length`` = truncated at ``max_tokens``, ``error`` =
+            see ``error``; None while it is being written.
+        result: what the last step decided for all rows, and ``place``, which of them this is; None without a scorer.
     """
 
-    job: Job
+    request: Request
     index: int
-    feed: int
+    last_token: int
     uniforms: Random
-    ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     remaining: float | None = None
-    finish: Literal["stop", "length", "error"] | None = None
-    choice: Choice | None = None
+    finish_reason: FinishReason | None = None
+    result: StepResult | None = None
     place: int = 0
 
+    def take(self, numbers: Sequence[float], result: StepResult | None, place: int, stop_ids: frozenset[int]) -> None:
+        """Count in what a step has chosen: token, log-probability and, with a scorer, what remains after it."""
+        token, logprob, *after = numbers
+        self.last_token = int(token)
+        self.token_ids.append(self.last_token)
+        self.logprob += logprob
+        self.remaining = after[0] if after else None
+        self.result, self.place = result, place
+        self.finish_reason = self._finish(stop_ids)
 
-@dataclass
-class _Ready:
-    """A prompt whose keys and values wait for slots."""
+    def _finish(self, stop_ids: frozenset[int]) -> FinishReason | None:
+        if self.last_token < 0:
+            return "error"
+        ends = self.request.ends
+        if self.last_token in stop_ids or (ends is not None and ends(self.token_ids)):
+            return "stop"
+        return "length" if len(self.token_ids) == self.request.params.max_tokens else None
 
-    job: Job
-    prefixes: tuple[Prefix, ...]
-    left: deque[int]
+    @classmethod
+    def of(cls, request: Request, index: int) -> "RunningCompletion":
+        """One that begins: its first step feeds the last token of the prompt."""
+        return cls(request, index, request.prompt_ids[-1], Random(request.seeds[index]))
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed; None where it did not."""
+        if self.finish_reason != "error":
+            return None
+        return BROKEN if self.request.control is None else BROKEN_UNDER_CONTROL
 
 
-class ContinuousBatch(Generic[Passed]):
-    """Writes completions in a fixed number of slots.
+class Engine(Generic[Passed]):
+    """Writes completions in a fixed number of rows.
 
     Args:
-        decoder: the generator.
-        slots: completions written side by side.
-        stop: ids that end a completion.
-        forbidden: ids that are never drawn. Shape (n,), int64.
-        guide: the length value model beside it; None where no job has a control.
+        generator: decoder with a vocabulary head, in eval mode.
+        lenvm: length value model of the same vocabulary; None where no request has a control.
+        processor: of the generator, or its tokenizer; where given, ids that it has no token for are never sampled.
+        stop_ids: ids that end a completion; where None, those that the generator names.
+        max_rows: completions written side by side.
+        fewest_rows: rows of both caches that there are at least; where None, `FEWEST_ROWS` without a length value model
+            and 1 with one.
+        compiled: compile the steps of both models, see `compiled`.
+
+    Raises:
+        GenerationError: a model that cannot be decoded in rows of a cache, see `compatibility`.
     """
 
     def __init__(
         self,
-        decoder: SlotDecoder,
-        slots: int,
-        stop: frozenset[int],
-        forbidden: Tensor | None = None,
-        guide: Guide | None = None,
+        generator: PreTrainedModel,
+        lenvm: LengthValueModel | None = None,
+        *,
+        processor: Any = None,
+        stop_ids: frozenset[int] | None = None,
+        max_rows: int = 256,
+        fewest_rows: int | None = None,
+        compiled: bool = False,
     ) -> None:
-        self._decoder = decoder
-        self._guide = guide
-        self._device = decoder.model.device
-        self._small = is_small(decoder.model)
-        self._stop = stop
-        self._stop_ids = torch.tensor(sorted(stop), dtype=torch.int64, device=self._device)
-        self._forbidden = forbidden
-        self._fewest = FEWEST_ROWS if guide is None else guide.fewest_rows
-        self._cache = decoder.slots(self._fewest)
-        self._caches = [self._cache] if guide is None else [self._cache, guide.cache]
-        self._most = slots
-        self._rows: list[Row | None] = []  # of the caches
-        self._rules: Rules | None = None  # of the rows; None = they have changed
-        self._live = 0
-        self._waiting: list[Job] = []
-        self._ready: deque[_Ready] = deque()
+        self._runner = compatibility.open_runner(generator, compiled)
+        if fewest_rows is None:
+            fewest_rows = FEWEST_ROWS if lenvm is None else 1
+        self._scorer = None if lenvm is None else compatibility.open_scorer(lenvm, fewest_rows, compiled)
+        self._device = generator.device
+        self._one_thread = is_small(generator)
+        self.stop_ids = stop_ids_of(generator, processor) if stop_ids is None else stop_ids
+        self._stop_tensor = torch.tensor(sorted(self.stop_ids), dtype=torch.int64, device=self._device)
+        self._forbidden = forbidden_ids(generator, lenvm, processor)
+        self._cache = self._runner.new_cache(fewest_rows)
+        self._caches = [self._cache] if self._scorer is None else [self._cache, self._scorer.cache]
+        runners = [self._runner] if self._scorer is None else [self._runner, self._scorer.runner]
+        self._prompts = Prefiller(runners)
+        self._fewest_rows = fewest_rows
+        self._max_rows = max_rows
+        self._rows: list[RunningCompletion | None] = []  # of the caches; None = the row is free
+        self._rules: RowRules | None = None  # of the rows; None = they have changed
+        self._running = 0  # rows that are not free
         self._steps_left = 0  # until the next layout
 
-    def run(self, jobs: Iterable[Job | Passed]) -> Iterator[Row | Passed]:
-        """Yield the completions of all jobs as they end; what is no job is passed on."""
-        for item in self.steps(jobs):
+    # -- the loop ---
+
+    def run(self, requests: Iterable[Request | Passed]) -> Iterator[RunningCompletion | Passed]:
+        """Yield the completions of all requests as they end; what is no request is passed on."""
+        for item in self.steps(requests):
             if isinstance(item, list):
-                yield from (row for row in item if row.finish)
+                yield from (completion for completion in item if completion.finish_reason)
             else:
                 yield item
 
-    def steps(self, jobs: Iterable[Job | Passed]) -> Iterator[list[Row] | Passed]:
-        """Yield after each step the rows that it has written a token of; what is no job is passed on."""
-        source = iter(jobs)
+    def steps(self, requests: Iterable[Request | Passed]) -> Iterator[list[RunningCompletion] | Passed]:
+        """Yield after each step the completions that it has written a token of; what is no request is passed on."""
+        source = iter(requests)
         while True:
-            while self._live < self._most:
-                if not self._ready:
-                    yield from self._look_ahead(source)
-                    if not self._waiting:
+            # 1. As long as rows are free, prefill prompts that wait, and put their completions into rows.
+            while self._running < self._max_rows:
+                if not self._prompts.prefilled:
+                    yield from self._prompts.look_ahead(source)
+                    if not self._prompts.has_unread:
                         break
-                    with one_thread(self._small):
-                        self._prefill()
-                if not self._fill():
+                    with one_thread(self._one_thread):
+                        self._prompts.prefill()
+                if not self._fill_rows():
                     break
-            if not self._live:
+            if not self._running:
                 return
-            with one_thread(self._small):
+            # 2. Write one token of every completion.
+            with one_thread(self._one_thread):
                 written = self._step()
             yield written
 
-    def _look_ahead(self, source: Iterator[Job | Passed]) -> Iterator[Passed]:
-        while len(self._waiting) < _AHEAD:
-            job = next(source, None)
-            if job is None:
-                return
-            if isinstance(job, Job):
-                self._waiting.append(job)
-            else:
-                yield job
-
     @torch.inference_mode()
-    def _prefill(self) -> None:
-        """Prefill the first prompt that waits, and with it others that are padded to the same width."""
-        first = self._waiting[0]
-        decoders = [self._decoder] if self._guide is None else [self._decoder, self._guide.decoder]
-        if first.prefixes:
-            group, prefixes = [first], [first.prefixes]
-        elif first.inputs:
-            group = [first]
-            inputs = [first.inputs] if self._guide is None else [first.inputs, self._guide.moved(first.inputs)]
-            results = [decoder.prefill_inputs(own)[1:] for decoder, own in zip(decoders, inputs, strict=True)]
-            prefixes = [tuple(Prefix(cache, offset=offsets[0]) for cache, offsets in results)]
-        else:
-            group = [job for job in self._waiting if not (job.inputs or job.prefixes) and job.width == first.width]
-            group = group[: max(1, _PREFILL_TOKENS // max(first.width, 1))]
-            caches = [decoder.prefill([job.ids[:-1] for job in group]) for decoder in decoders]
-            prefixes = [tuple(Prefix(cache, row) for cache in caches) for row in range(len(group))]
-        taken = set(map(id, group))
-        self._waiting = [job for job in self._waiting if id(job) not in taken]
-        self._ready.extend(
-            _Ready(job, own, deque(range(len(job.seeds)))) for job, own in zip(group, prefixes, strict=True)
+    def _step(self) -> list[RunningCompletion]:
+        """Write one token of every completion, and free the rows of those that it ends."""
+        rows = self._rows
+        # 1. Feed the tokens chosen last to the generator.
+        last_tokens = torch.tensor([[row.last_token if row else 0] for row in rows])
+        last_tokens = last_tokens.to(self._device, non_blocking=True)
+        logits = self._runner.forward(self._cache, last_tokens).logits[:, -1]
+        # 2. Choose the next ones, each row with a uniform number of its own.
+        uniforms = torch.tensor([row.uniforms.random() if row else 0.0 for row in rows], dtype=torch.float64)
+        numbers, result = self._choose(last_tokens, logits, uniforms.to(self._device, non_blocking=True))
+        # 3. Take them from the device: the one wait of a step. Then count them in, and free the rows of the ended.
+        written = []
+        for place, (row, of_row) in enumerate(zip(rows, numbers.tolist(), strict=True)):
+            if row is None:
+                continue
+            row.take(of_row, result, place, self.stop_ids)
+            written.append(row)
+            if row.finish_reason:
+                self._free(place, wipe=row.finish_reason == "error")
+        # 4. Lay the rows out anew when it is time, or when many are idle and nobody waits for them.
+        self._steps_left -= 1
+        waits = self._prompts.has_waiting
+        # Compiled steps keep their rows: another number of them would have to be compiled, which takes longer.
+        may_shrink = not (waits or self._cache.static)
+        idle = may_shrink and len(self._rows) > max(self._fewest_rows, _SPARE_ROWS * self._running)
+        if self._running and (idle or (self._cache.grouped and self._steps_left <= 0)):
+            self._lay_out(self._max_rows - self._running if waits else 0)
+        return written
+
+    def _choose(self, last_tokens: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, StepResult | None]:
+        """Tokens, log-probabilities and, with a scorer, what remains after them, of all rows. Shape (B, 2 or 3)."""
+        rules = self._rules or self._new_rules()
+        self._rules = rules
+        if self._scorer is None:
+            numbers = torch.zeros(len(logits), 2, dtype=torch.float64, device=logits.device)
+            for part, params in rules.unguided:
+                whole = len(rules.unguided) == 1
+                of_part = (logits, uniforms) if whole else (logits[part], uniforms[part])
+                tokens, logprobs = sample_tokens(*of_part, params, self._forbidden)
+                numbers[part] = torch.stack([tokens.double(), logprobs.double()], 1)
+            return numbers, None
+        generated = torch.tensor([len(row.token_ids) if row else 0 for row in self._rows]).to(self._device)
+        result = self._scorer.choose(
+            last_tokens, logits, uniforms, generated, rules, self._stop_tensor, self._forbidden
         )
+        columns = (result.tokens, result.logprobs, result.after)
+        return torch.stack([column.double() for column in columns], 1), result
+
+    def _new_rules(self) -> RowRules:
+        requests = [row.request if row else None for row in self._rows]
+        free: SamplingParams | None = None
+        if self._scorer is None:
+            # Free rows are sampled too, and forgotten: to leave them out costs more.
+            free = next(request.params for request in requests if request)
+        params = [request.params if request else free for request in requests]
+        return RowRules(params, [request.control if request else None for request in requests], self._device)
+
+    # -- prompts ---
+
+    def why_not(self, request: Request) -> str | None:
+        """Why a request cannot be written in rows of a cache; None where it can. Text was tried when it was made."""
+        if not request.inputs or len(request.prompt_ids) < 2:
+            return None
+        return compatibility.why_not_with_images(self._runner, request.prompt_ids, request.inputs)
+
+    def prefill_batch(self, inputs: dict[str, Any], requests: Sequence[Request], places: Sequence[int]) -> None:
+        """Read a batch of prompts, images included, at once; see `Prefiller.prefill_batch`."""
+        self._prompts.prefill_batch(inputs, requests, places)
+
+    # -- rows ---
 
     @torch.inference_mode()
-    def _fill(self) -> bool:
+    def _fill_rows(self) -> bool:
         """Put completions of the next prompt into free rows; False where none has room until the next layout."""
-        prompt = self._ready[0]
-        job, length, count = prompt.job, len(prompt.job.ids) - 1, min(len(prompt.left), self._most - self._live)
+        prompt = self._prompts.prefilled[0]
+        request = prompt.request
+        length = len(request.prompt_ids) - 1  # the last token is fed by the first step
+        count = min(len(prompt.left), self._max_rows - self._running)
         rows = self._rows_for(length)
-        if not rows and (not self._live or len(self._rows) < self._most):
-            # Twice as many each time: slots that no prompt needs cost no memory.
-            self._lay_out(min(self._most - self._live, max(count, len(self._rows))))
+        if not rows and (not self._running or len(self._rows) < self._max_rows):
+            # Twice as many each time: rows that no prompt needs cost no memory.
+            self._lay_out(min(self._max_rows - self._running, max(count, len(self._rows))))
             rows = self._rows_for(length)
         rows = rows[:count]
         if not rows:
             return False
-        for cache, prefix in zip(self._caches, prompt.prefixes, strict=True):
-            cache.fill(rows, prefix.cache, [prefix.row] * len(rows), length, prefix.offset, prefix.start)
+        for cache, (prefill, prefill_row, start, offset) in zip(self._caches, request.prefills, strict=True):
+            cache.fill(rows, prefill, [prefill_row] * len(rows), length, offset, start)
         for place in rows:
-            index = prompt.left.popleft()
-            self._rows[place] = Row(job, index, job.ids[-1], Random(job.seeds[index]))
+            self._rows[place] = RunningCompletion.of(request, prompt.left.popleft())
         self._rules = None
-        self._live += len(rows)
+        self._running += len(rows)
         if not prompt.left:
-            self._ready.popleft()
+            request.prefills = []  # which may be large
+            self._prompts.prefilled.popleft()
         return True
 
     def _rows_for(self, length: int) -> list[int]:
         """Free rows with room for so many tokens and those of the steps until the next layout, narrow ones first."""
         free = [place for place, row in enumerate(self._rows) if row is None]
-        if not self._cache.tight:  # rows grow together, when the longest must
+        if not self._cache.grouped:  # rows grow together, when the longest must
             return free
-        return [place for place in reversed(free) if self._cache.widths[place] >= length + self._steps_left]
+        return [place for place in reversed(free) if self._cache.layout.widths[place] >= length + self._steps_left]
 
     def _lay_out(self, free: int) -> None:
         """Sort the rows by their lengths, with room for some steps, and so many free ones for the prompts that wait."""
+        # 1. Rows in use, the longest first.
         lengths = self._cache.lengths
-        order = sorted((place for place, row in enumerate(self._rows) if row), key=lambda place: -lengths[place])
-        widths = [lengths[place] + _LAYOUT for place in order]
-        longest = max([len(prompt.job.ids) for prompt in self._ready], default=0)
-        before = sum(width > longest + _LAYOUT for width in widths)
-        order[before:before], widths[before:before] = [-1] * free, [longest + _LAYOUT] * free
-        most = 0
-        for cache in self._caches:
-            cache.lay_out(order, [width + most for width in widths])
-            most = self._guide_width()  # the guide's rows hold the candidates of a step too
-        rows = [self._rows[place] if place >= 0 else None for place in order]
-        self._rows = rows + [None] * (self._cache.rows - len(rows))
+        order = [place for place, row in enumerate(self._rows) if row]
+        order.sort(key=lambda place: -lengths[place])
+        widths = [lengths[place] + _STEPS_BETWEEN_LAYOUTS for place in order]
+        # 2. Free rows among them, where their width belongs: that of the longest prompt that waits.
+        longest = max((len(prompt.request.prompt_ids) for prompt in self._prompts.prefilled), default=0)
+        free_width = longest + _STEPS_BETWEEN_LAYOUTS
+        wider = sum(width > free_width for width in widths)
+        order[wider:wider] = [-1] * free
+        widths[wider:wider] = [free_width] * free
+        # 3. Both caches; rows of the scorer's hold the candidates of a step, too.
+        self._cache.lay_out(order, widths)
+        if self._scorer is not None:
+            tried = max((row.request.params.top_k for row in self._rows if row), default=0) + 1
+            self._scorer.cache.lay_out(order, [width + tried for width in widths])
+        # 4. The completions follow their rows; behind them are those that the cache has added.
+        moved = [self._rows[place] if place >= 0 else None for place in order]
+        self._rows = moved + [None] * (self._cache.rows - len(moved))
         self._rules = None
-        self._steps_left = _LAYOUT
-
-    def _guide_width(self) -> int:
-        return max([row.job.drawing.top_k for row in self._rows if row], default=0) + 1
-
-    @torch.inference_mode()
-    def _step(self) -> list[Row]:
-        """Write one token of every completion, and free the rows of those that it ends."""
-        rows = self._rows
-        feed = torch.tensor([[row.feed if row else 0] for row in rows]).to(self._device, non_blocking=True)
-        logits = self._decoder.forward(self._cache, feed).logits[:, -1]
-        uniforms = torch.tensor([row.uniforms.random() if row else 0.0 for row in rows], dtype=torch.float64)
-        numbers, choice = self._draw(feed, logits, uniforms.to(self._device, non_blocking=True))
-        written = []
-        for place, (row, token, logprob, *after) in enumerate(zip(rows, *numbers.tolist(), strict=True)):  # one wait
-            if row is None:
-                continue
-            row.feed = int(token)
-            row.ids.append(row.feed)
-            row.logprob += logprob
-            row.remaining = after[0] if after else None
-            row.choice, row.place = choice, place
-            row.finish = self._finish(row)
-            written.append(row)
-            if row.finish:
-                self._free(place, wipe=row.finish == "error")
-        self._steps_left -= 1
-        waits = bool(self._waiting or self._ready)
-        # Compiled steps keep their rows: another number of them would have to be compiled, which takes longer.
-        idle = not (waits or self._cache.static) and len(self._rows) > max(self._fewest, 1.2 * self._live)
-        if self._live and (idle or (self._cache.tight and self._steps_left <= 0)):
-            self._lay_out(self._most - self._live if waits else 0)
-        return written
-
-    def _draw(self, feed: Tensor, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Choice | None]:
-        """Tokens, log-probabilities and, with a guide, what remains after them, of all rows. Shape (2 or 3, B)."""
-        if self._rules is None:
-            jobs = [row.job if row else None for row in self._rows]
-            # Without a guide free rows are drawn too, and forgotten: to leave them out costs more.
-            free = None if self._guide else next(job.drawing for job in jobs if job)
-            drawings = [job.drawing if job else free for job in jobs]
-            self._rules = Rules(drawings, [job.control if job else None for job in jobs], self._device)
-        if self._guide is None:
-            result = torch.zeros(2, len(logits), dtype=torch.float64, device=logits.device)
-            for part, drawing in self._rules.unguided:
-                whole = len(self._rules.unguided) == 1
-                chosen = (logits, uniforms) if whole else (logits[part], uniforms[part])
-                drawn = draw(*chosen, drawing, self._forbidden)
-                result[:, part] = torch.stack([numbers.double() for numbers in drawn])
-            return result, None
-        generated = torch.tensor([len(row.ids) if row else 0 for row in self._rows])
-        choice = self._guide.choose(
-            feed, logits, uniforms, generated.to(self._device), self._rules, self._stop_ids, self._forbidden
-        )
-        return torch.stack([choice.tokens.double(), choice.logprobs.double(), choice.after.double()]), choice
-
-    def _finish(self, row: Row) -> Literal["stop", "length", "error"] | None:
-        if row.feed < 0:
-            return "error"
-        if row.feed in self._stop or (row.job.ends is not None and row.job.ends(row.ids)):
-            return "stop"
-        return "length" if len(row.ids) == row.job.max_tokens else None
+        self._steps_left = _STEPS_BETWEEN_LAYOUTS
 
     def _free(self, place: int, *, wipe: bool) -> None:
         for cache in self._caches:
             cache.free(place, wipe=wipe)
         self._rows[place] = None
         self._rules = None
-        self._live -= 1
+        self._running -= 1

@@ -3,22 +3,18 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..guidance import Control
 from ..models.value_model import LengthValueModel
-from .arguments import Call
-from .engine import BROKEN, Row
-
-_BROKEN_UNDER_CONTROL = (
-    "logits, values or probabilities under the control are NaN or infinite, or leave no token to draw"
-)
+from .arguments import Arguments, RequestBatch
+from .engine import FinishReason, RunningCompletion
 
 
 @dataclass(frozen=True)
-class Step:
+class TokenTrace:
     """How one token was chosen.
 
     Attributes:
@@ -28,7 +24,7 @@ class Step:
         candidates: ids, the likeliest first; empty where nothing had to be scored.
         probs: of the base model, after temperature and truncation.
         remaining_after: tokens that would follow each candidate.
-        guided: what was drawn from.
+        guided: what was sampled from.
     """
 
     token_id: int
@@ -48,20 +44,21 @@ class Completion:
         prompt: which of the prompts it is of.
         index: which of its n completions.
         token_ids: generated, the end token included where there is one.
-        finish: ``stop`` = an end token or a stop string, ``length`` = cut at max_tokens, ``error`` = see ``error``.
+        finish_reason: ``stop`` = an end token or a stop string, ``length`` = truncated at max_tokens, ``error`` = see
+            ``error``.
         logprob: sum of the log-probabilities (nats) that the generator gave the tokens, before temperature, truncation
             and control.
         error: why it ended, or was never begun.
-        trace: one step a token, where asked for.
+        trace: one entry a token, where asked for.
     """
 
     prompt: int
     index: int
     token_ids: list[int] = field(default_factory=list)
-    finish: Literal["stop", "length", "error"] = "error"
+    finish_reason: FinishReason = "error"
     logprob: float = 0.0
     error: str | None = None
-    trace: list[Step] | None = None
+    trace: list[TokenTrace] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,14 @@ class Token:
         index: which of its n completions.
         token_id: the token; -1 where there is none, for an error.
         remaining: tokens still to come after it, by the length value model; None without one.
-        finish: of the completion, where this is its last token.
+        finish_reason: of the completion, where this is its last token.
     """
 
     prompt: int
     index: int
     token_id: int
     remaining: float | None
-    finish: Literal["stop", "length", "error"] | None
+    finish_reason: FinishReason | None
 
 
 def generate(
@@ -105,10 +102,12 @@ def generate(
 ) -> list[Completion]:
     """Write completions whose length is controlled.
 
-    What may differ from prompt to prompt can be given as a list, one entry a prompt.
+    What may differ from prompt to prompt can be given as a list, one entry a prompt. What ``temperature``, ``top_k``,
+    ``top_p``, ``min_p`` and ``stop`` mean and may be is said at `SamplingParams`; under a control at most 64 tokens are
+    candidates, and at temperature 0 the likeliest token under the control is taken.
 
     Args:
-        generator: decoder with a vocabulary head, text or text and pictures.
+        generator: decoder with a vocabulary head, text or text and images.
         lenvm: length value model of the same vocabulary; None where nothing is controlled.
         inputs: what a processor returns for a batch of prompts (``input_ids``, ``attention_mask``, ``pixel_values``,
             …), padded on either side; or token ids, shape (B, T); or a list of token ids for each prompt.
@@ -116,12 +115,12 @@ def generate(
         n: completions of each prompt.
         max_tokens: of a completion, its end included; where None, a little more than twice the target, or 512, and
             never more than the context window holds.
-        temperature: divides the logits; at 0 the likeliest token under the control is taken.
-        top_k: so many likeliest tokens are candidates; 0 for all. Under a control, 64 at most.
-        top_p: smallest set of them whose probability reaches this.
-        min_p: tokens at least this times as likely as the likeliest.
+        temperature: see `SamplingParams`.
+        top_k: likewise.
+        top_p: likewise.
+        min_p: likewise.
         seed: a prompt's completions depend on its own seed alone; a single number s stands for s, s + 1, ….
-        stop: strings after which a completion ends.
+        stop: see `SamplingParams`; needs ``tokenizer``.
         eos_token_id: ids that end a completion; where None, those that the generator names.
         tokenizer: what decodes them.
         ends: whether a completion is to end, called with the number of its prompt and the tokens written.
@@ -141,59 +140,48 @@ def generate(
         >>> generate(generator, lenvm, inputs, control=EqualTo(128))                    # doctest: +SKIP
         >>> generate(generator, lenvm, inputs, control=[Tilt(-5), None], n=4)           # doctest: +SKIP
     """
-    call = Call(
-        generator,
-        lenvm,
-        inputs,
-        control=control,
-        n=n,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        stop=stop,
-        eos_token_id=eos_token_id,
-        tokenizer=tokenizer,
-        ends=ends,
-        compile=compile,
-    )
-    done = {(row, index): Completion(row, index, error=reason) for row, reason in call.failed for index in range(n)}
-    traces: dict[tuple[int, int], list[Step]] = {}
-    for rows in call.steps():
-        for row in rows:
-            key = (row.job.key, row.index)
-            if trace and row.choice is not None:
-                traces.setdefault(key, []).append(_step(row, call.gamma))
-            if row.finish:
-                error = (
-                    (BROKEN if row.job.control is None else _BROKEN_UNDER_CONTROL) if row.finish == "error" else None
-                )
-                ids = row.ids[:-1] if error else row.ids
-                done[key] = Completion(*key, ids, row.finish, row.logprob, error, traces.get(key))
+    arguments = Arguments(
+        generator, lenvm, inputs, control, n, max_tokens, temperature, top_k, top_p, min_p, seed, stop, eos_token_id,
+        tokenizer, ends, compile,
+    )  # fmt: skip
+    batch = RequestBatch(arguments)
+    done = {
+        (prompt, index): Completion(prompt, index, error=reason)
+        for prompt, reason in batch.failed
+        for index in range(n)
+    }
+    traces: dict[tuple[int, int], list[TokenTrace]] = {}
+    for written in batch.steps():
+        for one in written:
+            key = (one.request.key, one.index)
+            if trace and one.result is not None:
+                traces.setdefault(key, []).append(_trace(one, batch.gamma))
+            if one.finish_reason:
+                ids = one.token_ids[:-1] if one.error else one.token_ids
+                done[key] = Completion(*key, ids, one.finish_reason, one.logprob, one.error, traces.get(key))
     return [done[key] for key in sorted(done)]
 
 
 def stream(generator: PreTrainedModel, lenvm: LengthValueModel | None, inputs: Any, **settings: Any) -> Iterator[Token]:
     """Yield tokens as they are written; arguments and errors as for `generate`, ``trace`` apart."""
-    return _tokens(Call(generator, lenvm, inputs, **settings))
+    return _tokens(RequestBatch(Arguments(generator, lenvm, inputs, **settings)))
 
 
-def _tokens(call: Call) -> Iterator[Token]:
-    for row, _ in call.failed:
-        yield from (Token(row, index, -1, None, "error") for index in range(call.n))
-    for rows in call.steps():
-        yield from (Token(row.job.key, row.index, row.feed, row.remaining, row.finish) for row in rows)
+def _tokens(batch: RequestBatch) -> Iterator[Token]:
+    for prompt, _ in batch.failed:
+        yield from (Token(prompt, index, -1, None, "error") for index in range(batch.n))
+    for written in batch.steps():
+        for one in written:
+            yield Token(one.request.key, one.index, one.last_token, one.remaining, one.finish_reason)
 
 
-def _step(row: Row, gamma: float) -> Step:
-    choice, place = row.choice, row.place
-    assert choice is not None
-    kept = (choice.probs[place] > 0).nonzero().flatten()
-    if row.job.control is None:  # nobody chose among candidates
+def _trace(one: RunningCompletion, gamma: float) -> TokenTrace:
+    result, place = one.result, one.place
+    assert result is not None
+    kept = (result.probs[place] > 0).nonzero().flatten()
+    if one.request.control is None:  # nobody chose among candidates
         kept = kept[:0]
-    columns = (choice.ids, choice.probs, choice.remaining, choice.guided)
+    columns = (result.ids, result.probs, result.remaining, result.guided)
     ids, probs, after, guided = (column[place, kept].tolist() for column in columns)
-    before = float(choice.before[place])
-    return Step(row.feed, math.expm1(before * math.log(gamma)), before, ids, probs, after, guided)
+    before = float(result.before[place])
+    return TokenTrace(one.last_token, math.expm1(before * math.log(gamma)), before, ids, probs, after, guided)

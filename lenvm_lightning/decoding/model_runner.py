@@ -1,12 +1,12 @@
-"""Decoding many sequences at once in `kv_cache`: prefill, and one step for all.
+"""The forwards of one model whose sequences live in a `KVCache`: prefill, and new tokens of all rows at once.
 
 **New tokens.** Decoding a token and scoring K candidates are the same call: new tokens see what their row holds and, of
 each other, what ``within`` says; what was only tried is cropped afterwards.
 
-**The same bits.** On a CPU, in float32 and float64, `slot_attention` gives a row the same bits whatever the other
-rows hold, however many there are and however they are laid out: it computes and sums in blocks of a fixed size. Other
-matrix products keep that up for batches of `FEWEST_ROWS` rows and more (measured with MKL
-on AVX-512; torch promises nothing), and prompts are padded to a width that is their own.
+**The same bits.** On a CPU, in float32 and float64, `block_attention` gives a row the same bits whatever the other rows
+hold, however many there are and however they are laid out: it computes and sums in blocks of a fixed size. Other matrix
+products keep that up for batches of `FEWEST_ROWS` rows and more (measured with MKL on AVX-512; torch promises nothing),
+and prompts are padded to a width that is their own.
 """
 
 from collections.abc import Sequence
@@ -28,128 +28,138 @@ from transformers.masking_utils import sdpa_mask
 from ..models.backbone import cache_argument, takes_argument, token_types
 from ..tree import KINDS, attention_kinds, step_mask
 from .compiled import CompiledForward, packed_attention
-from .kv_cache import COLUMNS, FEWEST_ROWS, SlotCache, Span, Step, round_up
+from .kv_cache import FEWEST_ROWS, KVCache, Placement
+from .kv_layout import COLUMNS, RowGroup, round_up
 
 PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
-_ATTENTION = "lenvm_slots"
+_ATTENTION = "lenvm_block_attention"
 
 
-def slot_attention(
+def block_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    slot_spans: list[Span] | None = None,
-    slot_packed: bool = False,
+    row_groups: list[RowGroup] | None = None,
+    packed_queries: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over spans of slots; without spans, transformers' ``sdpa``.
+    """Attention over row groups of a cache; without groups, transformers' ``sdpa``.
 
     Query heads that share a key are packed, so that keys and values are read once and never repeated. Products are of
-    blocks of `COLUMNS` columns, all of one shape whatever the spans, through numpy: its
-    BLAS takes small matrices twice as fast as torch's.
+    blocks of `COLUMNS` columns, all of one shape whatever the groups, through numpy: its BLAS takes small matrices
+    twice as fast as torch's.
 
     Args:
         module: the attention layer.
         query: shape (B, heads, T, head size), float32 or float64, on a CPU.
-        key: lines of all rows, see `SlotLayer`. Shape (1, key-value heads, …, head size),
-            or (B, key-value heads, width, head size) where there is one span.
+        key: lines of all rows, see `KVCacheLayer`. Shape (1, key-value heads, …, head size), or (B, key-value heads,
+            width, head size) where there is one row group.
         value: likewise.
-        attention_mask: added to the scores: 0 or -inf. Shape (B, 1, T, columns of the widest span).
+        attention_mask: added to the scores: 0 or -inf. Shape (B, 1, T, columns of the widest row).
         scaling: of the scores.
-        slot_spans: which rows lie where.
-        slot_packed: compute `packed_attention`.
+        row_groups: which rows lie where.
+        packed_queries: compute `packed_attention`.
         kwargs: for ``sdpa``.
 
     Returns:
         Shape (B, T, heads, head size), and None for the weights.
     """
-    if slot_packed and attention_mask is not None:
+    if packed_queries and attention_mask is not None:
         return packed_attention(query, key, value, attention_mask, scaling), None
-    if slot_spans is None:
+    if row_groups is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     assert attention_mask is not None
     rows, heads, tokens, size = query.shape
-    kept = key.shape[1]
-    packed = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows * kept, 1, -1, size)
+    kept_heads = key.shape[1]
+    scale = size**-0.5 if scaling is None else scaling
+    queries = (query * scale).reshape(rows * kept_heads, 1, -1, size).numpy()  # (B * kv heads, 1, group * T, size)
+    key_blocks = key.reshape(-1, COLUMNS, size).numpy()
+    value_blocks = value.reshape(-1, COLUMNS, value.shape[-1]).numpy()
     output = query.new_empty(rows, heads, tokens, value.shape[-1])
-    keys, values = (lines.reshape(-1, COLUMNS, lines.shape[-1]).numpy() for lines in (key, value))
-    outputs, queries = output.view(rows * kept, -1, value.shape[-1]).numpy(), packed.numpy()
-    for span in slot_spans:
-        count, blocks = (span.stop - span.start) * kept, span.width // COLUMNS
-        part = slice(span.start * kept, span.stop * kept)
-        shape = (count, blocks, COLUMNS)
-        lines = slice(span.before * kept // COLUMNS, span.before * kept // COLUMNS + count * blocks)
-        scores = query.new_empty(count, packed.shape[2], span.width)
-        by_block = scores.view(count, -1, blocks, COLUMNS).transpose(1, 2)  # (…, blocks, group * T, COLUMNS)
-        with np.errstate(all="ignore"):  # NaN is told where tokens are drawn
-            np.matmul(queries[part], keys[lines].reshape(*shape, size).swapaxes(2, 3), out=by_block.numpy())
-            mask = attention_mask[span.start : span.stop, :, None, :, : span.width]
-            scores.view(span.stop - span.start, kept, -1, tokens, span.width).add_(mask)
-            weights = scores.softmax(-1).view(count, -1, blocks, COLUMNS).transpose(1, 2)
-            sums = np.matmul(weights.numpy(), values[lines].reshape(*shape, -1))
-            np.add.reduce(sums, axis=1, out=outputs[part])  # one block after the other
+    outputs = output.view(rows * kept_heads, -1, value.shape[-1]).numpy()
+    with np.errstate(all="ignore"):  # NaN is told where tokens are sampled
+        for group in row_groups:
+            # 1. The blocks of the group's rows: (rows * kv heads, blocks, COLUMNS, size).
+            group_heads = (group.stop - group.start) * kept_heads
+            blocks = group.width // COLUMNS
+            of_group = slice(group.start * kept_heads, group.stop * kept_heads)
+            first_block = group.before * kept_heads // COLUMNS
+            taken = slice(first_block, first_block + group_heads * blocks)
+            shape = (group_heads, blocks, COLUMNS)
+            group_keys = key_blocks[taken].reshape(*shape, size)
+            group_values = value_blocks[taken].reshape(*shape, -1)
+            # 2. Scores, written block by block into one tensor (rows * kv heads, group * T, width).
+            scores = query.new_empty(group_heads, queries.shape[2], group.width)
+            score_blocks = scores.view(group_heads, -1, blocks, COLUMNS).transpose(1, 2)
+            np.matmul(queries[of_group], group_keys.swapaxes(2, 3), out=score_blocks.numpy())
+            mask = attention_mask[group.start : group.stop, :, None, :, : group.width]
+            scores.view(group.stop - group.start, kept_heads, -1, tokens, group.width).add_(mask)
+            # 3. Weighted sums of each block, added one block after the other.
+            weights = scores.softmax(-1).view(group_heads, -1, blocks, COLUMNS).transpose(1, 2)
+            sums = np.matmul(weights.numpy(), group_values)
+            np.add.reduce(sums, axis=1, out=outputs[of_group])
     return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_ATTENTION, slot_attention)
+AttentionInterface.register(_ATTENTION, block_attention)
 AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
-class SlotDecoder:
-    """A transformers model, with or without vocabulary head, whose sequences live in slots.
+class ModelRunner:
+    """A transformers model, with or without vocabulary head, whose sequences live in a `KVCache`.
 
     Args:
-        model: decoder of text, or of text and pictures. On a CPU its language model gets `slot_attention`.
-        compiled: compile its forward of new tokens, see `decoding.compiled`; prompts are run as they are.
+        model: decoder of text, or of text and images. On a CPU its language model gets `block_attention`.
+        compiled: compile its forward of new tokens, see `compiled`; prompts are run as they are.
 
     Raises:
-        ValueError: its layers are not all attention over keys and values, so that there is nothing to put into slots.
+        ValueError: its layers are not all attention over keys and values, so that a `KVCache` cannot hold them.
     """
 
     def __init__(self, model: PreTrainedModel, compiled: bool = False) -> None:
         config = model.config.get_text_config()
         self.kinds = attention_kinds(config)
-        strange = [kind for kind in self.kinds if kind not in KINDS]
-        if strange or model.config.is_encoder_decoder:
-            raise ValueError(f"layers of kind {', '.join(strange) or 'encoder-decoder'} keep no slots")
+        unsupported = [kind for kind in self.kinds if kind not in KINDS]
+        if unsupported or model.config.is_encoder_decoder:
+            what = ", ".join(unsupported) or "encoder-decoder"
+            raise ValueError(f"layers of kind {what} have no keys and values that a cache with rows could hold")
         self.model: Any = model
         self._config = config
         self._dtype = model.dtype
         self._rope: list[Any] = [module for module in model.modules() if hasattr(module, "rope_deltas")]
         exact = model.device.type == "cpu" and self._dtype in (torch.float32, torch.float64)
         if (exact or compiled) and config._attn_implementation in ("sdpa", _ATTENTION):
-            text = next((name for name in model.config.sub_configs if getattr(model.config, name) is config), None)
-            model.set_attn_implementation({text: _ATTENTION} if text else _ATTENTION)
+            _set_attention(model, config)
         # A few models have an sdpa of their own.
-        self._tight = exact and not compiled and config._attn_implementation == _ATTENTION
-
+        self._grouped = exact and not compiled and config._attn_implementation == _ATTENTION
         self._last_logits = {"logits_to_keep": 1} if takes_argument(model, "logits_to_keep") else {}
         self._cache_name = cache_argument(model)
         self._takes_types = takes_argument(model, "mm_token_type_ids")
         self._compiled = CompiledForward(model, self.kinds, self._cache_name, self._axes) if compiled else None
 
-    def slots(self, fewest_rows: int = FEWEST_ROWS) -> SlotCache:
-        """An empty cache of the kind that the model's attention reads; see `SlotCache`."""
-        return SlotCache(tight=self._tight, fewest_rows=fewest_rows, static=self._compiled is not None)
+    def new_cache(self, fewest_rows: int = FEWEST_ROWS) -> KVCache:
+        """An empty cache of the kind that the model's attention reads; see `KVCache`."""
+        return KVCache(grouped=self._grouped, fewest_rows=fewest_rows, static=self._compiled is not None)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Cache:
         """Run the beginnings of text sequences, of different lengths.
 
         Args:
-            prompts: token ids, padded here to a common multiple of `PADDING`. On a CPU a row has the same bits
-                in every batch that is padded to the same width.
+            prompts: token ids, padded here to a common multiple of `PADDING`. On a CPU a row has the same bits in every
+                batch that is padded to the same width.
 
         Returns:
-            A cache for `SlotCache.fill`; its columns beyond a prompt's length hold nothing of use.
+            A cache for `KVCache.fill`; its columns beyond a prompt's length hold nothing of use.
         """
         width = round_up(max(map(len, prompts)), PADDING)
         cache = DynamicCache()  # without the config, which would drop what has left a sliding window
         if not width:
             return cache
-        ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.model.device)
+        padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
+        ids = torch.tensor(padded, device=self.model.device)
         positions = torch.arange(width, device=ids.device).expand(len(prompts), -1)
         # Padding stands on the right, where no real token sees it: causal attention is enough.
         options = {self._cache_name: cache, "use_cache": True}
@@ -157,7 +167,7 @@ class SlotDecoder:
         return cache
 
     def prefill_inputs(self, inputs: dict[str, Any]) -> tuple[Any, Cache, list[int]]:
-        """Run prompts with whatever their processor made of them, pictures included.
+        """Run prompts with whatever their processor made of them, images included.
 
         Args:
             inputs: what the model takes: ``input_ids`` (B, T) among it, and ``attention_mask`` (B, T), 1 = real token,
@@ -170,47 +180,25 @@ class SlotDecoder:
             module.rope_deltas = None
         cache = DynamicCache()
         mask = inputs.get("attention_mask")
-        pictures = any(name.startswith("pixel_values") for name in inputs)
+        images = any(name.startswith("pixel_values") for name in inputs)
         positions = {}
-        if mask is not None and not (self._rope and pictures):  # else the model counts them itself
+        if mask is not None and not (self._rope and images):  # else the model counts them itself
             positions["position_ids"] = self._axes((mask.long().cumsum(-1) - 1).clamp(min=0))
         options = {self._cache_name: cache, "use_cache": True, **self._last_logits}
-        if pictures and self._takes_types and "mm_token_type_ids" not in inputs:
-            # Models that count positions in pictures would, without types, count them as text, silently.
+        if images and self._takes_types and "mm_token_type_ids" not in inputs:
+            # Models that count positions in images would, without types, count them as text, silently.
             positions["mm_token_type_ids"] = token_types(self.model.config, inputs["input_ids"])
         output = self.model(**{**inputs, **positions}, **options)
         deltas = [module.rope_deltas.flatten().tolist() for module in self._rope if module.rope_deltas is not None]
         return output, cache, deltas[0] if deltas else [0] * len(inputs["input_ids"])
 
-    @torch.inference_mode()
-    def difference(self, ids: Sequence[int], inputs: dict[str, Any]) -> float:
-        """Compare the token that follows a prompt by way of a slot with the model's own forward.
-
-        Args:
-            ids: the prompt, at least two tokens.
-            inputs: for `prefill_inputs`; empty for text.
-
-        Returns:
-            Total variation of the two distributions, 0 to 1; NaN where the model's logits are.
-        """
-        all_ids = torch.tensor([list(ids)], device=self.model.device)
-        output, prefix, offsets = self.prefill_inputs(inputs or {"input_ids": all_ids})
-        if not inputs:
-            prefix, offsets = self.prefill([ids[:-1]]), [0]
-        slots = self.slots()
-        slots.fill([0], prefix, [0], len(ids) - 1, offsets[0])
-        feed = all_ids[:, -1:].expand(FEWEST_ROWS, 1)
-        logits = self.forward(slots, feed).logits[0, -1]
-        own, through_slot = (row.double().softmax(-1) for row in (output.logits[0, -1], logits))
-        return float((own - through_slot).abs().sum() / 2)
-
     def forward(
-        self, cache: SlotCache, input_ids: Tensor, within: Tensor | None = None, depth: Tensor | None = None
+        self, cache: KVCache, input_ids: Tensor, within: Tensor | None = None, depth: Tensor | None = None
     ) -> Any:
         """Run new tokens of all rows; each sees its row, itself, and of the other new tokens those ``within`` names.
 
         Args:
-            cache: of `slots`; all of its rows take part.
+            cache: of `new_cache`; all of its rows take part.
             input_ids: shape (B, T).
             within: True = the new token t (row) sees the new token s (column). Shape (T, T); causal where None.
             depth: tokens between the end of the row and each new token, from 0. Shape (T,); counted up where None.
@@ -218,22 +206,23 @@ class SlotDecoder:
         Returns:
             The model's output for the T new tokens.
         """
-        step = cache.begin(input_ids.shape[1], input_ids.device)
+        placement = cache.append(input_ids.shape[1], input_ids.device)
         if depth is None:
             depth = torch.arange(input_ids.shape[1], device=input_ids.device)
         if self._compiled and cache.layers:  # which rows of a single token have yet to make
             if within is None:
                 within = torch.ones(len(depth), len(depth), dtype=torch.bool, device=depth.device).tril()
-            both = [layer.both for layer in cache.layers]
-            keys, values = [keys for keys, _ in both], [values for _, values in both]
-            return self._compiled(input_ids, step, within, depth, keys, values)
-        masks = {kind: self._mask(step, kind, within, depth) for kind in self.kinds}
-        options: dict[str, Any] = {"slot_spans": cache.spans} if self._tight else {}
-        options[self._cache_name] = cache
+            keys = [layer.both[0] for layer in cache.layers]
+            values = [layer.both[1] for layer in cache.layers]
+            return self._compiled(input_ids, placement, within, depth, keys, values)
+        masks = {kind: self._mask(placement, kind, within, depth) for kind in self.kinds}
+        options: dict[str, Any] = {self._cache_name: cache}
+        if self._grouped:
+            options["row_groups"] = cache.layout.row_groups
         return self.model(
             input_ids=input_ids,
-            position_ids=self._axes(step.positions[:, None] + depth),
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            position_ids=self._axes(placement.positions[:, None] + depth),
+            attention_mask=masks if len(masks) > 1 else masks[self.kinds[0]],
             use_cache=True,
             **options,
         )
@@ -242,8 +231,23 @@ class SlotDecoder:
         """Positions (B, T), or (3, B, T) for models that count time, height and width."""
         return positions.expand(3, *positions.shape) if self._rope else positions
 
-    def _mask(self, step: Step, kind: str, within: Tensor | None, depth: Tensor) -> Tensor:
+    def _mask(self, placement: Placement, kind: str, within: Tensor | None, depth: Tensor) -> Tensor:
         """What is added to the scores of one kind of layer: 0 or -inf. Shape (B, 1, T, width)."""
-        seen = step_mask(step.columns, step.width, within, depth, kind, self._config)
+        seen = step_mask(placement.columns, placement.width, within, depth, kind, self._config)
         mask = torch.zeros(seen.shape, dtype=self._dtype, device=seen.device)
         return mask.masked_fill_(~seen, -torch.inf).unsqueeze(1)
+
+
+def moved_to(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Tensors on a model's device, those with floating point in its dtype; whatever else there is is left out."""
+    moved = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(model.device, model.dtype if value.is_floating_point() else None)
+    return moved
+
+
+def _set_attention(model: PreTrainedModel, text_config: Any) -> None:
+    """Let the language model of a model, and not its vision tower, use `block_attention`."""
+    names = [name for name in model.config.sub_configs if getattr(model.config, name) is text_config]
+    model.set_attn_implementation({names[0]: _ATTENTION} if names else _ATTENTION)

@@ -16,7 +16,7 @@ from .sampling_params import SamplingParams
 _BUCKET = 64  # tokens summed first: the search goes through buckets, then through one of them
 
 
-def draw(
+def sample_tokens(
     logits: Tensor,
     uniforms: Tensor,
     params: SamplingParams,
@@ -47,23 +47,50 @@ def draw(
     chosen = allowed.gather(1, ids[:, None])
     if temperature <= 1:
         logprob = probabilities.gather(1, ids[:, None]).double().log()
-    else:  # what is drawn then can be too unlikely for a float32 probability
+    else:  # what is sampled then can be too unlikely for a float32 probability
         logprob = chosen.double() - logits.logsumexp(-1, keepdim=True).double()
-    drawn = chosen.isfinite() & logprob.isfinite()
-    return ids.masked_fill(~drawn.squeeze(1), -1), logprob.squeeze(1)
+    sound = chosen.isfinite() & logprob.isfinite()
+    return ids.masked_fill(~sound.squeeze(1), -1), logprob.squeeze(1)
 
 
-def candidates(
-    logits: Tensor, drawings: Sequence[SamplingParams], most: int, forbidden: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+class RowParams:
+    """Sampling params of the rows of a batch as columns, made once for many steps.
+
+    Args:
+        params: of each row.
+        device: of the logits.
+
+    Attributes:
+        params: of each row.
+        temperature: 1 where a row is greedy: the likeliest token alone would leave a control nothing to choose among.
+            Shape (B, 1), float64.
+        top_k: 0 where all tokens are kept. Shape (B, 1), int64.
+        top_p: shape (B, 1), float64.
+        log_min_p: -inf where all tokens are kept. Shape (B, 1), float64.
+        greedy: True = the likeliest token is taken. Shape (B,).
+    """
+
+    def __init__(self, params: Sequence[SamplingParams], device: torch.device | str = "cpu") -> None:
+        def column(numbers: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)[:, None]
+
+        self.params = params
+        self.temperature = column([one.temperature or 1.0 for one in params])
+        self.top_k = column([one.top_k for one in params], torch.int64)
+        self.top_p = column([one.top_p for one in params])
+        self.log_min_p = column([math.log(one.min_p) if one.min_p else -math.inf for one in params])
+        self.greedy = torch.tensor([one.temperature == 0 for one in params], device=device)
+        self.some_keep_all = any(not one.top_k for one in params)
+
+
+def candidates(logits: Tensor, rows: RowParams, most: int, forbidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The tokens that truncation leaves of each row, for a control to choose among.
 
-    Truncation works as in `truncate`, each row by its own settings. At temperature 0 a row is truncated as at 1:
-    the likeliest token alone would leave nothing to control.
+    Truncation works as in `truncate`, each row by its own params.
 
     Args:
         logits: shape (B, V), any float dtype.
-        drawings: settings of each row.
+        rows: params of each row.
         most: likeliest tokens that are looked at.
         forbidden: ids that are never candidates. Shape (n,), int64.
 
@@ -71,33 +98,31 @@ def candidates(
         Ids, the likeliest first, shape (B, K), K <= ``most``, int64; and their probabilities, renormalised, 0 for
         tokens that are not kept, shape (B, K), float64: NaN where the logits hold NaN or +inf.
     """
-
-    def column(numbers: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.tensor(numbers, dtype=dtype).to(logits.device, non_blocking=True)[:, None]
-
+    vocabulary = logits.shape[1]
+    # 1. The likeliest tokens, and the rank of each.
     allowed = logits if forbidden is None else logits.index_fill(1, forbidden, -torch.inf)
-    best, ids = allowed.topk(min(most, logits.shape[1]), sorted=True)
-    temperature = column([drawing.temperature or 1.0 for drawing in drawings])
-    best = best.double() / temperature
+    best, ids = allowed.topk(min(most, vocabulary), sorted=True)
+    best = best.double() / rows.temperature
     rank = torch.arange(best.shape[1], device=logits.device)
-    top_k = column([drawing.top_k or logits.shape[1] for drawing in drawings], torch.int64)
+    # 2. Their share of the mass of the tokens that top_k keeps; where it keeps all, of the whole vocabulary.
+    top_k = torch.where(rows.top_k == 0, vocabulary, rows.top_k)
     log_mass = best.masked_fill(rank >= top_k, -torch.inf).logsumexp(-1, keepdim=True)
-    if any(not drawing.top_k for drawing in drawings):
-        scaled = allowed.to(torch.promote_types(logits.dtype, torch.float32)) / temperature.to(torch.float32)
-        log_mass = torch.where(top_k == logits.shape[1], scaled.logsumexp(-1, keepdim=True).double(), log_mass)
+    if rows.some_keep_all:
+        scaled = allowed.to(torch.promote_types(logits.dtype, torch.float32)) / rows.temperature.to(torch.float32)
+        log_mass = torch.where(rows.top_k == 0, scaled.logsumexp(-1, keepdim=True).double(), log_mass)
     shares = (best - log_mass).exp()
-    before = shares.cumsum(-1) - shares
-    kept = (rank < top_k) & (before < column([drawing.top_p for drawing in drawings]))
-    min_p = column([math.log(drawing.min_p) if drawing.min_p else -math.inf for drawing in drawings])
-    kept &= best >= best[:, :1] + min_p
+    # 3. What top_k, top_p and min_p keep; the likeliest token always.
+    mass_before = shares.cumsum(-1) - shares
+    kept = (rank < top_k) & (mass_before < rows.top_p)
+    kept &= best >= best[:, :1] + rows.log_min_p
     kept |= rank == 0
     return ids, best.masked_fill(~kept, -torch.inf).softmax(-1)
 
 
-def choose(ids: Tensor, weights: Tensor, uniforms: Tensor) -> Tensor:
+def sample_candidates(ids: Tensor, weights: Tensor, uniforms: Tensor) -> Tensor:
     """Place of the candidate in whose share of the cumulative distribution, in the order of ids, each uniform falls.
 
-    The same token as `draw` takes where the weights are those of the kept tokens.
+    The same token as `sample_tokens` takes where the weights are those of the kept tokens.
 
     Args:
         ids: shape (B, K).

@@ -56,7 +56,7 @@ def guided(
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         streamer: Any = None,
-        # Named so that `generate` hands them over, instead of encoding the pictures for its own model only.
+        # Named so that `generate` hands them over, instead of encoding the images for its own model only.
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
@@ -67,8 +67,8 @@ def guided(
     ) -> Tensor | GenerateDecoderOnlyOutput:
         settings = generation_config
         _check(logits_processor, settings, streamer)
-        n = settings.num_return_sequences or 1  # by which everything but the pictures is repeated
-        pictures = {
+        n = settings.num_return_sequences or 1  # by which everything but the images is repeated
+        images = {
             "pixel_values": pixel_values,
             "image_grid_thw": image_grid_thw,
             "pixel_attention_mask": pixel_attention_mask,
@@ -85,7 +85,7 @@ def guided(
             {
                 "input_ids": prompts,
                 **{name: value[::n] for name, value in repeated.items()},
-                **{name: value for name, value in pictures.items() if value is not None},
+                **{name: value for name, value in images.items() if value is not None},
             },
             control=control,
             n=n,

@@ -32,8 +32,9 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}. Install it: pip install 'lenvm-lightning[harness]'") from error
 
-from ..decoding.arguments import Call, stop_ids
+from ..decoding.arguments import Arguments, RequestBatch
 from ..decoding.control_text import parse_control
+from ..decoding.vocabulary import stop_ids_of
 from ..errors import GenerationError, LenVMError, nearest
 from ..guidance import Control
 from ..models.value_model import LengthValueModel
@@ -87,7 +88,7 @@ class LenVMHarness(HFLM):
         gamma: float | None = None,
         max_gen_toks: int = 256,
         seed: int = 0,
-        slots: int | None = None,
+        rows: int | None = None,
         dtype: str | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
@@ -98,7 +99,7 @@ class LenVMHarness(HFLM):
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # lm-eval's command says cuda:0 where nobody has said anything
         self.generator = LocalGenerator.load(
-            generator, dtype=dtype, device=device, slots=slots, trust_remote_code=trust_remote_code
+            generator, dtype=dtype, device=device, rows=rows, trust_remote_code=trust_remote_code
         )
         self.lenvm = None if self.control is None else _load_lenvm(lenvm, generator, gamma, dtype, device)
         self.written: list[int] = []
@@ -145,7 +146,7 @@ class LenVMHarness(HFLM):
         if not requests:
             return []
         sampling: dict[str, Any] = {name: [own[name] for own in settings] for name in _SAMPLING}
-        call = Call(
+        arguments = Arguments(
             self.model,
             self.lenvm,
             prompts,
@@ -153,22 +154,23 @@ class LenVMHarness(HFLM):
             max_tokens=[own["max_tokens"] for own in settings],
             **sampling,
             seed=self._seed,
-            eos_token_id=sorted(stop_ids(self.model)) or self.eot_token_id,
+            eos_token_id=sorted(stop_ids_of(self.model)) or self.eot_token_id,
             ends=_ending(untils, self.tokenizer),
         )
-        if call.failed:
-            number, reason = call.failed[0]
-            raise GenerationError(f"{len(call.failed)} of {len(requests)} prompts, such as number {number}: {reason}")
+        batch = RequestBatch(arguments)
+        if batch.failed:
+            number, reason = batch.failed[0]
+            raise GenerationError(f"{len(batch.failed)} of {len(requests)} prompts, such as number {number}: {reason}")
         texts = [""] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as progress:
-            for row in (row for rows in call.steps(self.generator.slots) for row in rows if row.finish):
-                number = row.job.key
-                if row.finish == "error":
+            for row in (row for rows in batch.steps(self.generator.rows) for row in rows if row.finish_reason):
+                number = row.request.key
+                if row.finish_reason == "error":
                     raise GenerationError(f"completion {number}: the models gave NaN or infinite numbers")
-                text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
+                text = self.tokenizer.decode(row.token_ids, skip_special_tokens=True)
                 texts[number] = postprocess_generated_text(text, untils[number], None)
-                self.written.append(len(row.ids))
-                self.truncated += row.finish == "length"
+                self.written.append(len(row.token_ids))
+                self.truncated += row.finish_reason == "length"
                 self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
                 progress.update()
         recent = self.written[-len(requests) :]

@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.batching import plan_batches
 from datamodules.collate import Collator
 
-from ..decoding.arguments import sees
+from ..decoding.arguments import reads_images
 from ..models.backbone import token_types
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.interface import Prompt
@@ -66,7 +66,7 @@ def _encode(lenvm: LengthValueModel, processor: Any, prompt: Prompt) -> dict[str
     """Ids and opened images of a prompt, or why it cannot be read."""
     try:
         marks = sum(message["content"].count(IMAGE_MARK) for message in prompt.messages)
-        if prompt.images and not sees(lenvm.backbone):
+        if prompt.images and not reads_images(lenvm.backbone):
             return "the prompt has images, but the length value model reads text only"
         if marks != len(prompt.images):
             return f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} images"

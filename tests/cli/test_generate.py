@@ -62,7 +62,7 @@ def test_a_picture(capsys, tmp_path):
         (["--generator", "some/model", "--at-most", "9", "Hello"], "--lenvm is missing"),
         (["--lenvm", "tiny-text", "--at-most", "9", "Hello"], "'tiny-text' has no value head"),
         (["--generator", "tiny-text", "--image", "FILE", "Hello"], "--image: tiny-text reads text only"),
-        (["--top-p", "0", "Hello"], "top_p must lie above 0"),
+        (["--top-p", "0", "Hello"], "top_p must be above 0"),
         (["--dtype", "flat32", "--at-most", "9", "Hello"], "unknown dtype 'flat32'; did you mean 'float32'?"),
         (["--device", "cuda:77", "--at-most", "9", "Hello"], "there is no device 'cuda:77' here"),
         (["--trace", "/dev/null/trace.jsonl", "--at-most", "9", "Hello"], "--trace: "),

@@ -1,3 +1,4 @@
 from pairs import text, text_inputs, vision, vision_inputs
+from rows import exact
 
-__all__ = ["text", "text_inputs", "vision", "vision_inputs"]  # fixtures
+__all__ = ["exact", "text", "text_inputs", "vision", "vision_inputs"]  # fixtures

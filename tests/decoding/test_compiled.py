@@ -2,17 +2,15 @@
 
 import shutil
 
-import pairs
 import pytest
 import torch
-from pairs import largest_difference, prompts_of, random_ids, value_model
+from pairs import END, largest_difference, prompts_of, random_ids, value_model
 from tiny_generators import build
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from lenvm_lightning.decoding import compiled
 from lenvm_lightning.decoding.generate import generate
-from lenvm_lightning.decoding.kv_cache import SlotCache, round_up_to_power
-from lenvm_lightning.decoding.model_runner import SlotDecoder
+from lenvm_lightning.decoding.model_runner import ModelRunner
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Tilt
 
@@ -38,13 +36,6 @@ def recorder(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.fixture(autouse=True)
-def end(text, monkeypatch):
-    """Of `pairs`, too, whose functions know it."""
-    monkeypatch.setattr(pairs, "END", text[0].config.eos_token_id)
-    return pairs.END
-
-
 def ids_of(completions):
     return [completion.token_ids for completion in completions]
 
@@ -52,12 +43,12 @@ def ids_of(completions):
 # -- parity -----------------------------------------------------------------------------------------------------------
 
 
-def test_values_and_tokens_of_text(text, text_inputs, recorder, end):
+def test_values_and_tokens_of_text(text, text_inputs, recorder):
     settings = {"control": [EqualTo(7), Tilt(-4), AtMost(5), None], "max_tokens": 9, "seed": [5, 6, 7, 8], "n": 2}
     ours = generate(*text, text_inputs, **settings, compile=True, trace=True)
     assert ids_of(ours) == ids_of(generate(*text, text_inputs, **settings))
     assert len({len(ids) for ids in ids_of(ours)}) > 1
-    assert any(end in ids for ids in ids_of(ours))
+    assert any(END in ids for ids in ids_of(ours))
     assert sum(len(step.candidates) > 1 for completion in ours for step in completion.trace) > 10
     assert largest_difference(text[1], prompts_of(text_inputs), ours) < 1e-12
     assert len(recorder.shapes) == 2  # one of each model
@@ -100,8 +91,8 @@ def test_sliding_windows(window, recorder):
     )  # fmt: skip
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
-    decoder = SlotDecoder(model, compiled=True)
-    slots, prompt, after = decoder.slots(1), random_ids(12, 1), random_ids(4, 2)
+    decoder = ModelRunner(model, compiled=True)
+    slots, prompt, after = decoder.new_cache(1), random_ids(12, 1), random_ids(4, 2)
     prompt, after = [number % 100 for number in prompt], [number % 100 for number in after]
     with torch.inference_mode():
         slots.fill([0], decoder.prefill([prompt]), [0], len(prompt))
@@ -127,16 +118,6 @@ def test_few_shapes_serve_many_rows(text, recorder):
     assert before <= 8
     assert ids_of(generate(*text, prompts, **settings, compile=True)) == ids_of(ours)
     assert len(recorder.shapes) == before  # once in a process
-
-
-def test_static_caches_are_powers_of_two():
-    assert [round_up_to_power(count) for count in (0, 1, 2, 3, 5, 8, 9)] == [1, 1, 2, 4, 8, 8, 16]
-    SlotCache(static=True).lay_out([], [])
-    cache = SlotCache(static=True, fewest_rows=1)
-    for rows, width, expected in ((1, 3, (1, 256)), (3, 256, (4, 256)), (5, 257, (8, 512)), (2, 10, (2, 512))):
-        cache.lay_out([*range(min(rows, cache.rows)), *[-1] * (rows - cache.rows)][:rows], [width] * rows)
-        cache.lengths[0] = max(cache.lengths[0], 257 if rows == 5 else 3)
-        assert (cache.rows, cache.widths[0]) == expected
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

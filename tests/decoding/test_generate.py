@@ -1,7 +1,6 @@
 """Guided decoding: what the length value model says beside a cache is what it says without one, and rows keep apart."""
 
 import importlib
-import math
 import pkgutil
 from random import Random
 
@@ -9,32 +8,22 @@ import pytest
 import torch
 from pairs import (
     END,
-    largest_difference,
     prompts_of,
     random_ids,
+    settings,
     value_model,
 )
 from tiny_generators import build
-from transformers import AutoModelForCausalLM, Qwen2Config, StoppingCriteriaList, StopStringCriteria
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 import lenvm_lightning
-import lenvm_lightning.decoding.candidate_scorer as guide_module
 from lenvm_lightning.decoding.generate import generate, stream
-from lenvm_lightning.decoding.sampling import candidates, choose, draw, truncate
+from lenvm_lightning.decoding.sampling import sample_tokens
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
-from lenvm_lightning.decoding.transformers_hook import guided
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Tilt
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
-from lenvm_lightning.tree import tree_layout
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _end(text):
-    global END
-    END = text[0].config.eos_token_id
-
 
 # -- names people type ------------------------------------------------------------------------------------------------
 
@@ -52,50 +41,6 @@ def test_the_names_people_type_are_the_packages_own():
 
 
 # -- parity -----------------------------------------------------------------------------------------------------------
-
-
-def test_values_are_those_of_full_recomputation_text(text, text_inputs):
-    completions = generate(*text, text_inputs, control=EqualTo(7), max_tokens=9, trace=True)
-    assert sum(len(step.candidates) > 1 for completion in completions for step in completion.trace) > 20
-    assert largest_difference(text[1], prompts_of(text_inputs), completions) < 1e-12
-
-
-def test_values_are_those_of_full_recomputation_pictures(vision, vision_inputs):
-    together, alone = vision_inputs
-    completions = generate(*vision, together, control=EqualTo(6), max_tokens=6, trace=True)
-    assert together["image_grid_thw"].unique(dim=0).shape[0] == 3
-    assert largest_difference(vision[1], prompts_of(together), completions, alone) < 1e-12
-
-
-def test_values_in_single_precision(text_inputs):
-    generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
-    completions = generate(generator, lenvm, text_inputs, control=Tilt(-3), max_tokens=9, trace=True)
-    assert largest_difference(lenvm, prompts_of(text_inputs), completions) < 1e-5
-
-
-def test_causal_candidates_fail(text, text_inputs, monkeypatch):
-    """A control that must fail: candidates that see each other."""
-    monkeypatch.setattr(guide_module, "_star", lambda count, device: tree_layout(range(-1, count)))
-    completions = generate(*text, text_inputs, control=EqualTo(4), max_tokens=4, trace=True)
-    assert largest_difference(text[1], prompts_of(text_inputs), completions) > 1e-3
-
-
-def test_forgotten_rope_offsets_fail(vision, vision_inputs, monkeypatch):
-    """A control that must fail: tokens after a picture counted as if it were text."""
-    whole = guide_module.SlotDecoder.prefill_inputs
-
-    def forgetful(self, inputs):
-        output, cache, offsets = whole(self, inputs)
-        return output, cache, [0] * len(offsets)
-
-    monkeypatch.setattr(guide_module.SlotDecoder, "prefill_inputs", forgetful)
-    together, alone = vision_inputs
-    completions = generate(*vision, together, control=EqualTo(3), max_tokens=3, trace=True)
-    assert largest_difference(vision[1], prompts_of(together), completions, alone) > 1e-3
-
-
-def settings(**changes):
-    return {"control": EqualTo(12), "max_tokens": 16, "seed": [5, 6, 7, 8], **changes}
 
 
 def test_together_or_one_by_one(text, text_inputs):
@@ -139,7 +84,7 @@ def sample_by_hand(model, ids, seed, max_tokens):
     while len(written) < max_tokens and END not in written:
         logits = model(torch.tensor([[*ids, *written]])).logits[:, -1]
         number = torch.tensor([uniforms.random()], dtype=torch.float64)
-        written.append(draw(logits, number, top_k=15, top_p=0.999)[0].item())
+        written.append(sample_tokens(logits, number, SamplingParams(top_k=15, top_p=0.999))[0].item())
     return written
 
 
@@ -177,108 +122,18 @@ def test_rows_keep_their_own_settings(text, text_inputs):
         assert alone[0].token_ids == together[row].token_ids
 
 
-def test_candidates_are_those_that_truncation_keeps():
-    logits = torch.randn(40, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
-    ways = [
-        SamplingParams(top_k=7),
-        SamplingParams(top_p=0.9),
-        SamplingParams(min_p=0.05),
-        SamplingParams(0.7, 20, 0.95, 0.01),
-        SamplingParams(1.4, 0, 0.8),
-    ]
-    drawings = [ways[row % len(ways)] for row in range(40)]
-    forbidden = torch.tensor([int(logits[0].argmax())])
-    ids, probs = candidates(logits, drawings, 64, forbidden)
-    uniforms = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    chosen = ids.gather(1, choose(ids, probs, uniforms)[:, None]).squeeze(1)
-    for row, way in enumerate(drawings):
-        allowed = logits[row : row + 1].index_fill(1, forbidden, -torch.inf) / way.temperature
-        expected = truncate(allowed, top_k=way.top_k, top_p=way.top_p, min_p=way.min_p).softmax(-1)[0]
-        ours = torch.zeros(300, dtype=torch.float64).scatter(0, ids[row], probs[row])
-        torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
-        drawn, _ = draw(logits[row : row + 1], uniforms[row : row + 1], **vars(way), forbidden=forbidden)
-        assert drawn.item() == chosen[row]
-
-
 # -- the loop ---------------------------------------------------------------------------------------------------------
-
-
-class Calls:
-    """Counts the forwards of a model, and the new tokens of each."""
-
-    def __init__(self, model):
-        self.shapes = []
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
-
-    def _count(self, module, args, kwargs):
-        self.shapes.append(tuple(kwargs["input_ids"].shape))
-
-
-def in_use():
-    """Models in single precision that have been tried in slots, as each is once."""
-    models = build("tiny-text"), value_model("tiny-text", torch.float32)
-    generate(*models, [[5]], control=Tilt(-1), max_tokens=1)
-    return models
-
-
-def test_one_forward_of_each_model_a_step(text_inputs):
-    generator, lenvm = in_use()
-    base, values = Calls(generator), Calls(lenvm.backbone)
-    prompt = prompts_of(text_inputs)[1]
-    [completion] = generate(generator, lenvm, [prompt], control=EqualTo(12), max_tokens=12, trace=True)
-    steps = [shape for shape in values.shapes if shape[1] <= 16]
-    assert len(values.shapes) - len(steps) == 1  # the prefill
-    assert len(base.shapes) == len(steps) == len(completion.token_ids)
-    assert [shape[1] - 1 for shape in steps] == [len(step.candidates) for step in completion.trace]
-
-
-def test_small_models_write_with_one_thread(text_inputs, monkeypatch):
-    generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
-    seen = []
-    generator.register_forward_pre_hook(lambda module, args: seen.append(torch.get_num_threads()))
-    torch.set_num_threads(2)
-    try:
-        generate(generator, lenvm, text_inputs, control=EqualTo(3), max_tokens=3)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
-    assert set(seen[-3:]) == {1}  # those before are of the probe
-
-
-def test_n_completions_share_a_prefill(text_inputs):
-    generator, lenvm = in_use()
-    values = Calls(lenvm.backbone)
-    completions = generate(generator, lenvm, [prompts_of(text_inputs)[1]], control=Tilt(-1), n=6, max_tokens=9)
-    assert [shape[0] for shape in values.shapes if shape[1] > 16] == [1]
-    assert len({tuple(completion.token_ids) for completion in completions}) > 3
-
-
-def test_a_single_candidate_is_not_scored(text_inputs):
-    generator, lenvm = in_use()
-    values = Calls(lenvm.backbone)
-    generate(generator, lenvm, [prompts_of(text_inputs)[0]], control=EqualTo(5), top_k=1, max_tokens=5)
-    assert [shape[1] for shape in values.shapes if shape[1] <= 16] == [1] * 5
-
-
-def test_finished_rows_leave(text_inputs):
-    generator, lenvm = in_use()
-    base = Calls(generator)
-    limits = [2, 2, 2, 20]
-    generate(generator, lenvm, text_inputs, control=Tilt(-1), max_tokens=limits)
-    steps = [shape for shape in base.shapes if shape[1] == 1]
-    assert [shape[0] for shape in steps[:2]] == [4, 4]
-    assert steps[-1][0] == 1
 
 
 def test_stop_strings_and_limits(tiny_text):
     text = build("tiny-text"), value_model("tiny-text", torch.float32)  # hardly ever ends
     prompt = tiny_text("Once", add_special_tokens=False)["input_ids"]
     [free] = generate(*text, [prompt], control=Tilt(1.0), max_tokens=12)
-    assert free.finish == "length"
+    assert free.finish_reason == "length"
     assert len(free.token_ids) == 12
     word = tiny_text.decode(free.token_ids[:6])[-4:]
     [stopped] = generate(*text, [prompt], control=Tilt(1.0), max_tokens=12, stop=word, tokenizer=tiny_text)
-    assert stopped.finish == "stop"
+    assert stopped.finish_reason == "stop"
     assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
     assert word in tiny_text.decode(stopped.token_ids)
     assert word not in tiny_text.decode(stopped.token_ids[:-1])
@@ -290,7 +145,7 @@ def test_streamed_tokens_are_the_completions(text, text_inputs):
     for completion in generate(*text, text_inputs, **settings()):
         assert written[completion.prompt] == completion.token_ids
     assert all(token.remaining >= 0 for token in tokens)
-    assert [token.finish for token in tokens if token.finish] != []
+    assert [token.finish_reason for token in tokens if token.finish_reason] != []
     assert all(token.remaining == 0 for token in tokens if token.token_id == END)
 
 
@@ -312,80 +167,6 @@ def test_requests_to_a_local_generator_are_guided(text, tiny_text):
 
 
 # -- transformers' hook -----------------------------------------------------------------------------------------------
-
-
-def test_the_hook_without_a_control_is_generate_bit_for_bit(vision, vision_inputs):
-    """Also after the models were in guided decoding, which gives them another attention."""
-    inputs = vision_inputs[0]
-    options = {"do_sample": True, "top_k": 15, "max_new_tokens": 6, "pad_token_id": 0, "num_return_sequences": 2}
-    fresh = build("tiny-vl", torch.float64)
-    torch.manual_seed(3)
-    own = fresh.generate(**inputs, **options)
-    generator, lenvm = vision
-    generate(generator, lenvm, inputs, control=EqualTo(2), max_tokens=2)
-    torch.manual_seed(3)
-    assert torch.equal(generator.generate(**inputs, **options, custom_generate=guided(lenvm, None)), own)
-
-
-@pytest.mark.parametrize("which", ["text", "vision"])
-def test_the_hook_guides(which, request, text_inputs, vision_inputs):
-    generator, lenvm = request.getfixturevalue(which)
-    inputs = text_inputs if which == "text" else vision_inputs[0]
-    options = {"do_sample": True, "top_k": 15, "top_p": 0.999, "max_new_tokens": 6, "pad_token_id": 0}
-    options["num_return_sequences"] = 2
-    torch.manual_seed(3)
-    sequences = generator.generate(**inputs, **options, custom_generate=guided(lenvm, EqualTo(5)))
-    torch.manual_seed(3)
-    seeds = torch.randint(2**31, (len(inputs["input_ids"]),)).tolist()
-    expected = generate(generator, lenvm, inputs, control=EqualTo(5), max_tokens=6, seed=seeds, n=2)
-    width = inputs["input_ids"].shape[1]
-    assert torch.equal(sequences[::2, :width], inputs["input_ids"])
-    for row, completion in enumerate(expected):
-        assert sequences[row, width:].tolist()[: len(completion.token_ids)] == completion.token_ids
-
-
-def test_the_hook_knows_stopping_criteria(text, tiny_text):
-    generator, lenvm = text
-    ids = torch.tensor([tiny_text("Once", add_special_tokens=False)["input_ids"]] * 2)
-    options = {"max_new_tokens": 12, "pad_token_id": 0, "do_sample": False}
-    free = generator.generate(ids, **options, custom_generate=guided(lenvm, Tilt(1.0)))
-    word = tiny_text.decode(free[0, ids.shape[1] : ids.shape[1] + 6])[-4:]
-    options["stopping_criteria"] = StoppingCriteriaList([StopStringCriteria(tiny_text, [word])])
-    stopped = generator.generate(ids, **options, custom_generate=guided(lenvm, [Tilt(1.0), Tilt(-9.0)]))
-    assert word in tiny_text.decode(stopped[0])
-    assert stopped.shape[0] == 2
-
-
-def test_the_hook_ends_with_the_tokens_that_generate_was_given(text):
-    generator, lenvm = text
-    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
-    options = {"max_new_tokens": 6, "pad_token_id": 0, "do_sample": False}
-    own = generator.generate(ids, **options, custom_generate=guided(lenvm, Tilt(1.0)))
-    assert own.tolist() == [[5, 6, 7, END], [8, 9, 10, END]]
-    others = generator.generate(ids, **options, eos_token_id=[1, 2], custom_generate=guided(lenvm, Tilt(1.0)))
-    assert others.shape == (2, 9)
-
-
-def test_the_hook_tells_what_failed(text):
-    generator, lenvm = text
-    controls = [Tilt(1.0), lambda probs, remaining, generated, gamma: 0 * probs]
-    with pytest.warns(UserWarning, match="sequence 1: .*leave no token to draw"):
-        generator.generate(
-            torch.tensor([[5, 6], [8, 9]]), max_new_tokens=3, pad_token_id=0, custom_generate=guided(lenvm, controls)
-        )
-
-
-def test_the_hook_refuses_what_it_cannot_do(text, text_inputs):
-    generator, lenvm = text
-    with pytest.raises(GenerationError, match=r"RepetitionPenaltyLogitsProcessor.*output_scores"):
-        generator.generate(
-            **text_inputs,
-            max_new_tokens=2,
-            repetition_penalty=1.3,
-            output_scores=True,
-            return_dict_in_generate=True,
-            custom_generate=guided(lenvm, EqualTo(5)),
-        )
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------
@@ -420,7 +201,7 @@ def test_controls_need_a_model_of_the_same_vocabulary(text, text_inputs):
 
 
 def test_pictures_for_a_model_that_reads_text(text, vision_inputs):
-    with pytest.raises(GenerationError, match="inputs has pictures, but generator"):
+    with pytest.raises(GenerationError, match="inputs has images, but generator"):
         generate(*text, vision_inputs[0], control=EqualTo(5))
 
 
@@ -442,12 +223,12 @@ def test_pictures_that_do_not_fit_are_named(vision, vision_inputs):
     together, _ = vision_inputs
     whole = dict(together)
     for pixels in (whole["pixel_values"][:-4], whole["pixel_values"][:, :100]):
-        with pytest.raises(GenerationError, match="inputs: the models cannot take these pictures"):
+        with pytest.raises(GenerationError, match="inputs: the models cannot take these images"):
             generate(*vision, {**whole, "pixel_values": pixels}, control=EqualTo(4))
     without = {name: whole[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-    with pytest.raises(GenerationError, match="inputs: the models cannot take these pictures"):
+    with pytest.raises(GenerationError, match="inputs: the models cannot take these images"):
         generate(*vision, without, control=EqualTo(4))
-    with pytest.raises(GenerationError, match="a picture's token stands in the prompt, but there are no pictures"):
+    with pytest.raises(GenerationError, match="an image's token stands in the prompt, but there are no images"):
         generate(*vision, {name: whole[name] for name in ("input_ids", "attention_mask")}, control=EqualTo(4))
 
 
@@ -456,23 +237,9 @@ def test_a_bad_prompt_fails_alone(text, text_inputs):
     window = text[0].config.max_position_embeddings
     bad = [prompts[0], [], random_ids(window - 5), prompts[2]]
     completions = generate(*text, bad, **settings())
-    assert [completion.finish == "error" for completion in completions] == [False, True, True, False]
+    assert [completion.finish_reason == "error" for completion in completions] == [False, True, True, False]
     assert completions[1].error == "inputs: the prompt is empty"
     assert "pass the context window" in completions[2].error
     for row in (0, 3):
         alone = generate(*text, [bad[row]], control=EqualTo(12), max_tokens=16, seed=5 + row)
         assert completions[row].token_ids == alone[0].token_ids
-
-
-def test_logits_that_are_not_numbers_fail_alone(text_inputs):
-    generator, lenvm = build("tiny-text"), value_model("tiny-text", torch.float32)
-    prompts = prompts_of(text_inputs)
-    expected = generate(generator, lenvm, prompts, **settings())
-    poison = 1999
-    assert not any(poison in prompt for prompt in prompts)
-    generator.get_input_embeddings().weight.data[poison] = math.nan
-    completions = generate(generator, lenvm, [*prompts, [5, poison]], **settings(seed=[5, 6, 7, 8, 9]))
-    assert completions[4].finish == "error"
-    assert "NaN" in completions[4].error
-    for ours, before in zip(completions[:4], expected, strict=True):
-        assert ours.token_ids[:6] == before.token_ids[:6]

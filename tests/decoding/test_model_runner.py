@@ -1,8 +1,9 @@
-import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pairs import random_ids
+from rows import feed, next_logits, start
 from tiny_generators import build
 from torch.nn import Identity
 from torch.nn.functional import scaled_dot_product_attention
@@ -11,44 +12,13 @@ from transformers import (
     DynamicCache,
     Gemma2Config,
     Gemma3TextConfig,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
 )
 
-from lenvm_lightning.decoding.kv_cache import FEWEST_ROWS, SPAN_COST, SlotCache, cut_spans
-from lenvm_lightning.decoding.model_runner import SlotDecoder, slot_attention
+from lenvm_lightning.decoding.kv_cache import KVCache
+from lenvm_lightning.decoding.model_runner import ModelRunner, block_attention
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 from lenvm_lightning.tree import step_mask, tree_layout
-
-
-@pytest.fixture(scope="module")
-def exact():
-    """A text model in float64."""
-    return SlotDecoder(build("tiny-text", torch.float64))
-
-
-def random_ids(count, seed=0):
-    return torch.randint(2000, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def start(decoder, cache, row, ids):
-    """Fill a row with all but the last of the ids."""
-    cache.fill([row], decoder.prefill([ids[:-1]]), [0], len(ids) - 1)
-
-
-def feed(cache, sequences):
-    """The last token of the sequence of each row."""
-    ids = torch.zeros(cache.rows, 1, dtype=torch.long)
-    for row, sequence in sequences.items():
-        ids[row, 0] = sequence[-1]
-    return ids
-
-
-def next_logits(model, ids):
-    """What the whole sequence gives, without any cache."""
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
@@ -56,7 +26,7 @@ def next_logits(model, ids):
 @torch.inference_mode()
 def test_every_step_gives_what_the_whole_sequence_gives(exact):
     """Rows of different lengths; one ends and its row is used again, rows are laid out anew, the cache grows."""
-    cache = exact.slots()
+    cache = exact.new_cache()
     sequences = {row: random_ids(length, row) for row, length in enumerate((5, 63, 64, 65, 400, 1))}
     for row, ids in sequences.items():
         start(exact, cache, row, ids)
@@ -69,7 +39,7 @@ def test_every_step_gives_what_the_whole_sequence_gives(exact):
             order = sorted(sequences, key=lambda row: -cache.lengths[row])
             cache.lay_out(order, [cache.lengths[row] + 9 for row in order])
             sequences = {row: sequences[old] for row, old in enumerate(order)}
-            assert len(cache.spans) > 1
+            assert len(cache.layout.row_groups) > 1
         logits = exact.forward(cache, feed(cache, sequences)).logits[:, -1]
         for row, ids in sequences.items():
             if step in (0, 3, 4, 7, 30, 74):
@@ -80,8 +50,8 @@ def test_every_step_gives_what_the_whole_sequence_gives(exact):
 
 @torch.inference_mode()
 def test_float32():
-    decoder = SlotDecoder(build("tiny-text"))
-    cache, ids = decoder.slots(), random_ids(100)
+    decoder = ModelRunner(build("tiny-text"))
+    cache, ids = decoder.new_cache(), random_ids(100)
     start(decoder, cache, 0, ids)
     for _ in range(40):
         logits = decoder.forward(cache, feed(cache, {0: ids})).logits[0, -1]
@@ -93,7 +63,7 @@ def test_float32():
 @torch.inference_mode()
 def test_prompts_of_a_batch_and_completions_of_a_prompt(exact):
     prompts = [random_ids(length, length) for length in (7, 40, 64)]
-    cache = exact.slots()
+    cache = exact.new_cache()
     prefix = exact.prefill([prompt[:-1] for prompt in prompts])
     rows = {0: [0, 3], 1: [1], 2: [2, 4]}
     for source, targets in rows.items():
@@ -103,69 +73,6 @@ def test_prompts_of_a_batch_and_completions_of_a_prompt(exact):
     for row, ids in sequences.items():
         torch.testing.assert_close(logits[row], next_logits(exact.model, ids), rtol=0, atol=1e-12)
     torch.testing.assert_close(logits[0], logits[3], rtol=0, atol=0)
-
-
-@torch.inference_mode()
-def test_a_row_with_nan_is_wiped(exact):
-    cache = exact.slots()
-    start(exact, cache, 0, random_ids(30))
-    for layer in cache.layers:
-        layer.keys[0] = torch.nan
-        layer.values[0] = torch.nan
-    logits = exact.forward(cache, feed(cache, {0: [1]})).logits[:, -1]
-    assert logits[0].isnan().all()
-    assert logits[1:].isfinite().all()
-    cache.free(0, wipe=True)
-    ids = random_ids(5)
-    start(exact, cache, 0, ids)
-    logits = exact.forward(cache, feed(cache, {0: ids})).logits[0, -1]
-    torch.testing.assert_close(logits, next_logits(exact.model, ids), rtol=0, atol=1e-12)
-
-
-def test_a_layout_moves_what_rows_hold(exact):
-    cache = exact.slots(fewest_rows=8)
-    lengths = [100, 5, -1, 70, 3, 200, -1, 64, 33]
-    with torch.inference_mode():
-        for row, length in enumerate(lengths):
-            if length >= 0:
-                start(exact, cache, row, random_ids(length + 1, row))
-        held = {row: [kept[:, :length].clone() for layer in cache.layers for kept in layer.row(row)]
-                for row, length in enumerate(lengths) if length >= 0}  # fmt: skip
-        order = [5, 0, 3, -1, 7, 8, -1, 4]
-        cache.lay_out(order, [230, 150, 100, 90, 64, 60, 40, 40])
-        assert cache.lengths == [200, 100, 70, -1, 64, 33, -1, 3]
-        for row, old in enumerate(order):
-            width = cache.widths[row]
-            assert width >= [230, 150, 100, 90, 64, 60, 40, 40][row]
-            rows = [kept for layer in cache.layers for kept in layer.row(row)]
-            assert all(kept.shape[1] == width for kept in rows)
-            if old < 0:
-                assert not any(kept.any() for kept in rows)
-            else:
-                for kept, before in zip(rows, held[old], strict=True):
-                    assert torch.equal(kept[:, : lengths[old]], before)
-    assert all(layer.keys.shape[0] == 2 * sum(cache.widths) for layer in cache.layers)
-
-
-@torch.inference_mode()
-def test_one_span_for_other_attentions():
-    """Where the attention knows no spans, all rows are of one width; keys are then as any cache returns them."""
-    model = build("tiny-text", torch.float64)
-    model.set_attn_implementation("eager")
-    decoder, sequences = SlotDecoder(model), {0: random_ids(9, 1), 1: random_ids(70, 2)}
-    cache = decoder.slots()
-    for row, ids in sequences.items():
-        start(decoder, cache, row, ids)
-    cache.lay_out([1, 0], [80, 20])
-    assert [(span.start, span.stop) for span in cache.spans] == [(0, FEWEST_ROWS)]
-    sequences = {0: sequences[1], 1: sequences[0]}
-    for _ in range(3):
-        logits = decoder.forward(cache, feed(cache, sequences)).logits[:, -1]
-        for row, ids in sequences.items():
-            torch.testing.assert_close(
-                logits[row], next_logits(model, ids), rtol=0, atol=1e-6
-            )  # eager rounds its softmax to float32
-            ids.append(int(logits[row].argmax()))
 
 
 # -- several new tokens -----------------------------------------------------------------------------------------------
@@ -178,7 +85,7 @@ def test_candidates_beside_the_chosen_token(exact):
     within = torch.eye(1 + count, dtype=torch.bool)
     within[:, 0] = True
     depth = torch.tensor([0] + [1] * count)
-    cache, sequences = exact.slots(), {0: random_ids(61, 1), 1: random_ids(10, 2)}
+    cache, sequences = exact.new_cache(), {0: random_ids(61, 1), 1: random_ids(10, 2)}
     for row, ids in sequences.items():
         start(exact, cache, row, ids)
     for step in range(6):  # the first row crosses a multiple of 64 on the way
@@ -197,7 +104,7 @@ def test_candidates_beside_the_chosen_token(exact):
 
 @torch.inference_mode()
 def test_several_tokens_are_causal_by_default(exact):
-    cache, ids = exact.slots(), random_ids(70)
+    cache, ids = exact.new_cache(), random_ids(70)
     start(exact, cache, 0, ids[:50])
     new = torch.tensor([ids[49:]] * cache.rows)
     logits = exact.forward(cache, new).logits[0]
@@ -209,8 +116,8 @@ def test_several_tokens_are_causal_by_default(exact):
 def test_a_headless_value_model():
     backbone = build("tiny-text", torch.float64).model
     lenvm = LengthValueModel(backbone, LenVMConfig(0.997)).eval()
-    decoder, ids = SlotDecoder(backbone), random_ids(30)
-    cache = decoder.slots()
+    decoder, ids = ModelRunner(backbone), random_ids(30)
+    cache = decoder.new_cache()
     start(decoder, cache, 0, ids)
     hidden = decoder.forward(cache, feed(cache, {0: ids})).last_hidden_state
     whole = lenvm(input_ids=torch.tensor([ids]))[0, -1]
@@ -231,8 +138,8 @@ def test_sliding_windows(kind):
     """Mistral's layers all slide and their config does not list them; Gemma's alternate; Gemma 2 runs eagerly."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(kind(**SHAPE), dtype=torch.float64).eval()
-    decoder = SlotDecoder(model)
-    cache = decoder.slots()
+    decoder = ModelRunner(model)
+    cache = decoder.new_cache()
     sequences = {0: random_ids(20, 1), 1: random_ids(70, 2)}
     for row, ids in sequences.items():
         start(decoder, cache, row, ids)
@@ -259,29 +166,7 @@ def test_candidates_see_what_they_would_see_as_the_next_token(kind, size):
             assert set(seen[token].nonzero().flatten().tolist()) == wanted, (length, token)
 
 
-# -- spans and bits ---------------------------------------------------------------------------------------------------
-
-
-def cost(spans):
-    return sum(SPAN_COST + (stop - start) * width for start, stop, width in spans)
-
-
-def test_spans_are_the_cheapest():
-    """Against every way to cut ten rows."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        widths = [64 * int(n) for n in torch.randint(1, 12, (10,), generator=generator)]
-        spans = cut_spans(widths)
-        assert [row for span in spans for row in range(span.start, span.stop)] == list(range(10))
-        assert all(span.width >= max(widths[span.start : span.stop]) for span in spans)
-        lines = [span.before for span in spans] + [sum((s.stop - s.start) * s.width for s in spans)]
-        assert [b - a for a, b in itertools.pairwise(lines)] == [(s.stop - s.start) * s.width for s in spans]
-        every = []
-        for size in range(10):
-            for cuts in itertools.combinations(range(1, 10), size):
-                pairs = itertools.pairwise([0, *cuts, 10])
-                every.append([(a, b, max(widths[a:])) for a, b in pairs])
-        assert cost([(span.start, span.stop, span.width) for span in spans]) == min(map(cost, every))
+# -- row groups and bits ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kept", "group", "size"), [(2, 2, 32), (2, 7, 64), (8, 4, 64), (4, 1, 16), (1, 10, 128)])
@@ -295,24 +180,26 @@ def test_bits_do_not_depend_on_the_layout(kept, group, size):
     prefix, new = torch.randn(2, rows, kept, longest, size, generator=generator), torch.randn(2, rows, kept, 1, size)
 
     def attend(which, widths):
-        cache, held = SlotCache(tight=True, fewest_rows=1), DynamicCache()
+        cache, held = KVCache(grouped=True, fewest_rows=1), DynamicCache()
         held.update(*prefix, 0)
         cache.lay_out([-1] * len(which), widths)
         for row, source in enumerate(which):
             cache.fill([row], held, [source], lengths[source])
-        step = cache.begin(1)
+        step = cache.append(1)
         extra = [0] * (cache.rows - len(which))
         key, value = cache.update(*new[:, which + extra], 0)
         mask = torch.where(torch.arange(step.width) <= step.columns, 0.0, -torch.inf)[:, None, None]
-        output = slot_attention(Identity(), query[which + extra], key, value, mask, slot_spans=cache.spans)[0]
-        return output[: len(which)], len(cache.spans)
+        output = block_attention(
+            Identity(), query[which + extra], key, value, mask, row_groups=cache.layout.row_groups
+        )[0]
+        return output[: len(which)], len(cache.layout.row_groups)
 
     every = list(range(rows))[::-1]
-    tight, spans = attend(every, [lengths[row] + 1 for row in every])
-    assert spans > 1
+    tight, groups = attend(every, [lengths[row] + 1 for row in every])
+    assert groups > 1
     for width in (736, 768, 1024, 1536):
-        wide, spans = attend(every, [width] * rows)
-        assert spans == 1
+        wide, groups = attend(every, [width] * rows)
+        assert groups == 1
         assert torch.equal(wide, tight)
     shuffled = [7, 2, 11, 0, 5, 10, 1, 3, 9, 8, 6, 4]
     assert torch.equal(attend(shuffled, [lengths[row] + 200 for row in shuffled])[0], tight[[11 - r for r in shuffled]])
@@ -333,7 +220,7 @@ def test_bits_do_not_depend_on_the_layout(kept, group, size):
 
 @torch.inference_mode()
 def test_bits_of_a_prefill_do_not_depend_on_its_batch():
-    decoder = SlotDecoder(build("tiny-text"))
+    decoder = ModelRunner(build("tiny-text"))
     prompts = [random_ids(length, length) for length in (70, 128, 100, 65, 90, 127, 66, 77, 80)]
     together = decoder.prefill(prompts)
     for row, prompt in enumerate(prompts):
@@ -345,11 +232,11 @@ def test_bits_of_a_prefill_do_not_depend_on_its_batch():
 
 @torch.inference_mode()
 def test_bits_of_a_row_do_not_depend_on_the_others():
-    decoder = SlotDecoder(build("tiny-text"))
+    decoder = ModelRunner(build("tiny-text"))
     ids = random_ids(50)
 
     def run(row, others):
-        cache = decoder.slots()
+        cache = decoder.new_cache()
         start(decoder, cache, row, ids)
         for other, length in others.items():
             start(decoder, cache, other, random_ids(length, other))
@@ -358,15 +245,3 @@ def test_bits_of_a_row_do_not_depend_on_the_others():
     alone = run(0, {})
     assert torch.equal(alone, run(5, {0: 300, 1: 20}))
     assert torch.equal(alone, run(40, {row: 10 * row + 1 for row in range(40)}))
-
-
-def test_few_rows_are_filled_up(exact):
-    """Batches of fewer rows than these round otherwise, at least with MKL."""
-    cache = exact.slots()
-    cache.lay_out([-1], [5])
-    assert cache.rows == FEWEST_ROWS
-
-
-def test_layers_without_keys_are_refused():
-    with pytest.raises(ValueError, match="linear_attention"):
-        SlotDecoder(MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1)))

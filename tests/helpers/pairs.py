@@ -4,10 +4,15 @@ import pytest
 import torch
 from PIL import Image
 from tiny_generators import build
+from transformers import AutoConfig
 
+from lenvm_lightning import tinyworld
+from lenvm_lightning.guidance import EqualTo
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 
 GAMMA = 0.99
+PROMPTS = [[5, 6, 7], [8, 9]]
+END = AutoConfig.from_pretrained(tinyworld.path("tiny-text")).eos_token_id
 
 
 def value_model(name, dtype=torch.float64, layers=2):
@@ -107,4 +112,5 @@ def largest_difference(lenvm, prompts, completions, pictures=None):
     return worst
 
 
-END = 3
+def settings(**changes):
+    return {"control": EqualTo(12), "max_tokens": 16, "seed": [5, 6, 7, 8], **changes}

@@ -1,31 +1,18 @@
 """Length controls, by hand: small candidate sets whose right answer is seen at a glance."""
 
 import math
-from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from candidates_of_rows import GAMMA, random_candidates
 
 from lenvm_lightning.decoding.batched_controls import per_row
-from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
-from lenvm_lightning.tilting import find_beta, length_share, pick
-
-GAMMA = 0.99
+from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt, find_beta, pick
+from lenvm_lightning.values import length_share
 
 
 def tensor(*rows):
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def random_candidates(rows=64, count=15, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(rows, count, generator=generator, dtype=torch.float64)
-    remaining = 200 * torch.rand(rows, count, generator=generator, dtype=torch.float64)
-    missing = torch.rand(rows, count, generator=generator) < 0.3
-    missing[:, :2] = False
-    return logits.masked_fill(missing, -torch.inf).softmax(-1), remaining
 
 
 def mean_g(probs, remaining):
@@ -109,21 +96,21 @@ def test_beta_is_found_again(beta):
     torch.testing.assert_close(mean_g(settled, remaining)[:, None], target, atol=2e-5, rtol=0)
 
 
-def test_landing_by_hand():
+def test_penalty_by_hand():
     probs, remaining = tensor([0.5, 0.3, 0.2]), tensor([0.0, 12.0, 50.0])
     costs = [(15 - 0) / 16, (15 - 12) / 16, (3 + 0.03 * 32) / 16]  # 16 tokens are left, so 15 should follow this one
     weights = [p * math.exp(-7 * cost) for p, cost in zip((0.5, 0.3, 0.2), costs, strict=True)]
-    landed = EqualTo(20, grip=7.0)(probs, remaining, tensor(4), GAMMA)[0]
-    assert landed.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
+    moved = EqualTo(20, strength=7.0)(probs, remaining, tensor(4), GAMMA)[0]
+    assert moved.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
     costs = [(3 - 0) / 8, 0.0, (3 + 0.03 * 32) / 16]  # of 4 to 16 tokens; near the bound a miss counts as a share of 8
     weights = [p * math.exp(-7 * cost) for p, cost in zip((0.5, 0.3, 0.2), costs, strict=True)]
-    landed = AtMost(20, low=0.4, high=1.0, grip=7.0)(probs, remaining, tensor(4), GAMMA)[0]
-    assert landed.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
+    moved = AtMost(20, low=0.4, high=1.0, strength=7.0)(probs, remaining, tensor(4), GAMMA)[0]
+    assert moved.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
 
 
 def test_a_little_too_early_costs_nothing_far_from_the_end():
     probs, remaining = tensor([0.5, 0.5]), tensor([82.0, 99.0])
-    early = EqualTo(101, grip=50.0)(probs, remaining, tensor(0), GAMMA)[0]
+    early = EqualTo(101, strength=50.0)(probs, remaining, tensor(0), GAMMA)[0]
     weights = [math.exp(-50.0 * (83 - 82) / 101), 1.0]  # of 100 tokens to come, 83 = 100 - (100 / 4 - 8) are due
     assert early.tolist() == pytest.approx([weight / sum(weights) for weight in weights])
 
@@ -134,7 +121,7 @@ def ends_at(control, generated, share=0.5):
     return control(probs, remaining, tensor(generated), GAMMA)[0, 0].item()
 
 
-def test_landing_ends_with_the_last_token_wished_for():
+def test_penalty_ends_with_the_last_token_of_the_target():
     assert [round(ends_at(EqualTo(50), t), 3) for t in (0, 30, 40, 48, 49, 60)] == [0, 0, 0, 1, 1, 1]
     assert [round(ends_at(AtMost(100), t), 3) for t in (0, 40, 60, 68, 90, 100)] == [0, 0, 0, 0, 1, 1]
     assert [round(ends_at(AtLeast(100), t), 3) for t in (0, 60, 90)] == [0, 0, 0]
@@ -143,7 +130,7 @@ def test_landing_ends_with_the_last_token_wished_for():
     assert ends_at(AtLeast(100, high=math.inf), 500) == pytest.approx(0.5)
 
 
-def test_landing_leaves_the_base_model_alone_where_it_is_on_its_way():
+def test_penalty_leaves_the_base_model_alone_where_it_is_on_its_way():
     probs, remaining = tensor([0.2, 0.5, 0.3]), tensor([71.0, 75.0, 80.0])
     here = tensor(0)
     torch.testing.assert_close(AtMost(100)(probs, remaining, here, GAMMA), probs)
@@ -185,75 +172,6 @@ def test_gates_leave_rows_to_the_base_model():
     assert torch.equal(gated[2], probs[2])  # almost over
 
 
-def test_every_row_has_its_own_control():
-    controls = [
-        Tilt(-4),
-        None,
-        EqualTo(30),
-        EqualTo(90),
-        EqualTo(50, mode="hard"),
-        Tilt(2.5),
-        Gated(Tilt(-3), min_entropy=0.2),
-        AtMost(9, mode="hard"),
-        AtMost(33),
-        AtLeast(20, high=math.inf),
-        AtLeast(90),
-        Gated(EqualTo(12, mode="soft")),
-        Scale(0.5),
-    ]
-    probs, remaining = random_candidates(len(controls))
-    generated = torch.arange(len(controls))
-    together = per_row(controls)(probs, remaining, generated, GAMMA)
-    for row, control in enumerate(controls):
-        one = (probs[row : row + 1], remaining[row : row + 1], generated[row : row + 1])
-        alone = one[0] if control is None else control(*one, GAMMA)
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-12, rtol=0)
-    assert torch.equal(together[1], probs[1])
-
-
-class Mine:
-    """A control of somebody who has never heard of tensors of numbers."""
-
-    def __init__(self, beta):
-        self.beta = beta
-
-    def __call__(self, probs, remaining, generated, gamma):
-        return (probs.log() + (self.beta if self.beta > 0 else -0.1) * remaining).softmax(-1)
-
-
-@dataclass(frozen=True)
-class MineToo(Mine):
-    beta: float
-
-
-class Doubled(nn.Module):
-    def forward(self, probs, remaining, generated, gamma):
-        return 2 * probs
-
-
-@pytest.mark.parametrize(
-    "pair",
-    [
-        (Mine(0.2), Mine(-0.2)),
-        (MineToo(0.2), MineToo(-0.2)),
-        (lambda p, r, t, g: p, lambda p, r, t, g: p.flip(-1)),
-        (Doubled(), None),
-        (Gated(MineToo(0.2)), Gated(MineToo(-0.2))),
-        (Tilt(np.float32(-5)), Tilt(np.float32(5))),
-        (EqualTo(torch.tensor(3)), EqualTo(torch.tensor(90))),
-        (EqualTo(np.int64(3)), EqualTo(90, grip=7)),
-        (Tilt(1), Tilt(-2.5)),
-    ],
-)
-def test_rows_keep_apart_whatever_their_controls_are(pair):
-    probs, remaining = random_candidates(2)
-    together = per_row(pair)(probs, remaining, torch.zeros(2), GAMMA)
-    for row, control in enumerate(pair):
-        one = (probs[row : row + 1], remaining[row : row + 1], torch.zeros(1))
-        alone = one[0] if control is None else control(*one, GAMMA)
-        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-6, rtol=0)
-
-
 def test_all_are_distributions_over_the_candidates():
     probs, remaining = random_candidates()
     remaining[::2, 0] = 0
@@ -269,7 +187,7 @@ def test_all_are_distributions_over_the_candidates():
         (lambda: EqualTo(0), "n must be a whole number of at least 1 token, the end included; got 0"),
         (lambda: AtMost(2.5, mode="hard"), "n must be a whole number"),
         (lambda: AtLeast(True, mode="hard"), "n must be a whole number"),
-        (lambda: EqualTo(5, mode="fuzzy"), "mode must be one of landing, hard, soft; got 'fuzzy'"),
+        (lambda: EqualTo(5, mode="fuzzy"), "mode must be one of penalty, hard, soft; got 'fuzzy'"),
         (lambda: AtMost(5, low=0.9, high=0.5), "low and high must be shares of n with 0 <= low <= high <= 1"),
         (lambda: AtLeast(5, low=0.9), "low and high must be shares of n with 1 <= low <= high <= inf"),
         (lambda: Tilt(math.nan), "beta must be finite"),

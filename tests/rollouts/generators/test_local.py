@@ -16,126 +16,15 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     MambaConfig,
-    MinPLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from datamodules.tokenise import encode_prompt as encode_for_training
-from lenvm_lightning.decoding.sampling import draw, invert, truncate
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.errors import GeneratorError
 from lenvm_lightning.models.backbone import load_processor
 from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator, loading
 from lenvm_lightning.rollouts.record import Rollout
-
-# -- drawing ----------------------------------------------------------------------------------------------------------
-
-
-def random_logits(rows, size, dtype=torch.float64, seed=0):
-    return torch.randn(rows, size, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * 3
-
-
-@pytest.mark.parametrize("size", [100, 2048])
-@pytest.mark.parametrize(
-    ("settings", "warpers"),
-    [
-        ({"top_k": 7}, [TopKLogitsWarper(7)]),
-        ({"top_k": 5000}, [TopKLogitsWarper(5000)]),
-        ({"top_p": 0.9}, [TopPLogitsWarper(0.9)]),
-        ({"top_p": 0.001}, [TopPLogitsWarper(0.001)]),
-        ({"top_p": 0.9999}, [TopPLogitsWarper(0.9999)]),
-        ({"min_p": 0.05}, [MinPLogitsWarper(0.05)]),
-        ({"top_k": 40, "top_p": 0.8}, [TopKLogitsWarper(40), TopPLogitsWarper(0.8)]),
-        (
-            {"top_k": 60, "top_p": 0.95, "min_p": 0.02},
-            [TopKLogitsWarper(60), TopPLogitsWarper(0.95), MinPLogitsWarper(0.02)],
-        ),
-    ],
-)
-def test_truncation_is_that_of_transformers(settings, warpers, size):
-    logits = random_logits(40, size)
-    expected = logits
-    for warper in warpers:
-        expected = warper(None, expected)
-    assert torch.equal(truncate(logits, **settings), expected)
-
-
-def test_everything_is_kept_by_default():
-    logits = random_logits(3, 50)
-    assert truncate(logits) is logits
-
-
-def test_invert_by_hand():
-    weights = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]]).expand(6, -1)
-    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
-    assert invert(weights, uniforms).tolist() == [1, 1, 3, 3, 4, 4]
-
-
-def test_invert_never_draws_what_cannot_be():
-    """Most tokens have weight 0, in whole buckets too, and uniforms stand at the borders of shares."""
-    weights = torch.zeros(1, 1000)
-    weights[0, [63, 64, 640, 999]] = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    uniforms = torch.tensor([0.0, 0.1, 0.3, 0.6, 1 - 2**-53], dtype=torch.float64)
-    borders = torch.cat([uniforms, uniforms.nextafter(torch.zeros(())), uniforms.nextafter(torch.ones(()))]).clamp(
-        0, 1 - 2**-53
-    )
-    drawn = invert(weights.expand(len(borders), -1), borders)
-    assert set(drawn.tolist()) <= {63, 64, 640, 999}
-
-
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7}, {"temperature": 1.7, "top_k": 9}, {"top_p": 0.6}])
-def test_shares_are_the_probabilities(settings):
-    """Uniforms on a fine grid hit every token exactly as often as its probability says, to one in the grid."""
-    logits, count = random_logits(1, 300), 20_000
-    uniforms = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    ids, logprob = draw(logits.expand(count, -1), uniforms, **settings)
-    warped = logits / settings.get("temperature", 1.0)
-    kept = truncate(warped, **{key: value for key, value in settings.items() if key != "temperature"})
-    shares = torch.bincount(ids, minlength=300) / count
-    assert (shares - kept.softmax(-1)[0]).abs().max() <= 1.01 / count
-    torch.testing.assert_close(logprob, logits.log_softmax(-1)[0, ids], rtol=0, atol=1e-12)
-
-
-def test_greedy_and_forbidden():
-    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
-    uniforms = torch.tensor([0.5], dtype=torch.float64)
-    first = logits.log_softmax(-1)
-    ids, logprob = draw(logits, uniforms, temperature=0)
-    assert ids.tolist() == [1]
-    assert logprob.item() == pytest.approx(first[0, 1].item())
-    ids, logprob = draw(logits, uniforms, temperature=0, forbidden=torch.tensor([1, 2]))
-    assert ids.tolist() == [3]
-    assert logprob.item() == pytest.approx(first[0, 3].item())  # what the model said, not what was left
-    grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    ids, _ = draw(logits.expand(1000, -1), grid, forbidden=torch.tensor([2]))
-    assert set(ids.tolist()) == {0, 1, 3}
-    assert logits.tolist() == [[1.0, 3.0, 3.0, 2.0]]
-
-
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"temperature": 2.0}, {"top_p": 0.9}, {"top_k": 3}])
-def test_broken_logits_are_told_and_stay_alone(settings):
-    logits = random_logits(5, 200, torch.float32)
-    fine = draw(logits.clone(), torch.full((5,), 0.4, dtype=torch.float64), **settings)
-    logits[1, 7] = torch.nan
-    logits[2, 7] = torch.inf
-    logits[3] = -torch.inf
-    ids, logprob = draw(logits, torch.full((5,), 0.4, dtype=torch.float64), **settings)
-    assert ids.tolist() == [fine[0][0], -1, -1, -1, fine[0][4]]
-    assert logprob[0] == fine[1][0]
-
-
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "top_k": 20, "top_p": 0.9}, {"min_p": 0.1}])
-def test_a_row_does_not_depend_on_its_batch(settings):
-    logits = random_logits(64, 2048, torch.float32)
-    uniforms = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ids, logprob = draw(logits, uniforms, **settings)
-    for rows in (slice(0, 1), slice(5, 8), slice(31, 64)):
-        some, some_logprob = draw(logits[rows], uniforms[rows], **settings)
-        assert torch.equal(some, ids[rows])
-        assert torch.equal(some_logprob, logprob[rows])
-
 
 # -- completions ------------------------------------------------------------------------------------------------------
 
@@ -182,12 +71,12 @@ def results(generator, asked, sampling):
 @pytest.fixture(scope="module")
 def text(tiny_text):
     """Completions of about sixty tokens."""
-    return LocalGenerator(build("tiny-text", sharpness=2.0, eos_bias=3.5), tiny_text, "text", slots=24)
+    return LocalGenerator(build("tiny-text", sharpness=2.0, eos_bias=3.5), tiny_text, "text", rows=24)
 
 
 @pytest.fixture(scope="module")
 def vision(tiny_vl):
-    return LocalGenerator(build("tiny-vl", sharpness=2.0, eos_bias=3.0), tiny_vl, "vision", slots=24)
+    return LocalGenerator(build("tiny-vl", sharpness=2.0, eos_bias=3.0), tiny_vl, "vision", rows=24)
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +113,10 @@ def test_order_and_interruption_do_not_matter(text, expected):
     assert tokens(found) == tokens(expected)
 
 
-@pytest.mark.parametrize("slots", [1, 4, 64])
-def test_slots_do_not_matter(text, tiny_text, expected, slots):
-    few = requests(text_prompts(10), 3) if slots == 64 else requests(text_prompts(10)[:slots], 2)
-    other = LocalGenerator(text.model, tiny_text, "text", slots=slots)
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_slots_do_not_matter(text, tiny_text, expected, rows):
+    few = requests(text_prompts(10), 3) if rows == 64 else requests(text_prompts(10)[:rows], 2)
+    other = LocalGenerator(text.model, tiny_text, "text", rows=rows)
     found = tokens(results(other, few, SamplingParams(max_tokens=120, seed=7)))
     assert found == {key: value for key, value in tokens(expected).items() if key in found}
 
@@ -261,10 +150,10 @@ def logprob_of(generator, prompt, completion):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_every_token_is_drawn_from_the_distribution_of_the_whole_sequence(text, vision, dtype, tolerance):
-    """Two slots for many completions: all but the first are written in slots that others left."""
+    """Two rows for many completions: all but the first are written in rows that others left."""
     for source, prompts in ((text, text_prompts(4, seed=1)), (vision, vision_prompts())):
         model = build("tiny-vl" if source is vision else "tiny-text", dtype, sharpness=2.0, eos_bias=3.0)
-        generator = LocalGenerator(model, source.processor, "exact", slots=2)
+        generator = LocalGenerator(model, source.processor, "exact", rows=2)
         for settings, n in (({}, 2), ({"temperature": 1.5, "top_k": 50, "top_p": 0.9}, 1)):
             found = results(generator, requests(prompts, n), SamplingParams(max_tokens=30, **settings))
             for prompt in prompts:
@@ -292,7 +181,7 @@ def test_vision_does_not_depend_on_its_batch(vision, tiny_vl):
     assert len({len(ids) for ids, _ in together.values()}) > 5
     for prompt in vision_prompts()[1:4]:
         assert tokens(results(vision, [PromptRequest(prompt, (1,))], sampling)).items() <= together.items()
-    other = LocalGenerator(vision.model, tiny_vl, "vision", slots=5)
+    other = LocalGenerator(vision.model, tiny_vl, "vision", rows=5)
     assert tokens(results(other, requests(vision_prompts()[::-1], 4), sampling)) == together
 
 
@@ -330,9 +219,9 @@ def test_attentions_that_know_no_spans(text, tiny_text):
     model = build("tiny-text", torch.float64, sharpness=2.0, eos_bias=3.5)
     sampling = SamplingParams(max_tokens=40)
     asked = requests(text_prompts(6), 3)
-    expected = results(LocalGenerator(model, tiny_text, "sdpa", slots=10), asked, sampling)
+    expected = results(LocalGenerator(model, tiny_text, "sdpa", rows=10), asked, sampling)
     model.set_attn_implementation("eager")
-    found = results(LocalGenerator(model, tiny_text, "eager", slots=10), asked, sampling)
+    found = results(LocalGenerator(model, tiny_text, "eager", rows=10), asked, sampling)
     for key, completion in found.items():
         assert completion.token_ids == expected[key].token_ids
         assert completion.logprob == pytest.approx(expected[key].logprob, abs=1e-4)
@@ -424,7 +313,7 @@ def test_nan_fails_alone(tiny_text):
     """One token has a NaN embedding: whoever reads or draws it fails, the others write what they always write."""
     model = build("tiny-text", sharpness=2.0, eos_bias=3.5)
     prompts = text_prompts(8)
-    generator = LocalGenerator(model, tiny_text, "t", slots=6)
+    generator = LocalGenerator(model, tiny_text, "t", rows=6)
     sampling = SamplingParams(max_tokens=60)
     before = results(generator, requests(prompts, 3), sampling)
     word = tiny_text(" seven", add_special_tokens=False)["input_ids"]
@@ -452,7 +341,7 @@ from lenvm_lightning.decoding.sampling_params import completion_seed
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
-generator = LocalGenerator.load("tiny-text", slots=64)
+generator = LocalGenerator.load("tiny-text", rows=64)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**27,) * 2)
 request = PromptRequest(Prompt("0", [{"role": "user", "content": "word " * 1500}]), tuple(range(64)))
@@ -462,10 +351,10 @@ except GeneratorError as error:
     print(error)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert "out of memory on cpu with 64 slots. Use fewer (slots=32)" in ended.stdout, ended.stderr
+    assert "out of memory on cpu with 64 rows. Use fewer (rows=32)" in ended.stdout, ended.stderr
 
 
-# -- families that slots do not fit -----------------------------------------------------------------------------------
+# -- families that rows do not fit -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -509,9 +398,9 @@ def folder(tmp_path_factory):
 
 
 def test_load(folder, tmp_path):
-    generator = LocalGenerator.load(str(folder), slots=3)
+    generator = LocalGenerator.load(str(folder), rows=3)
     assert generator.name == "my-model"
-    assert generator.slots == 3
+    assert generator.rows == 3
     assert generator.model.dtype == torch.float32
     found = results(generator, requests(text_prompts(2)), SamplingParams(temperature=0, max_tokens=8))
     same = LocalGenerator(build("tiny-text"), generator.processor, "same")
@@ -519,7 +408,7 @@ def test_load(folder, tmp_path):
         results(same, requests(text_prompts(2)), SamplingParams(temperature=0, max_tokens=8))
     )
     assert LocalGenerator.load(str(folder), dtype="bfloat16").model.dtype == torch.bfloat16
-    assert 16 <= LocalGenerator.load(str(folder)).slots <= 256
+    assert 16 <= LocalGenerator.load(str(folder)).rows <= 256
 
 
 def test_a_vision_model_loads_with_its_processor(tmp_path):
@@ -561,8 +450,8 @@ def test_what_cannot_be_loaded(folder, tmp_path):
         LocalGenerator.load(str(folder), dtype="float23")
     with pytest.raises(GeneratorError, match="there is no device 'gpu0'"):
         LocalGenerator.load(str(folder), device="gpu0")
-    with pytest.raises(GeneratorError, match="slots must be at least 1"):
-        LocalGenerator.load(str(folder), slots=0)
+    with pytest.raises(GeneratorError, match="rows must be at least 1"):
+        LocalGenerator.load(str(folder), rows=0)
     broken = save(build("tiny-text"), "tiny-text", tmp_path / "broken")
     weights = load_file(broken / "model.safetensors")
     removed = weights.pop("lm_head.weight")
@@ -599,13 +488,6 @@ def test_the_benchmark_runs(monkeypatch, capsys):
     assert result["continuous_tokens_per_s"] > 0
     assert result["speedup_ratio"] > 0
     assert 15 < result["length_p50_tokens"] <= result["length_p99_tokens"] <= 64
-
-
-@pytest.mark.gpu
-def test_truncation_on_a_gpu_is_that_on_a_cpu():
-    logits = random_logits(40, 2048)
-    for settings in ({"top_k": 7}, {"top_p": 0.9}, {"top_k": 40, "top_p": 0.8, "min_p": 0.01}):
-        assert torch.equal(truncate(logits.cuda(), **settings).cpu(), truncate(logits, **settings))
 
 
 @pytest.mark.gpu

@@ -380,8 +380,8 @@ def test_each_request_has_its_own_numbers_and_none_has_none(server):
 @pytest.mark.parametrize(
     ("control", "said"),
     [
-        (EqualTo(128), "no name for the mode 'landing'.*mode='hard' or mode='soft'.*local generator"),
-        (Gated(AtMost(64), min_entropy=0.1), "no name for the mode 'landing'.*use mode='hard'"),
+        (EqualTo(128), "no name for the mode 'penalty'.*mode='hard' or mode='soft'.*local generator"),
+        (Gated(AtMost(64), min_entropy=0.1), "no name for the mode 'penalty'.*use mode='hard'"),
         (lambda probs, *_: probs, "no name for the control.*knows Tilt, EqualTo"),
         (Scale(0, "mul"), "leaves the distribution as it is"),
         (Gated(EqualTo(128, mode="hard"), min_g=0.1), "reads no min_g where there is a target"),

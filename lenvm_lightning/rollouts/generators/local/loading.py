@@ -80,7 +80,7 @@ def load_model(
 
 
 def _sees(config: PreTrainedConfig) -> bool:
-    """Whether a model takes pictures."""
+    """Whether a model takes images."""
     remote = getattr(config, "auto_map", None) or {}
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in remote
 

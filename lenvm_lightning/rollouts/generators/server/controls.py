@@ -52,10 +52,10 @@ def _params(control: Any) -> dict[str, Any]:
     if type(control) not in _CONSTRAINTS:
         known = "Tilt, EqualTo, AtMost, AtLeast, Scale, Gated"
         raise GenerationError(f"the research server has no name for the control {control!r}; it knows {known}")
-    if control.mode == "landing":
+    if control.mode == "penalty":
         modes = "mode='hard' or mode='soft'" if isinstance(control, EqualTo) else "mode='hard'"
         raise GenerationError(
-            f"the research server has no name for the mode 'landing' of {control}, which is this package's own: use "
+            f"the research server has no name for the mode 'penalty' of {control}, which is this package's own: use "
             f"{modes} (the paper's) there, or a local generator (LocalGenerator with lenvm=...)"
         )
     constraint = "eq_soft" if control.mode == "soft" else _CONSTRAINTS[type(control)]

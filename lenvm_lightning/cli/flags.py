@@ -1,0 +1,45 @@
+"""Command-line flags of settings: kind, meaning and default are read from the field that declares the setting."""
+
+import argparse
+from dataclasses import MISSING, Field
+from typing import Any
+
+from ..utils.settings import fields_of
+
+
+def add_setting(
+    parser: argparse._ActionsContainer,
+    setting: Field[Any],
+    *,
+    flag: str | None = None,
+    default: Any = MISSING,
+    **more: Any,
+) -> None:
+    """Add the flag of a setting.
+
+    Args:
+        parser: or a group of one.
+        setting: a field made by `utils.settings.setting`.
+        flag: where it is not ``--NAME``.
+        default: where it is not the setting's own.
+        more: for ``add_argument``: ``action="append"``, ``nargs="+"``, another ``help``, ``required``.
+    """
+    own_default = setting.default if default is MISSING else default
+    told = "" if own_default in (None, MISSING, (), []) else f" (default: {own_default})"
+    meaning = more.pop("help", setting.metadata["meaning"])
+    parser.add_argument(
+        flag or f"--{setting.name.replace('_', '-')}",
+        dest=setting.name,
+        metavar=more.pop("metavar", setting.name.upper()),
+        type=setting.metadata["kind"].parse,
+        default=None if default is MISSING else default,
+        help=(meaning + told).replace("%", "%%"),
+        **more,
+    )
+
+
+def add_settings(parser: argparse._ActionsContainer, owner: type, *names: str) -> None:
+    """Add flags of several settings of a dataclass, all of its own names and defaults."""
+    known = fields_of(owner)
+    for name in names:
+        add_setting(parser, known[name])

@@ -1,0 +1,44 @@
+"""``lenvm predict``: the length of text that is not written yet."""
+
+import argparse
+import json
+from typing import Any
+
+from .models import add_models, open_lenvm
+
+PREDICT_EXAMPLES = """examples:
+  lenvm predict tiny-math --limit 5                                     the embedded tiny world
+  lenvm predict prompts.jsonl --lenvm runs/text_lenvm/model > lengths.jsonl
+
+One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end included), or error.
+"""
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lenvm predict``."""
+    parser.add_argument("prompts", metavar="PROMPTS", help="a JSONL file, an embedded set, or a data set by name")
+    add_models(parser, "whose tokenizer to use, where the length value model's folder has none")
+    parser.add_argument("--split", help="only prompts of this split")
+    parser.add_argument("--limit", type=int, help="only so many prompts")
+
+
+def run_predict(arguments: argparse.Namespace) -> int:
+    """Print the expected lengths.
+
+    Returns:
+        Exit status: 0, or 3 where a prompt has none.
+    """
+    from ..evaluation.prediction import predict_lengths
+    from ..models.backbone import load_processor
+    from ..rollouts.prompts import load_prompts
+
+    prompts = load_prompts(arguments.prompts, split=arguments.split, limit=arguments.limit)
+    guess = "tiny-vl" if arguments.prompts == "tiny-vqa" else "tiny-text"
+    lenvm = open_lenvm(arguments, arguments.generator or guess)
+    processor = load_processor(arguments.generator or arguments.lenvm or guess)
+    status = 0
+    for prompt, found in predict_lengths(lenvm, processor, prompts):
+        told: dict[str, Any] = {"error": found} if isinstance(found, str) else {"expected_tokens": round(found, 1)}
+        print(json.dumps({"prompt_id": prompt.prompt_id, **told}), flush=True)
+        status = 3 if isinstance(found, str) else status
+    return status

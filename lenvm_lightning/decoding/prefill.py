@@ -1,0 +1,136 @@
+"""What the engine is asked to write, and its prompts: read by both models, those of one width together."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from ..guidance import Control
+from .kv_layout import round_up
+from .model_runner import PADDING, ModelRunner, moved_to
+from .sampling_params import SamplingParams
+
+Prefill = tuple[Cache, int, int, int]
+"""Where a prompt is, all tokens but the last: cache, its row, the column it starts at, its rope offset."""
+_AHEAD = 16  # prompts looked at, to find some that can be prefilled together
+_PREFILL_TOKENS = 1024  # padded tokens of such a prefill: more of them save no time and cost memory
+
+
+@dataclass
+class Request:
+    """Completions to write for one prompt.
+
+    Attributes:
+        key: whatever the caller knows it by.
+        prompt_ids: token ids, at least one.
+        seeds: of its completions, one each; that of ``params`` is not read.
+        params: how its tokens are sampled, and how many at most.
+        control: of its length; None leaves it to the base model.
+        inputs: what else the models take, tensors of its images; empty for text.
+        ends: whether what was written so far is to end here, such as with a stop string; None where nothing says so.
+        prefills: of the generator and of the length value model, once they have read the prompt.
+    """
+
+    key: Any
+    prompt_ids: list[int]
+    seeds: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    control: Control | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    ends: Callable[[list[int]], bool] | None = None
+    prefills: list[Prefill] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        """Columns of its prefill, which is of all tokens but the last: that one is fed by the first step."""
+        return round_up(len(self.prompt_ids) - 1, PADDING)
+
+    @property
+    def is_plain_text(self) -> bool:
+        """Whether it can be prefilled beside other texts."""
+        return not self.inputs and not self.prefills
+
+
+@dataclass
+class PrefilledPrompt:
+    """A prompt whose keys and values wait for rows.
+
+    Attributes:
+        request: what it is of.
+        left: seeds, by their place, of completions that have not begun.
+    """
+
+    request: Request
+    left: deque[int]
+
+
+class Prefiller:
+    """Prompts on their way into rows: looked at, prefilled, and waiting until rows are free.
+
+    Args:
+        runners: of the generator and, where there is one, of the length value model.
+    """
+
+    def __init__(self, runners: Sequence[ModelRunner]) -> None:
+        self._runners = runners
+        self._waiting: list[Request] = []  # looked at, not prefilled yet
+        self.prefilled: deque[PrefilledPrompt] = deque()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there are prompts, read or not, that have completions to begin."""
+        return bool(self._waiting or self.prefilled)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are prompts to prefill."""
+        return bool(self._waiting)
+
+    def look_ahead(self, source: Iterator[Any]) -> Iterator[Any]:
+        """Take requests from a source, a few; what is no request is yielded."""
+        while len(self._waiting) < _AHEAD:
+            item = next(source, None)
+            if item is None:
+                return
+            if isinstance(item, Request):
+                self._waiting.append(item)
+            else:
+                yield item
+
+    @torch.inference_mode()
+    def prefill(self) -> None:
+        """Prefill the first prompt that waits, and with it others that are padded to the same width."""
+        first = self._waiting[0]
+        group = [first]
+        if not first.prefills and first.inputs:
+            first.prefills = [(cache, 0, 0, offsets[0]) for cache, offsets in self._prefill_inputs(first.inputs)]
+        elif not first.prefills:
+            alike = [one for one in self._waiting if one.is_plain_text and one.width == first.width]
+            group = alike[: max(1, _PREFILL_TOKENS // max(first.width, 1))]
+            caches = [runner.prefill([one.prompt_ids[:-1] for one in group]) for runner in self._runners]
+            for row, request in enumerate(group):
+                request.prefills = [(cache, row, 0, 0) for cache in caches]
+        taken = set(map(id, group))
+        self._waiting = [request for request in self._waiting if id(request) not in taken]
+        self.prefilled.extend(PrefilledPrompt(one, deque(range(len(one.seeds)))) for one in group)
+
+    @torch.inference_mode()
+    def prefill_batch(self, inputs: dict[str, Any], requests: Sequence[Request], places: Sequence[int]) -> None:
+        """Run a batch of prompts, images included, through both models at once, as a processor has laid it out.
+
+        Args:
+            inputs: what the models take: ``input_ids`` and ``attention_mask`` (B, T) among it.
+            requests: those of the prompts that are to be answered.
+            places: row of the batch that each request's prompt is.
+        """
+        starts = inputs["attention_mask"].long().argmax(-1).tolist()
+        caches = self._prefill_inputs(inputs)
+        for request, place in zip(requests, places, strict=True):
+            request.prefills = [(cache, place, starts[place], offsets[place]) for cache, offsets in caches]
+
+    def _prefill_inputs(self, inputs: dict[str, Any]) -> list[tuple[Cache, list[int]]]:
+        """The cache of each model, and the rope offset of what follows each prompt."""
+        return [runner.prefill_inputs(moved_to(runner.model, inputs))[1:] for runner in self._runners]

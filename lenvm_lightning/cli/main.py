@@ -18,7 +18,7 @@ from .predict import PREDICT_EXAMPLES, add_predict
 from .sample import FIELDS, read_settings, run_sampling
 
 _RUN_EXAMPLES = """examples:
-  lightning run recipes/vlm_lenvm.yaml                              the embedded tiny world, pictures and text
+  lightning run recipes/vlm_lenvm.yaml                              the embedded tiny world, images and text
   lightning run text_lenvm --fit.trainer.max_steps 50               a shipped recipe by name, one setting changed
   lightning run text_lenvm --fit.data.files 'rollouts/*.jsonl'      your own rollouts
   lightning run text_lenvm --check                                  look at recipe and data, train nothing
@@ -41,9 +41,13 @@ _SAMPLE_EXAMPLES = """examples:
 
 Killed or stopped, the same command goes on; where it is complete, it does nothing. OUT/rollouts.jsonl is there when
 all is. A server's key is read from $OPENAI_API_KEY.
-exit status: 0 every completion is there, 3 some failed (OUT/failures.jsonl), 2 something to mend, 130 Ctrl-C,
+exit status: 0 every completion is there, 3 some failed (OUT/failures.jsonl), 2 something to fix, 130 Ctrl-C,
 143 SIGTERM
 """
+_SAMPLE_HELP = {
+    "out": "folder of the completions",
+    "stop": "a text after which a completion ends; may be given again",
+}  # where a command line differs from a recipe
 _CONVERT_EXAMPLES = """examples:
   lenvm convert rollouts/math published.jsonl                       one completion a line, those of a prompt together
   lenvm convert rollouts/math published.jsonl --grouped             one prompt a line
@@ -159,16 +163,17 @@ def _add_sample(commands: argparse._SubParsersAction) -> None:
     )
     for name, field in FIELDS.items():
         needed = field.default is MISSING or name == "out"
-        default = "" if field.default in (None, MISSING) else f" (default: {field.default})"
+        default = "" if field.default in (None, MISSING, ()) else f" (default: {field.default})"
+        several = {"prompts": {"nargs": "+"}, "stop": {"action": "append"}}.get(name, {})
         sample.add_argument(
             *(["-n"] if name == "n" else []),
             *([] if name == "n" else [f"--{name.replace('_', '-')}"]),
             dest=name,
-            metavar=name.upper(),
+            metavar="TEXT" if name == "stop" else name.upper(),
             required=needed,
-            nargs="+" if name == "prompts" else None,
+            **several,
             type=field.metadata["kind"].parse,
-            help=("folder of the completions" if name == "out" else field.metadata["meaning"]) + default,
+            help=_SAMPLE_HELP.get(name, field.metadata["meaning"]) + default,
         )
 
 
@@ -211,7 +216,7 @@ def main(argv: Sequence[str] | None = None, program: str = "lenvm") -> int:
     """Run a command line.
 
     Returns:
-        Exit status: 0 done, 2 something the user can mend, 3 done but for completions that failed, 130 stopped by
+        Exit status: 0 done, 2 something the user can fix, 3 done but for completions that failed, 130 stopped by
         Ctrl-C, 141 nobody reads any more, 143 stopped by SIGTERM.
     """
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)

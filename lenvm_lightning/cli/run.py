@@ -8,7 +8,6 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +208,7 @@ def run_recipe(
         return _run_without_fit(settings, sampling, path, runs / (name or path.stem), check)
     cli = parse_fit(settings["fit"], str(path))
     if sampling is not None:
-        cli.settings = {"sample": asdict(sampling), **cli.settings}
+        cli.settings = {"sample": sampling.as_dict(), **cli.settings}
     tasks = _plan_tasks(cli, settings, sampling, path, runs / (name or path.stem) / "model")
     check_tasks(tasks, settings.get("variants", {}).get("runs", ()))
     if check:

@@ -33,14 +33,20 @@ class SampleSettings:
     min_p: float = setting_of(SamplingParams, "min_p")
     max_tokens: int = setting_of(SamplingParams, "max_tokens")
     seed: int = setting_of(SamplingParams, "seed")
+    stop: list[str] | tuple[str, ...] = setting_of(SamplingParams, "stop")
     model: str | None = setting(TEXT, "which model, where a server has several", None)
     options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)
     out: str | None = setting(TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
 
     @property
     def sampling(self) -> SamplingParams:
-        """How tokens are drawn."""
-        return SamplingParams(self.temperature, self.top_k, self.top_p, self.min_p, self.max_tokens, self.seed)
+        """How tokens are sampled."""
+        return SamplingParams(**{one.name: getattr(self, one.name) for one in fields(SamplingParams)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as a recipe has them; without ``stop`` where there is none."""
+        values = {**asdict(self), "stop": list(self.stop)}
+        return {name: value for name, value in values.items() if name != "stop" or value}
 
 
 FIELDS = {f.name: f for f in fields(SampleSettings)}
@@ -74,7 +80,7 @@ def settled(settings: SampleSettings, runs: Path) -> SampleSettings:
     """With a folder: the one given, else one that all runs with the same settings share."""
     if settings.out is not None:
         return settings
-    content = {key: value for key, value in asdict(settings).items() if key not in ("options", "out")}
+    content = {key: value for key, value in settings.as_dict().items() if key not in ("options", "out")}
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", settings.generator.rstrip("/").split("/")[-1]).strip("-.") or "generator"
     return replace(settings, out=str(runs / "rollouts" / f"{name}-{digest}"))

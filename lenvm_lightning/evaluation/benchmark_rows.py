@@ -8,7 +8,7 @@ from ..errors import DataError, EvaluationError, nearest
 from .settings import list_of, one_of
 
 if TYPE_CHECKING:
-    from ..rollouts.prompts.rows import Rows
+    from ..rollouts.prompts.rows import SourceRows
 
 LANGUAGES = ("en", "cn")  # English and Chinese, as LIFEBench calls them
 LANGUAGE_LIST = list_of(one_of(*LANGUAGES), f"a list of {', '.join(LANGUAGES)}")
@@ -111,7 +111,7 @@ def require_english(languages: Sequence[str] | None) -> None:
         raise EvaluationError("--languages: the tiny world writes English only; give --data for other prompts")
 
 
-def _rows(source: str, split: str | None, name: str | None) -> "Rows":
+def _rows(source: str, split: str | None, name: str | None) -> "SourceRows":
     # The datasets library takes half a second to import, which those who only score need not wait for.
     from ..rollouts.prompts.rows import DatasetRows, JsonlRows, load_splits
 

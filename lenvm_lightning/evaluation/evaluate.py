@@ -77,13 +77,13 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
         speeds = _sample(prepared, models, samples)
         by_system = {system.name: samples.of(system.name) for system in prepared.systems}
         if not any(by_system.values()):
-            reasons = sorted(set(samples.failed.values()))
+            reasons = sorted({failure.reason for failure in samples.failures.values()})
             raise EvaluationError(f"{folder}: not one completion could be had:\n  " + "\n  ".join(reasons[:_SHOWN]))
         _tell_failed(samples)
         # 4. Samples -> findings.
         findings = prepared.task.summarise(_measured(prepared, models, by_system))
         # 5. Findings -> report.
-        results = _results(prepared, identity, findings, by_system, len(samples.failed), models.gamma)
+        results = _results(prepared, identity, findings, by_system, len(samples.failures), models.gamma)
         text = write_report(folder, results, findings.figures, speeds, command)
     return Evaluated(folder, results, text)
 
@@ -166,23 +166,23 @@ def _complete(folder: Path, identity: dict[str, Any]) -> Evaluated | None:
 def _tell_opened(samples: SampleFolder) -> None:
     """Say what was put right in a folder, and where it goes on."""
     for note in samples.notes:
-        print(f"{samples.path}: {note}", file=sys.stderr)
+        print(f"{samples.folder}: {note}", file=sys.stderr)
     if samples.samples:
-        print(f"{samples.path}: going on from {len(samples.samples):,} samples", file=sys.stderr)
+        print(f"{samples.folder}: going on from {len(samples.samples):,} samples", file=sys.stderr)
 
 
 def _tell_failed(samples: SampleFolder) -> None:
     """List the completions that could not be had."""
-    file = samples.path / "failures.jsonl"
-    if not samples.failed:
+    file = samples.folder / "failures.jsonl"
+    if not samples.failures:
         file.unlink(missing_ok=True)
         return
     lines = [
-        json.dumps({"system": key[0], "prompt_id": key[1], "number": key[2], "reason": reason})
-        for key, reason in sorted(samples.failed.items())
+        json.dumps({"system": key[0], "prompt_id": key[1], "number": key[2], "reason": failure.reason})
+        for key, failure in sorted(samples.failures.items())
     ]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    reasons = sorted(set(samples.failed.values()))
+    reasons = sorted({failure.reason for failure in samples.failures.values()})
     print(
         f"{len(lines):,} completions failed, all listed in {file}; such as: {reasons[0]}\n"
         "The same command tries them again.",

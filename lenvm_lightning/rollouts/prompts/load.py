@@ -11,7 +11,7 @@ from typing import Any, overload
 
 from ...errors import DataError, nearest
 from ..generators.interface import Prompt
-from .parts import EMBEDDED, Part, Source
+from .parts import EMBEDDED, PromptPart, Source
 from .sources import READY_MADE
 
 _KEYS = {
@@ -21,15 +21,15 @@ _KEYS = {
 _COLUMNS = ("prompt", "messages", "image", "options", "id", "split", "meta")
 
 
-class Prompts(Sequence[Prompt]):
-    """Prompts of several sources, one after the other. Pictures are opened when a prompt is taken.
+class LoadedPrompts(Sequence[Prompt]):
+    """Prompts of several sources, one after the other. Images are opened when a prompt is taken.
 
     Attributes:
         ids: the ``prompt_id`` of each, without taking any.
         description: where they come from and a digest of their content, as JSON values: what a run was sampled with.
     """
 
-    def __init__(self, parts: list[Part], given: dict[str, Any]) -> None:
+    def __init__(self, parts: list[PromptPart], given: dict[str, Any]) -> None:
         self._parts = parts
         self._ends = list(accumulate(len(part.ids) for part in parts))
         self.ids = [prompt_id for part in parts for prompt_id in part.ids]
@@ -59,7 +59,7 @@ def load_prompts(
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> Prompts:
+) -> LoadedPrompts:
     """Prompts of one or several sources, in their order.
 
     A source is a name or a mapping. Names: an embedded set (``tiny-math``, ``tiny-write``, ``tiny-vqa``); a data set of
@@ -96,12 +96,12 @@ def load_prompts(
     parts = [part for source in _read_sources(listed, split, limit, seed) for part in source.load()]
     _check_ids(parts)
     given = {"sources": json.loads(json.dumps(listed)), "split": split, "limit": limit, "seed": seed}
-    return Prompts(parts, given)
+    return LoadedPrompts(parts, given)
 
 
-def _check_ids(parts: list[Part]) -> None:
+def _check_ids(parts: list[PromptPart]) -> None:
     """Refuse ids that two sources have."""
-    owner: dict[str, Part] = {}
+    owner: dict[str, PromptPart] = {}
     for part in parts:
         for prompt_id in part.ids:
             other = owner.setdefault(prompt_id, part)

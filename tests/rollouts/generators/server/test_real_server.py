@@ -123,7 +123,7 @@ def test_it_is_told_what_it_needs_to_know(served, model):
 
 def test_a_dead_server_ends_the_run_and_the_next_one_goes_on(served, model, tmp_path):
     prompts, sampling = load_prompts("tiny-math", limit=20), SamplingParams(max_tokens=8, seed=1)
-    generator = ServerGenerator(served.url, model, concurrency=4, patience=0.5)
+    generator = ServerGenerator(served.url, model, concurrency=4, unreachable_timeout=0.5)
     killer = kill_at(served, tmp_path, 10, again=False)
     with pytest.raises(GeneratorError, match=r"(?s)has not answered.*of 40 completions are in"):
         sample_rollouts(generator, prompts, 2, tmp_path, sampling)
@@ -142,7 +142,7 @@ def test_a_dead_server_ends_the_run_and_the_next_one_goes_on(served, model, tmp_
 @pytest.mark.slow
 def test_a_restart_in_the_middle_loses_and_doubles_nothing(served, model, tmp_path):
     prompts, sampling = load_prompts("tiny-math", limit=200), SamplingParams(max_tokens=8, seed=2)
-    generator = ServerGenerator(served.url, model, concurrency=8, patience=120)
+    generator = ServerGenerator(served.url, model, concurrency=8, unreachable_timeout=120)
     starts = served.starts
     killer = kill_at(served, tmp_path, 300, again=True)
     outcome = sample_rollouts(generator, prompts, 4, tmp_path, sampling)
@@ -152,15 +152,15 @@ def test_a_restart_in_the_middle_loses_and_doubles_nothing(served, model, tmp_pa
 
 
 @pytest.mark.slow
-def test_the_server_sees_the_pictures(tmp_path):
-    """Greedy, so that only the picture can make a difference."""
+def test_the_server_sees_the_images(tmp_path):
+    """Greedy, so that only the image can make a difference."""
     model = str(tinyworld.path("tiny-vl"))
     server = Served(model, tmp_path)
     server.start()
     try:
-        pictures = [prompt.images for prompt in load_prompts("tiny-vqa", limit=6)]
+        images = [prompt.images for prompt in load_prompts("tiny-vqa", limit=6)]
         ask = [{"role": "user", "content": "<image>How many shapes are there?"}]
-        asked = [Prompt(f"p{i}", ask, picture) for i, picture in enumerate([*pictures, pictures[0]])]
+        asked = [Prompt(f"p{i}", ask, image) for i, image in enumerate([*images, images[0]])]
         requests, sampling = (
             [PromptRequest(prompt, (0,)) for prompt in asked],
             SamplingParams(temperature=0.0, max_tokens=32),

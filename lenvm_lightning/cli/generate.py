@@ -18,7 +18,7 @@ from .models import add_models, open_lenvm
 if TYPE_CHECKING:
     from ..guidance import Control
 
-GENERATE_EXAMPLES = """examples:
+EXAMPLES = """examples:
   lenvm generate --equal-to 128 "Write a text about the sea."           the embedded tiny world
   lenvm generate --tilt -10 "Ann has 3 pens and buys 2. How many pens does she have?"
   lenvm generate --image shapes.png --at-most 40 "How many circles are there?"
@@ -28,7 +28,7 @@ The text goes to stdout; what is known of its length, while it is written and in
 """
 
 
-def add_generate(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lenvm generate``."""
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to answer; read from stdin where left out")
     add_models(parser, "an embedded model, a model directory or a hub id (default: tiny-text; tiny-vl with --image)")
@@ -54,7 +54,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write how each token was chosen, as JSON lines")
 
 
-def run_generate(arguments: argparse.Namespace) -> int:
+def execute(arguments: argparse.Namespace) -> int:
     """Write what was asked for.
 
     Returns:

@@ -27,12 +27,12 @@ class System:
     Attributes:
         name: as people type it.
         control: of a completion's length, by the meta of its prompt; None for the unguided generator.
-        drawing: sampling settings in which it differs.
+        sampling: settings of sampling in which it differs.
     """
 
     name: str
     control: "Callable[[Mapping[str, Any]], Control | None] | None" = None
-    drawing: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def guided(self) -> bool:
@@ -49,7 +49,7 @@ class Sample:
         prompt_id: of the question.
         number: which of its completions.
         tokens: generated, the end token included.
-        finish_reason: ``stop`` or ``length`` (cut).
+        finish_reason: ``stop`` or ``length`` (truncated).
         logprob: sum of the log-probabilities (nats) that the generator gave the tokens before temperature, truncation
             and control; None where it is not known.
         found: what judging found.
@@ -70,7 +70,7 @@ class Sample:
     reencoded: bool = False
 
     @property
-    def cut(self) -> bool:
+    def truncated(self) -> bool:
         """Whether it reached the token limit."""
         return self.finish_reason == "length"
 
@@ -181,7 +181,7 @@ def collect(
     missing = n * len(prompts) - len(there)
     if not missing:
         return None
-    sampling = replace(sampling, **system.drawing)
+    sampling = replace(sampling, **system.sampling)
     metas: dict[str, Mapping[str, Any]] = {}
 
     def keep(answer: Answer) -> None:
@@ -199,7 +199,7 @@ def collect(
         sampling.max_tokens,
         there=len(there),
         tokens_there=sum(sample.tokens for sample in there),
-        truncated=sum(sample.cut for sample in there),
+        truncated=sum(sample.truncated for sample in there),
     )
     requests = _missing(folder, system, prompts, n, metas)
     return ask_for_missing(generator, requests, sampling, missing=missing, keep=keep, progress=progress, store=folder)

@@ -101,7 +101,7 @@ class Completions:
         if not np.issubdtype(self.tokens.dtype, np.integer) or self.tokens.min() < 0:
             raise ValueError(f"tokens must be whole numbers of at least 0, got {self.tokens.dtype} values")
         if self.right.dtype != np.bool_:
-            # An unjudged answer (None) would count as wrong without a word.
+            # An unjudged answer (None) would silently count as wrong.
             raise ValueError(f"right must be True or False for each completion, got {self.right.dtype} values")
 
 

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 from lenvm_lightning import LengthValueModel, tinyworld
 from lenvm_lightning.cli.main import main
-from lenvm_lightning.cli.report import next_commands
 from lenvm_lightning.errors import CheckpointError
 from lenvm_lightning.models import backbone
+from lenvm_lightning.pipeline.report import next_commands
 
 IDS = torch.arange(30)[None] * 31 % 300 + 20
 SETTINGS = {

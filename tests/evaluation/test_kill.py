@@ -54,7 +54,7 @@ def test_killed_at_random_moments(undisturbed, tmp_path):
     assert (tmp_path / "samples.jsonl").read_bytes().count(b"\n") == len(lines(tmp_path)) == 96
     assert lines(tmp_path) == lines(undisturbed)
     assert (tmp_path / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()
-    assert (tmp_path / "wishes.png").read_bytes() == (undisturbed / "wishes.png").read_bytes()
+    assert (tmp_path / "constraints.png").read_bytes() == (undisturbed / "constraints.png").read_bytes()
     assert len({one["system"] for one in lines(tmp_path).values() if one["token_ids"]}) == 2
 
 

@@ -43,8 +43,8 @@ def test_what_was_added_is_there_again(tmp_path):
         assert again.notes == []
         assert again.of("base") == [added[1], added[0]]
         assert again.of("ours") == [added[2]]
-        assert again.of("ours")[0].cut
-        assert not again.of("base")[0].cut
+        assert again.of("ours")[0].truncated
+        assert not again.of("base")[0].truncated
     assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
     assert not (tmp_path / ".lock").exists()
 
@@ -165,9 +165,9 @@ def test_samples_hold_what_was_answered_and_judged(tmp_path):
     for one in samples:
         assert one.tokens == len(one.token_ids)
         assert one.found == {"answer": one.prompt_id.removeprefix("p/"), "even": one.tokens % 2 == 0}
-        assert one.cut == (one.token_ids[-1] != 2)
+        assert one.truncated == (one.token_ids[-1] != 2)
         assert one.text == " ".join(map(str, one.token_ids)) + " é\n漢"
-    assert {one.cut for one in samples} == {True, False}
+    assert {one.truncated for one in samples} == {True, False}
     lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert sorted(lines) == sorted(json.dumps(asdict(one)) for one in samples)
 

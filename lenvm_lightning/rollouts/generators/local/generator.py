@@ -132,10 +132,10 @@ class LocalGenerator:
         requests_or_answers = self._requests(requests, sampling, engine)
         try:
             if engine is None:
-                for item in requests_or_answers:
-                    if isinstance(item, Answer):
-                        self.tokens_written += len(getattr(item.result, "token_ids", ()))
-                        yield item
+                for answer in requests_or_answers:
+                    if isinstance(answer, Answer):
+                        self.tokens_written += len(getattr(answer.result, "token_ids", ()))
+                        yield answer
                 return
             for item in engine.steps(requests_or_answers):
                 if isinstance(item, Answer):

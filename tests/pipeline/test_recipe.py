@@ -14,13 +14,12 @@ from places import CONFIGS
 
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import BackboneConfig, LoRA, LossConfig, OptimizerConfig, TextLenVM, VisionLenVM
-from lenvm_lightning.cli.recipe import find_recipe, read_recipe, recipes_folder, vary
-from lenvm_lightning.cli.run import FitCLI, parse_fit
-from lenvm_lightning.cli.sample import FIELDS, read_settings
-from lenvm_lightning.cli.stages import plan_tasks
-from lenvm_lightning.evaluation.settings import FIELDS as EVALUATE_FIELDS
-from lenvm_lightning.evaluation.settings import WITHOUT_GENERATOR
+from lenvm_lightning.evaluation.settings import fields_of_task
 from lenvm_lightning.models.adapters import add_adapter
+from lenvm_lightning.pipeline.evaluate_stage import needs_generator, plan_tasks
+from lenvm_lightning.pipeline.fit_stage import FitCLI, parse_fit
+from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe, recipes_folder, vary
+from lenvm_lightning.pipeline.sample_stage import FIELDS, read_settings
 from lenvm_lightning.tinyworld.datamodule import TinyCorpus
 from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
 
@@ -105,9 +104,9 @@ def test_evaluate_stage(path):
     tasks = plan_tasks(recipe, str(path), "tiny-vl" if "vl" in path.stem else "tiny-text", "model")
     assert tasks
     for section in recipe["evaluate"]:
-        assert [key for key, value in section.items() if value == EVALUATE_FIELDS[key].default] == []
+        assert [key for key, value in section.items() if value == fields_of_task(section["task"])[key].default] == []
     for task in tasks:
-        if task.task not in WITHOUT_GENERATOR:
+        if needs_generator(task):
             assert task.generator is not None or path.stem not in ("text_lenvm", "vlm_lenvm", "paper_tiny")
 
 

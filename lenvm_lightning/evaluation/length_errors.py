@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import DataError
-from ...metrics import POSITION_NAMES, POSITIONS, tokens_at, weighted_median
-from ...training.metrics import LengthErrors, PromptBoundaryMRE
-from ..statistics import ratio_and_error, spearman
+from ..errors import DataError
+from ..metrics import POSITION_NAMES, POSITIONS, tokens_at, weighted_median
+from ..training.metrics import LengthErrors, PromptBoundaryMRE
+from .statistics import ratio_and_error, spearman
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ class PromptLength:
     Attributes:
         prompt_id: its id.
         completions: sampled for it.
-        expected_tokens: ``L_GT = ln(1 - mean(1 - gamma ** L_i)) / ln gamma``.
+        expected_tokens: `L_GT = ln(1 - mean(1 - gamma ** L_i)) / ln gamma`.
         predicted_tokens: predicted at s_0, before anything was written.
     """
 
@@ -60,25 +60,25 @@ class PositionError:
 class LengthReport:
     """Errors of predicted lengths. Standard errors are over prompts, None with a single one.
 
-    A completion that was cut at the token limit has no known length: it is left out of the errors by position, as in
-    validation. At the prompt boundary its whole prompt is left out, since the completions that ended are the short
+    A completion that was truncated at the token limit has no known length: it is left out of the errors by position, as
+    in validation. At the prompt boundary its whole prompt is left out, since the completions that ended are the short
     ones and their mean would be too low. So the prompts that stay are rather the short ones: a large
-    ``prompts_left_out`` says that the report is about those only.
+    `prompts_left_out` says that the report is about those only.
 
     Attributes:
         prompts: whose completions all ended; the numbers at the prompt boundary are about these.
-        prompts_left_out: with a completion that was cut.
+        prompts_left_out: with a truncated completion.
         completions: of all prompts.
-        completions_cut: those that hit the token limit.
-        mre: mean of ``|L_hat - L_GT| / L_GT`` over prompts (Zhang et al. 2026).
+        completions_truncated: those that hit the token limit.
+        mre: mean of `|L_hat - L_GT| / L_GT` over prompts (Zhang et al. 2026).
         mre_stderr: its standard error.
         mre_constant: the MRE of the best constant for these very prompts.
         constant_tokens: that constant.
         mre_of_sampling: about what a perfect predictor would score, because L_GT comes from a few sampled completions:
-            mean of ``sqrt(2 / pi) * standard error of L_GT / L_GT``; None where a prompt has a single completion.
-        bias_tokens: mean of ``L_hat - L_GT``; positive = predicted too long.
+            mean of `sqrt(2 / pi) * standard error of L_GT / L_GT`; None where a prompt has a single completion.
+        bias_tokens: mean of `L_hat - L_GT`; positive = predicted too long.
         bias_tokens_stderr: its standard error.
-        spearman: rank correlation of ``L_hat`` and ``L_GT`` over prompts; None where one of them does not vary.
+        spearman: rank correlation of `L_hat` and `L_GT` over prompts; None where one of them does not vary.
         positions: errors by position, keys as in `POSITIONS`.
         by_prompt: the prompts at the boundary.
     """
@@ -86,7 +86,7 @@ class LengthReport:
     prompts: int
     prompts_left_out: int
     completions: int
-    completions_cut: int
+    completions_truncated: int
     mre: float
     mre_stderr: float | None
     mre_constant: float
@@ -110,16 +110,16 @@ class LengthPredictions:
         self.gamma = gamma
         self._errors = LengthErrors()
         self._prompts: dict[str, int] = {}  # id -> number
-        self._rows: list[tuple[int, int, float, bool]] = []  # prompt, L, L_hat at s_0, cut
+        self._rows: list[tuple[int, int, float, bool]] = []  # prompt, L, L_hat at s_0, truncated
         self._sums: dict[str, dict[int, list[float]]] = {name: defaultdict(lambda: [0.0, 0.0]) for name in POSITIONS}
 
-    def add(self, prompt_id: str, predicted: Tensor, cut: bool) -> None:
+    def add(self, prompt_id: str, predicted: Tensor, truncated: bool) -> None:
         """Add a completion.
 
         Args:
             prompt_id: of its prompt.
             predicted: predicted remaining tokens at its states s_0 … s_L. Shape (L + 1,), L >= 1.
-            cut: True = it hit the token limit.
+            truncated: True = it hit the token limit.
 
         Raises:
             ValueError: a completion without tokens.
@@ -128,8 +128,8 @@ class LengthPredictions:
         if length < 1:
             raise ValueError(f"a completion of {prompt_id} has no tokens")
         prompt = self._prompts.setdefault(prompt_id, len(self._prompts))
-        self._rows.append((prompt, length, float(predicted[0]), cut))
-        if cut:
+        self._rows.append((prompt, length, float(predicted[0]), truncated))
+        if truncated:
             return
         remaining = torch.arange(length, -1, -1)
         self._errors.update(
@@ -150,8 +150,10 @@ class LengthPredictions:
         """
         boundary = PromptBoundaryMRE(len(self._prompts), self.gamma)
         if self._rows:
-            prompt, length, start, cut = (torch.tensor(column) for column in zip(*self._rows, strict=True))
-            boundary.update(start[:, None], length[:, None], torch.ones(len(cut), 1, dtype=torch.bool), cut, prompt)
+            prompt, length, start, truncated = (torch.tensor(column) for column in zip(*self._rows, strict=True))
+            boundary.update(
+                start[:, None], length[:, None], torch.ones(len(truncated), 1, dtype=torch.bool), truncated, prompt
+            )
         known = [name for name, known in zip(self._prompts, boundary.known.tolist(), strict=True) if known]
         if not known:
             raise DataError(
@@ -169,7 +171,7 @@ class LengthPredictions:
             prompts=len(known),
             prompts_left_out=len(self._prompts) - len(known),
             completions=len(self._rows),
-            completions_cut=sum(cut for *_, cut in self._rows),
+            completions_truncated=sum(truncated for *_, truncated in self._rows),
             mre=found["mre"],
             mre_stderr=_error(np.abs(predicted - truth) / truth),
             mre_constant=found["mre_constant"],
@@ -201,7 +203,7 @@ def _error(of_prompts: np.ndarray) -> float | None:
 
 
 def _mre_of_sampling(lengths: Sequence[np.ndarray], truth: np.ndarray, gamma: float) -> float | None:
-    """See `LengthReport`; by the delta method ``dL = dm / (m * -ln gamma)``, m the mean of ``gamma ** L_i``."""
+    """See `LengthReport`; by the delta method `dL = dm / (m * -ln gamma)`, m the mean of `gamma ** L_i`."""
     if min(map(len, lengths)) < 2:
         return None
     errors = []
@@ -212,16 +214,16 @@ def _mre_of_sampling(lengths: Sequence[np.ndarray], truth: np.ndarray, gamma: fl
     return float(np.mean(errors))
 
 
-def plot_prediction(report: LengthReport, *, tiny_world: bool = False) -> "Figure":
+def plot_prediction(report: LengthReport, notice: str = "") -> "Figure":
     """Draw predicted against true length of each prompt, and the error by position beside the best constant.
 
     Args:
         report: what to draw.
-        tiny_world: say so in the title.
+        notice: title, such as `tiny world`.
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    from ..plots import new_figure
+    from .plots import new_figure
 
     figure, (left, right) = new_figure(2)
     truth = [prompt.expected_tokens for prompt in report.by_prompt]
@@ -246,8 +248,8 @@ def plot_prediction(report: LengthReport, *, tiny_world: bool = False) -> "Figur
     right.bar(at + 0.2, [e.mae_tokens_constant for e in errors], 0.4, color="0.75", label="best constant")
     right.set_xticks(at, [POSITION_NAMES[name].replace(" ", "\n", 1) for name in POSITIONS], fontsize=8)
     right.set_ylabel("mean absolute error, tokens")
-    right.set_title(f"{report.completions - report.completions_cut} completions: error by position", fontsize=10)
+    right.set_title(f"{report.completions - report.completions_truncated} completions: error by position", fontsize=10)
     right.legend(fontsize=8)
-    if tiny_world:
-        figure.suptitle("tiny world", fontsize=10)
+    if notice:
+        figure.suptitle(notice, fontsize=10)
     return figure

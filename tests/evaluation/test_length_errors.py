@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lenvm_lightning.errors import DataError
+from lenvm_lightning.evaluation.length_errors import LengthPredictions, plot_prediction
 from lenvm_lightning.evaluation.plots import as_png
 from lenvm_lightning.evaluation.statistics import ranks, ratio_and_error, spearman
-from lenvm_lightning.evaluation.tasks.length_errors import LengthPredictions, plot_prediction
 from lenvm_lightning.metrics import POSITIONS
 from lenvm_lightning.training.metrics import LengthErrors, PromptBoundaryMRE
 
@@ -18,23 +18,23 @@ GAMMA = 0.5
 
 def report_of(rows, gamma=GAMMA):
     found = LengthPredictions(gamma)
-    for prompt_id, predicted, cut in rows:
-        found.add(prompt_id, torch.tensor(predicted), cut)
+    for prompt_id, predicted, truncated in rows:
+        found.add(prompt_id, torch.tensor(predicted), truncated)
     return found.compute()
 
 
-def at_start(prompt_id, length, predicted, cut=False):
+def at_start(prompt_id, length, predicted, truncated=False):
     """A completion that is predicted right everywhere but at s_0."""
-    return prompt_id, [float(predicted), *range(length - 1, -1, -1)], cut
+    return prompt_id, [float(predicted), *range(length - 1, -1, -1)], truncated
 
 
-# mean(1 - 0.5 ** L): a: (1/2 + 7/8) / 2 = 11/16, so L_GT = log2(16/5) = 1.678…; b: L = 2 twice; c has a cut one.
+# mean(1 - 0.5 ** L): a: (1/2 + 7/8) / 2 = 11/16, so L_GT = log2(16/5) = 1.678…; b: L = 2 twice; c has a truncated one.
 ROWS = [
     at_start("a", 1, 2.0),
     at_start("b", 2, 3.0),
     at_start("c", 2, 9.0),
     at_start("a", 3, 2.0),
-    at_start("c", 3, 9.0, cut=True),
+    at_start("c", 3, 9.0, truncated=True),
     at_start("b", 2, 3.0),
 ]
 A = math.log2(16 / 5)
@@ -42,7 +42,7 @@ A = math.log2(16 / 5)
 
 def test_prompt_boundary_by_hand():
     report = report_of(ROWS)
-    assert (report.prompts, report.prompts_left_out, report.completions, report.completions_cut) == (2, 1, 6, 1)
+    assert (report.prompts, report.prompts_left_out, report.completions, report.completions_truncated) == (2, 1, 6, 1)
     assert [(p.prompt_id, p.completions) for p in report.by_prompt] == [("a", 2), ("b", 2)]
     assert [p.expected_tokens for p in report.by_prompt] == pytest.approx([A, 2.0], rel=1e-12)
     assert [p.predicted_tokens for p in report.by_prompt] == [2.0, 3.0]
@@ -86,9 +86,9 @@ def test_validation_prints_the_same_numbers():
         predicted[i, : len(row)] = torch.from_numpy(row)
         remaining[i, : len(row)] = torch.arange(len(row) - 1, -1, -1)
         mask[i, : len(row)] = True
-    cut = torch.tensor([cut for *_, cut in rows])
-    errors.update(predicted, remaining, mask, cut)
-    boundary.update(predicted, remaining, mask, cut, torch.tensor([i % 9 for i in range(40)]))
+    truncated = torch.tensor([truncated for *_, truncated in rows])
+    errors.update(predicted, remaining, mask, truncated)
+    boundary.update(predicted, remaining, mask, truncated, torch.tensor([i % 9 for i in range(40)]))
     wanted = {name: float(x) for name, x in (errors.compute() | boundary.compute()).items()}
     assert report.mre == pytest.approx(wanted["mre"], rel=1e-12)
     assert report.mre_constant == pytest.approx(wanted["mre_constant"], rel=1e-12)
@@ -114,7 +114,7 @@ def test_a_perfect_predictor_scores_about_what_sampling_alone_costs():
 
 def test_nothing_ended():
     with pytest.raises(DataError, match=r"1 prompts, 1 completions.*more max_tokens"):
-        report_of([at_start("a", 3, 2.0, cut=True)])
+        report_of([at_start("a", 3, 2.0, truncated=True)])
     with pytest.raises(DataError, match="0 prompts"):
         report_of([])
     with pytest.raises(ValueError, match="no tokens"):
@@ -136,4 +136,4 @@ def test_statistics_by_hand():
 
 
 def test_plot(tmp_path):
-    assert as_png(plot_prediction(report_of(ROWS), tiny_world=True)).startswith(b"\x89PNG")
+    assert as_png(plot_prediction(report_of(ROWS), "tiny world")).startswith(b"\x89PNG")

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...objectives import LengthTarget
-from ..statistics import ratio_and_error
+from ..objectives import LengthTarget
+from .statistics import ratio_and_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,13 +33,14 @@ _UNSPACED = 0x2E80  # from here on scripts write words without spaces
 def residuals(value: np.ndarray, gamma: float, ended: bool) -> np.ndarray:
     """Residual of each generated token, see the head of this module.
 
-    Their discounted sum ``sum(gamma ** (t - 1) * delta_t)`` telescopes to ``G_0 - V_0``: what the first state got
+    Their discounted sum `sum(gamma ** (t - 1) * delta_t)` telescopes to `G_0 - V_0`: what the first state got
     wrong. A positive residual says "ends sooner".
 
     Args:
         value: values of the states s_0 … s_L, in [-1, 0]. Shape (L + 1,).
         gamma: discount.
-        ended: True = the last token was EOS, so that the value of s_L is 0 whatever was predicted; False = it was cut.
+        ended: True = the last token was EOS, so that the value of s_L is 0 whatever was predicted; False = it was
+            truncated.
 
     Returns:
         Shape (L,), float64.
@@ -54,8 +55,8 @@ class Words:
     r"""Splits generated ids into words.
 
     A token is a word of its own, but for two cases: letters that follow letters without a space continue the word
-    (``W`` + ``ait``), and the bytes of one character belong together. Case and the spaces around a word do not count.
-    White space alone is written as ``\n`` and ``␣``; of scripts without spaces each token is a word.
+    (`W` + `ait`), and the bytes of one character belong together. Case and the spaces around a word do not count.
+    White space alone is written as `\n` and `␣`; of scripts without spaces each token is a word.
 
     Args:
         tokenizer: of the generator.
@@ -113,7 +114,7 @@ class WordEffect:
     r"""What follows a word.
 
     Attributes:
-        word: lower case; white space as ``\n`` and ``␣``.
+        word: lower case; white space as `\n` and `␣`.
         count: how often it was written.
         prompts: in the completions of how many prompts.
         mean_residual: of all its occurrences; of one of several tokens the discounted sum of theirs.
@@ -171,8 +172,8 @@ class TokenReport:
         """The words of a direction, the most telling first; special tokens and rare words are left out.
 
         Args:
-            direction: ``goes on longer`` or ``ends sooner``.
-            by: ``mean`` = by mean residual, words whose mean says the other direction are left out; ``share`` = by the
+            direction: `goes on longer` or `ends sooner`.
+            by: `mean` = by mean residual, words whose mean says the other direction are left out; `share` = by the
                 share of occurrences beyond the threshold, words without any are left out. Counts are no ranking: they
                 list full stops and digits, which are everywhere.
             top: at most so many.
@@ -198,7 +199,7 @@ class LengthTokens:
 
     Args:
         tokenizer: of the generator.
-        rule: target rule of the value model, ``lenvm.config.rule``.
+        rule: target rule of the value model, `lenvm.config.rule`.
     """
 
     def __init__(self, tokenizer: Any, rule: LengthTarget) -> None:
@@ -217,7 +218,7 @@ class LengthTokens:
             prompt_id: of its prompt: the completions of one prompt are not independent of each other.
             token_ids: generated ids. L of them, at least one.
             logits: of the states s_0 … s_L. Shape (L + 1,).
-            ended: True = the last id is EOS; False = cut at the token limit.
+            ended: True = the last id is EOS; False = truncated at the token limit.
 
         Raises:
             ValueError: the number of logits does not fit.
@@ -327,28 +328,28 @@ def _chance(table: _Table, effects: np.ndarray, ranked: np.ndarray, special: np.
 
 def plot_words(
     report: TokenReport,
+    notice: str = "",
     *,
     by: Ranking = "mean",
     top: int = 60,
-    tiny_world: bool = False,
     font: str | None = None,
 ) -> "Figure":
     """Draw a word cloud of each direction, side by side: the larger a word, the higher in the ranking.
 
-    Words whose mean residual may be chance (z below the report's ``chance_z``) are left out.
+    Words whose mean residual may be chance (z below the report's `chance_z`) are left out.
 
     Args:
         report: what to draw.
+        notice: what the title begins with, such as `tiny world`.
         by: ranking that sizes the words, see `TokenReport.ranking`.
         top: at most so many words a direction.
-        tiny_world: say so in the title.
         font: TrueType file; matplotlib's DejaVu Sans where None. Words with characters that it lacks are left out.
     """
     from matplotlib.font_manager import findfont
     from matplotlib.ft2font import FT2Font
     from wordcloud import WordCloud
 
-    from ..plots import new_figure
+    from .plots import new_figure
 
     font = font or findfont("DejaVu Sans")
     drawable = FT2Font(font).get_charmap()
@@ -372,6 +373,6 @@ def plot_words(
         )  # fmt: skip
         axis.imshow(cloud.generate_from_frequencies(sizes).to_array(), interpolation="bilinear")
     size = "mean residual" if by == "mean" else f"share of residuals beyond {report.threshold:g}"
-    world = "tiny world · " if tiny_world else ""
-    figure.suptitle(f"{world}{report.completions:,} completions, words sized by {size}", fontsize=10)
+    about = f"{notice} · " if notice else ""
+    figure.suptitle(f"{about}{report.completions:,} completions, words sized by {size}", fontsize=10)
     return figure

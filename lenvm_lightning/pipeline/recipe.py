@@ -11,13 +11,12 @@ import lightning as L
 import yaml
 
 from ..errors import RecipeError, nearest
-from ..evaluation.settings import FIELDS as EVALUATE_FIELDS
 from ..evaluation.settings import has
+from ..evaluation.settings import mistakes as mistakes_of_task
 from ..training.callbacks import ResumableCheckpoint
 from ..training.loggers import RUN_FOLDER, needs_save_dir
-from ..utils.settings import misfits
 from .class_arguments import Mistake, load_class, mistakes_of_arguments, mistakes_of_class, unknown_keys
-from .sample import FIELDS, wrong_values
+from .sample_stage import FIELDS, wrong_values
 
 STAGES = ("sample", "fit", "variants", "evaluate")
 _LOGGERS = "lightning.pytorch.loggers."
@@ -258,10 +257,8 @@ def _mistakes_of_evaluate(tasks: Any) -> Iterator[Mistake]:
         if not isinstance(task, dict):
             yield path, f"expected settings of a task, found {task!r}"
             continue
-        yield from unknown_keys(task, EVALUATE_FIELDS, path, "setting of a task")
-        if "task" not in task:
-            yield path, "task is missing"
-        yield from (((*path, key), problem) for key, problem in misfits(task, EVALUATE_FIELDS))
+        for key, problem in mistakes_of_task(task):
+            yield (*path, str(key)) if key else path, problem
 
 
 def _mistakes_of_fit(fit: dict[str, Any]) -> Iterator[Mistake]:

@@ -1,4 +1,4 @@
-"""Controls of length as short texts, for command lines of other tools: ``tilt:-5``, ``equal-to:128:hard``."""
+"""The text form of a control, the same in command lines, recipes and servers: `tilt:-5`, `equal-to:128:hard`."""
 
 from typing import Any
 

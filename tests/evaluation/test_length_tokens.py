@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lenvm_lightning.decoding.sampling_params import SamplingParams
+from lenvm_lightning.evaluation.length_tokens import DIRECTIONS, LengthTokens, Words, plot_words, residuals
 from lenvm_lightning.evaluation.plots import as_pixels, as_png
 from lenvm_lightning.evaluation.rollout_values import values_of
-from lenvm_lightning.evaluation.tasks.length_tokens import DIRECTIONS, LengthTokens, Words, plot_words, residuals
 from lenvm_lightning.models.backbone import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.objectives import LengthTarget
@@ -39,7 +39,7 @@ def test_residuals_by_hand():
 def test_discounted_residuals_telescope(ended):
     value, gamma = -np.random.default_rng(0).uniform(0, 1, 9), 0.9
     delta = residuals(value, gamma, ended)
-    end = 0.0 if ended else value[-1]  # the return of s_0, bootstrapped where it was cut
+    end = 0.0 if ended else value[-1]  # the return of s_0, bootstrapped where it was truncated
     assert gamma ** np.arange(8) @ delta == pytest.approx(-(1 - gamma**8) + gamma**8 * end - value[0], rel=1e-12)
 
 
@@ -99,7 +99,7 @@ def test_effects_by_hand(tiny_text):
     assert found.compute(minimum=3).ranking("goes on longer") == []
 
 
-def test_a_cut_completion_has_no_end(tiny_text):
+def test_a_truncated_completion_has_no_end(tiny_text):
     found = LengthTokens(tiny_text, RULE)
     found.add("a", [tiny_text(".")["input_ids"][0]], logits_of([3, 2]), False)
     assert found.compute().mean_residual == pytest.approx(0.0, abs=1e-9)
@@ -153,7 +153,7 @@ def test_detours_go_on_longer_and_closings_end_sooner(report):
 
 
 def test_clouds(report):
-    figures = [plot_words(report, tiny_world=True), plot_words(report, tiny_world=True), plot_words(report, by="share")]
+    figures = [plot_words(report, "tiny world"), plot_words(report, "tiny world"), plot_words(report, by="share")]
     first, again, shares = map(as_pixels, figures)
     assert (first == again).all()
     assert first.shape != shares.shape or (first != shares).any()

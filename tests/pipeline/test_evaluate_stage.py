@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from lenvm_lightning.cli import stages
 from lenvm_lightning.cli.main import main
-from lenvm_lightning.cli.recipe import read_recipe
-from lenvm_lightning.cli.stages import plan_tasks, run_variants
 from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.evaluation.results import Results
 from lenvm_lightning.evaluation.settings import read_settings
+from lenvm_lightning.pipeline import evaluate_stage as stages
+from lenvm_lightning.pipeline.evaluate_stage import plan_tasks
+from lenvm_lightning.pipeline.recipe import read_recipe
+from lenvm_lightning.pipeline.variants import run_variants
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ r.yaml:5: 'sample.n': a variant changes settings of fit only
 r.yaml:6: 'job' is no setting of variants; did you mean 'jobs'?
 r.yaml:8: lengths must be a list of lengths, each once, found 16
 r.yaml:10: 'limmit' is no setting of a task; did you mean 'limit'?
-r.yaml:11: temperature must be a number, found 'hot'
-r.yaml:14: task must be one of lifebench,
-r.yaml:14: top_p must lie above 0
+r.yaml:11: temperature must be a number of at least 0, found 'hot'
+r.yaml:14: task must be one of ablation, gsm8k, length, lifebench,
+r.yaml:14: top_p must be above 0 and at most 1
 task is missing
 expected settings of a task, found 'tokens'
 """
@@ -114,7 +115,7 @@ def written(folder):
 
 MEASURES = """\
 evaluate:
-  - {task: lifebench, lengths: [16], wishes: [at most], n: 1, limit: 2}
+  - {task: lifebench, lengths: [16], constraints: [at most], n: 1, limit: 2}
   - {task: gsm8k, n: 1, max_tokens: 60, limit: 9, systems: [base]}
 """
 
@@ -256,7 +257,7 @@ def test_runs_of_a_task_are_variants_or_folders_wherever_they_are(here):
 
     def places(*names):
         task = read_settings({"task": "ablation", "runs": list(names)}, "test")
-        return stages._with_runs(task, here / "run").runs
+        return stages._with_runs(task, here / "run").own.runs
 
     run, low, other = (str(here / place) for place in ("run", "run/variants/low", "elsewhere/low-2"))
     assert places("base", "*") == [run, low]

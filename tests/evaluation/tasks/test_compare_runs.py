@@ -7,7 +7,7 @@ import pytest
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.evaluation.plots import as_png
-from lenvm_lightning.evaluation.tasks.scaling import ScalingRun, plot_scaling, read_runs, scaling_lines
+from lenvm_lightning.evaluation.tasks.compare_runs import ScalingRun, plot_scaling, read_runs, scaling_lines
 
 
 def run(name, parameters, prompts, per_prompt, loss):

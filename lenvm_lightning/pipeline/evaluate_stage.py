@@ -117,7 +117,7 @@ def _runs_of(task: EvaluationSettings) -> list[str]:
 
 
 def _with_runs(task: EvaluationSettings, folder: Path) -> EvaluationSettings:
-    """With the folders of its runs: in a recipe ``base`` is the run itself, other names or patterns its variants."""
+    """With the folders of its runs: in a recipe `base` is the run itself, other names or patterns its variants."""
     if not _runs_of(task):
         return task
     found: list[str] = []

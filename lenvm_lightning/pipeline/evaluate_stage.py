@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..evaluation import tasks as evaluation_tasks
-from ..evaluation.settings import EvaluationSettings, read_settings
+from ..evaluation.read_settings import read_settings
+from ..evaluation.settings import EvaluationSettings
 from ..evaluation.task import RecipeTask, Task
 from ..rollouts.sample import is_server
 from ..utils.locked_folder import write_whole

@@ -14,7 +14,7 @@ from places import CONFIGS
 
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import BackboneConfig, LoRA, LossConfig, OptimizerConfig, TextLenVM, VisionLenVM
-from lenvm_lightning.evaluation.settings import fields_of_task
+from lenvm_lightning.evaluation.read_settings import fields_of_task
 from lenvm_lightning.models.adapters import add_adapter
 from lenvm_lightning.pipeline.evaluate_stage import needs_generator, plan_tasks
 from lenvm_lightning.pipeline.fit_stage import FitCLI, parse_fit

@@ -10,9 +10,9 @@ from lenvm_lightning.cli.evaluate import main
 from lenvm_lightning.errors import DataError, EvaluationError
 from lenvm_lightning.evaluation import tasks
 from lenvm_lightning.evaluation.prepare import prepare
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Measure, Results
 from lenvm_lightning.evaluation.samples import Sample
-from lenvm_lightning.evaluation.settings import read_settings
 from lenvm_lightning.evaluation.task import Measured
 from lenvm_lightning.evaluation.tasks.longbench_write import count_words, language_of, load_items, words_score
 from lenvm_lightning.guidance import EqualTo

@@ -74,7 +74,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
     """The model, and its processor or None."""
-    from ..models.backbone import load_processor
+    from ..models.processors import load_processor
     from ..models.value_model import LengthValueModel
     from ..pipeline.run_folder import RunFolder
     from ..training.callbacks import latest_checkpoint

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import tinyworld
 from ..decoding.sampling_params import SamplingParams
 from ..errors import GenerationError
+from ..models import embedded
 from ..utils.settings import fields_of
 from .flags import add_setting
 from .models import add_models, open_lenvm
@@ -74,7 +74,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
 
     images = [_opened(open_image, image) for image in arguments.image]
-    lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or name in tinyworld.NAMES else None
+    lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or embedded.value_model_of(name) else None
     generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device)
     tokenizer = tokenizer_of(generator.processor)
     if arguments.lenvm is not None:
@@ -89,8 +89,8 @@ def execute(arguments: argparse.Namespace) -> int:
     }
     settings |= {"control": control, "tokenizer": tokenizer}
     inputs = {"input_ids": _row(ids), **vision} if vision else [ids]
-    if name in tinyworld.NAMES:
-        print(tinyworld.NOTICE, file=sys.stderr)
+    if notice := embedded.notice(name):
+        print(notice, file=sys.stderr)
     if arguments.n == 1 and not arguments.trace:
         return _show_stream(stream(generator.model, lenvm, inputs, **settings), tokenizer, control)
     began = time.perf_counter()

@@ -29,7 +29,7 @@ def execute(arguments: argparse.Namespace) -> int:
         Exit status: 0, or 3 where a prompt has none.
     """
     from ..evaluation.prediction import predict_lengths
-    from ..models.backbone import load_processor
+    from ..models.processors import load_processor
     from ..rollouts.prompts import load_prompts
 
     prompts = load_prompts(arguments.prompts, split=arguments.split, limit=arguments.limit)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from lenvm_lightning import LengthValueModel
 from lenvm_lightning.cli.main import main, split_overrides
 from lenvm_lightning.errors import StoreError
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.pipeline.fit_stage import LastValidation
 from lenvm_lightning.pipeline.run_folder import RunFolder, choose_folder, claimed_folder
 from lenvm_lightning.tinyworld import quality

@@ -21,7 +21,7 @@ from transformers import (
 from datamodules.tokenise import encode_prompt as encode_for_training
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator, loading
 from lenvm_lightning.rollouts.record import Rollout

@@ -33,11 +33,11 @@ import torch
 from lenvm_lightning import tinyworld
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import DataError
-from lenvm_lightning.evaluation.constraint import Constraint
 from lenvm_lightning.evaluation.statistics import at_length, hard_budget, mean_and_error
 from lenvm_lightning.evaluation.tasks.lifebench import length_deviation, length_score
 from lenvm_lightning.guidance import AtLeast, AtMost, Control, EqualTo, Tilt
 from lenvm_lightning.models.value_model import LengthValueModel
+from lenvm_lightning.rollouts.constraint import Constraint
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tinyworld import writing
@@ -62,7 +62,7 @@ def prompts_with(constraint: Constraint, n: int, count: int, seed: int) -> list[
         topics = writing.unseen_topics(count, seed)
     except DataError as error:
         raise SystemExit(f"{error} (use fewer --samples)") from error
-    problems = [writing.Problem(topic, constraint, n) for topic in topics]
+    problems = [writing.WritingProblem(topic, constraint, n) for topic in topics]
     return [
         Prompt(f"{seed}/{number}", [{"role": "user", "content": problem.prompt}])
         for number, problem in enumerate(problems)

@@ -13,10 +13,11 @@ from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from lenvm_lightning import tinyworld
 from lenvm_lightning.batch import LayoutKind, LengthBatch
 from lenvm_lightning.errors import DataError
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models import embedded
+from lenvm_lightning.models.processors import load_processor
+from lenvm_lightning.rollouts.embedded import is_rollouts, write_rollouts
 from lenvm_lightning.rollouts.held_out import is_held_out, role_of
 
 from .batching import ResumableLoader, TokenBudgetBatches, plan_batches, split_to_count, trial_rows
@@ -161,10 +162,8 @@ class RolloutsDataModule(L.LightningDataModule):
     def _build(self) -> tuple[Dataset, str]:
         files: list[str] = []
         for name in self.files if self.dataset is None else ():
-            if name == "tinyworld":
-                from lenvm_lightning.tinyworld.rollouts import write_rollouts
-
-                name = str(write_rollouts(self.kind, self.cache_dir / f"tinyworld-{self.kind}"))
+            if is_rollouts(name):
+                name = str(write_rollouts(name, self.kind, self.cache_dir / f"{name}-{self.kind}"))
             files.append(name)
         return build_table(
             self.processor,
@@ -204,9 +203,8 @@ class RolloutsDataModule(L.LightningDataModule):
         described = describe_facts(
             self.facts, len(self.val_rows), self.val_prompts, padding, len(plan), meeting, self.layout, shared
         )
-        rank_zero_info(
-            described + (f"\n  {tinyworld.NOTICE}" if any(map(tinyworld.wrote, self.facts.generators)) else "")
-        )
+        notices = {embedded.notice(name) or "" for name in self.facts.generators if embedded.wrote(name)}
+        rank_zero_info("\n  ".join([described, *sorted(notices)]))
 
     def _check_rows(self, table: Dataset) -> None:
         places, texts = list(table["place"]), list(table["problem"])

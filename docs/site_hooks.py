@@ -1,57 +1,58 @@
-"""Hooks of mkdocs: pages that lie elsewhere in the repository, and links that hold on both sides.
+"""Pages that lie outside docs/ and belong to the site: the README as its first page, the recipes, the project's files.
 
-Files link to one another as they lie in the repository, so that they can be read there. The site has README and the
-like as pages of its own, and no code: their links are turned to the page, or to nothing where there is none.
+They keep their links as a reader of the repository needs them; here they become links of the site, and links to source
+files, which are no pages, become plain text.
 """
 
 import posixpath
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-ROOT = Path(__file__).parent.parent
-PAGES = {  # in the repository -> on the site
-    "README.md": "index.md",
-    "recipes/README.md": "recipes.md",
-    "CHANGELOG.md": "changelog.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
-}
-_LINK = re.compile(r"(!?)\[([^\]\n]*)\]\(([^)\s]+)\)")
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"README.md": "index.md", **{name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")}}
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that lie outside of `docs/`."""
-    for source, page in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    """Add the files that lie outside docs/."""
+    recipes = sorted(path for path in (ROOT / "recipes").iterdir() if path.suffix in (".md", ".yaml"))
+    outside = {**PAGES, **{f"recipes/{path.name}": f"recipes/{path.name}" for path in recipes}}
+    for source, place in outside.items():
+        files.append(File.generated(config, place, content=(ROOT / source).read_text(encoding="utf-8")))
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn the links of a page from places in the repository to places on the site."""
-    on_site = page.file.src_uri
-    in_repository = {site: source for source, site in PAGES.items()}.get(on_site, f"docs/{on_site}")
-    return _LINK.sub(_turner(in_repository, on_site), markdown)
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Turn links of the repository into links of the site."""
+    place = page.file.src_uri
+    source = source_of(place)
+
+    def on_site(match: re.Match[str]) -> str:
+        bang, text, link = match.groups()
+        if link.startswith(("http:", "https:", "mailto:", "#")):
+            return match.group()
+        path, hash_, anchor = link.partition("#")
+        target = place_of(posixpath.normpath(posixpath.join(posixpath.dirname(source), path)))
+        if files.get_file_from_path(target) is None:
+            if (ROOT / posixpath.dirname(source) / path).exists():
+                return f"`{text}`"
+            return match.group()  # the strict build names it
+        return f"{bang}[{text}]({posixpath.relpath(target, posixpath.dirname(place) or '.')}{hash_}{anchor})"
+
+    return _LINK.sub(on_site, markdown)
 
 
-def _turner(in_repository: str, on_site: str) -> Callable[[re.Match[str]], str]:
-    here = posixpath.dirname(in_repository)
+def source_of(place: str) -> str:
+    """Where in the repository a page of the site comes from."""
+    outside = {site: source for source, site in PAGES.items()}
+    if place in outside:
+        return outside[place]
+    return place if place.startswith("recipes/") else f"docs/{place}"
 
-    def turn(match: re.Match[str]) -> str:
-        image, text, link = match.groups()
-        if re.match(r"[a-z]+:|#", link):
-            return match[0]
-        path, hash_sign, anchor = link.partition("#")
-        target = posixpath.normpath(posixpath.join(here, path))
-        if target in PAGES:
-            target = PAGES[target]
-        elif target.startswith("docs/"):
-            target = target.removeprefix("docs/")
-        else:
-            return text  # code, which the site does not have
-        return f"{image}[{text}]({posixpath.relpath(target, posixpath.dirname(on_site) or '.')}{hash_sign}{anchor})"
 
-    return turn
+def place_of(source: str) -> str:
+    """Where on the site a file of the repository is."""
+    return PAGES.get(source, source.removeprefix("docs/"))

@@ -1,100 +1,61 @@
-"""A control of your own: write as the base model does, and end with the end of a sentence shortly before N tokens.
+"""A control of your own: write freely for N tokens, then come to an end.
 
-A control is any callable of this form; it sees all rows of a batch at once and knows nothing of models or texts:
+A control is a pure function, called once a step for all rows of a batch:
 
     control(probs, remaining, generated, gamma) -> probs
 
-Where no end is due, this one leaves the generator alone, where `EqualTo(n)` steers from the first token on. In the last
-tokens before N it prefers what the value model sees ending soon, and lets the text end only where the generator itself
-would: at the end of a sentence. Compare it with a hard budget, which cuts texts off:
+It may use other controls. This one leaves the first N tokens to the generator, so that a shorter text is the very text
+it would have been, and tilts what comes after towards its end, which still closes with a sentence. Run it:
 
-    python examples/custom_control.py            # the embedded tiny world, seconds on a CPU
-    python examples/custom_control.py --n 96
+    python examples/custom_control.py
 """
 
-import argparse
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoProcessor
 
-from lenvm_lightning import LengthValueModel, generate, tinyworld
-
-TOPICS = ("sea", "garden", "bridge", "school")
+from lenvm_lightning import LengthValueModel, Tilt, generate, tinyworld
 
 
 @dataclass(frozen=True)
-class EndBefore:
-    """End with a sentence, between `n - window` and `n` tokens.
+class ComeToAnEnd:
+    """The base model for `n` tokens, then a tilt.
 
     Args:
-        n: tokens, the end included.
-        window: tokens before n in which the text is brought to its end.
-        finished: least probability that the generator gives the end token where a sentence may end the text.
-        strength: nats by which the longest candidate falls behind the shortest, at n.
+        n: tokens that are left alone.
+        beta: of the tilt after them; below 0 shortens.
     """
 
     n: int
-    window: int = 30
-    finished: float = 0.05
-    strength: float = 60.0
+    beta: float = -100.0
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to sample from.
 
         Args:
-            probs: of the K candidates for each row's next token, 0 where a row has fewer. Shape (B, K).
-            remaining: tokens that would follow each candidate; exactly 0 for an end token. Shape (B, K).
+            probs: of the candidates. Shape (B, K).
+            remaining: tokens that would follow each candidate; 0 after an end. Shape (B, K).
             generated: tokens written before this one. Shape (B,).
             gamma: of the length value model.
         """
-        # 1. How far each row is into its window: 0 before it, 1 at n.
-        left = self.n - generated[:, None]  # tokens, this one among them. (B, 1)
-        progress = (1 - left / self.window).clamp(0, 1)  # (B, 1)
-
-        # 2. The nearer to n, the more a long way to the end costs. Before the window exp(0) = 1: the base model.
-        longer = 1 - gamma**remaining  # g, in [0, 1). (B, K)
-        preferred = probs * torch.exp(-self.strength * progress * longer)
-
-        # 3. An end only within the window, and only where the generator sees a finished sentence.
-        is_end = (remaining == 0) & (probs > 0)
-        finished = torch.where(is_end, probs, 0.0).sum(-1, keepdim=True) >= self.finished
-        may_end = (progress > 0) & finished
-        kept = torch.where(is_end & ~may_end, 0.0, preferred)
-
-        # 4. Sum to 1 again; a row that has nothing left keeps the generator's probabilities.
-        total = kept.sum(-1, keepdim=True)
-        return torch.where(total > 0, kept / total, probs)
+        tilted = Tilt(self.beta)(probs, remaining, generated, gamma)
+        return torch.where(generated[:, None] < self.n, probs, tilted)
 
 
 def main() -> None:
-    """Write texts under a hard budget and under the control, and say how they end."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=64, help="tokens (default: 64)")
-    n = parser.parse_args().n
-    torch.set_num_threads(1)  # small models are fastest with one
+    """Write the same texts with and without the control, and say how long they are."""
     folder = tinyworld.path("tiny-text")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    generator = AutoModelForCausalLM.from_pretrained(folder)
-    lenvm = LengthValueModel.from_pretrained("tiny-text-lenvm")
-    prompts = []
-    for topic in TOPICS:
-        messages = [{"role": "user", "content": f"Write a text about the {topic}."}]
-        prompts.append(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        )
-
-    print("tiny world: a laboratory, not a benchmark")
-    for name, control, limit in (("hard budget", None, n), ("EndBefore", EndBefore(n), 2 * n)):
-        completions = generate(generator, lenvm, prompts, control=control, n=4, max_tokens=limit)
-        lengths = [len(completion.token_ids) for completion in completions]
-        whole = sum(completion.finish_reason == "stop" for completion in completions)
-        within = sum(length <= n for length in lengths)
-        print(f"\n{name}, n = {n}: {sum(lengths) / len(lengths):.0f} tokens in the mean, {within} of {len(lengths)} "
-              f"within n, {whole} with an end of their own")  # fmt: skip
-        text = tokenizer.decode(completions[0].token_ids, skip_special_tokens=True)
-        print(f"  … {' '.join(text.split())[-100:]}")
+    generator = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoProcessor.from_pretrained(folder)
+    lenvm = LengthValueModel.from_pretrained("tiny-text-lenvm").eval()
+    messages = [{"role": "user", "content": "Write a text about the sea."}]
+    prompt = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    for control in (None, ComeToAnEnd(64)):
+        completions = generate(generator, lenvm, [prompt], control=control, n=8, max_tokens=512)
+        print(f"{control}: {[len(completion.token_ids) for completion in completions]} tokens")
+    print(tokenizer.decode(completions[0].token_ids, skip_special_tokens=True))
 
 
 if __name__ == "__main__":

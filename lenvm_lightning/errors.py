@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class LenVMError(Exception):
-    """Base of all errors that a user can mend; command-line tools print its text without a traceback."""
+    """Base of all errors that a user can fix; command-line tools print its text without a traceback."""
 
 
 class CheckpointError(LenVMError):

@@ -29,14 +29,14 @@ def _alone(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_text():
-    from lenvm_lightning.models.backbone import load_processor
+    from lenvm_lightning.models.processors import load_processor
 
     return load_processor("tiny-text")
 
 
 @pytest.fixture(scope="session")
 def tiny_vl():
-    from lenvm_lightning.models.backbone import load_processor
+    from lenvm_lightning.models.processors import load_processor
 
     return load_processor("tiny-vl")
 

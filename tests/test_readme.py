@@ -1,4 +1,4 @@
-"""What README and docs say is there: files, links, commands, the Python of the README."""
+"""What README and docs say is there: files, links, and commands that the parsers take."""
 
 import re
 import shlex
@@ -9,137 +9,123 @@ from places import ROOT
 
 from lenvm_lightning.cli import evaluate
 from lenvm_lightning.cli.main import build_parser, split_overrides
-from lenvm_lightning.cli.recipe import find_recipe, read_recipe
-from lenvm_lightning.evaluation.settings import read_settings
+from lenvm_lightning.pipeline import recipe
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+MOST_WORDS = 1_400  # a page that is read; what is longer belongs to docs/
 PAGES = sorted(
-    path
-    for pattern in ("*.md", "docs/**/*.md", "recipes/*.md")
-    for path in ROOT.glob(pattern)
-)  # fmt: skip
-MOST_WORDS = 1400  # read in one sitting
-ENDS_A_COMMAND = ("&&", "|", ">")
+    {*ROOT.glob("*.md"), *ROOT.glob("recipes/*.md"), *ROOT.glob("docs/*.md")} - {ROOT / "CHANGELOG.md"}
+)  # the changelog names what was
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_COMMANDS = ("lightning ", "lenvm ", "lenvm-eval ", "python -m lenvm_lightning ")
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+def section(title: str) -> str:
+    return README.read_text(encoding="utf-8").partition(f"## {title}\n")[2].partition("\n## ")[0]
 
 
-def section(title):
-    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-
-
-def places_of_tree():
-    """(name, path) of each line of the annotated tree; indentation says in which folder it lies."""
-    folders = []
-    for line in section("The way through the house").partition("```\n")[2].partition("```")[0].splitlines():
+def tree() -> list[str]:
+    """Paths of the annotated tree; what is indented lies in the folder above it."""
+    places, folder = [], ""
+    for line in section("The way through the house").partition("```text\n")[2].partition("\n```")[0].splitlines():
         name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = [*folders[:depth], name]
-        yield "/".join(part.rstrip("/") for part in folders), ROOT.joinpath(*folders)
+        folder = "" if not line.startswith(" ") else folder
+        places.append(folder + name)
+        folder = name if not line.startswith(" ") and name == "lenvm_lightning/" else folder
+    return places
 
 
-def places_of_table():
-    """(name, path) of each file that the table of changes names."""
-    for name in re.findall(r"`([\w/.]+)`", section("Change the paper").partition("\n\n`pytest")[0]):
-        yield name, ROOT / name
+def named() -> list[str]:
+    """Files and folders that the table of what to change names."""
+    return re.findall(r"`(tests/[\w/.]+)`", section("Change the paper"))
 
 
-PLACES = [*places_of_tree(), *places_of_table()]
-
-
-def test_places_are_found():
-    assert len(PLACES) > 30
-
-
-@pytest.mark.parametrize("path", [pytest.param(path, id=name) for name, path in PLACES])
+@pytest.mark.parametrize("path", [*tree(), *named()])
 def test_files_are_where_it_says(path):
-    assert path.exists()
+    assert (ROOT / path).exists()
 
 
-def test_every_folder_of_the_package_is_in_the_tree():
-    said = {path for _, path in places_of_tree()}
-    package = ROOT / "lenvm_lightning"
-    for folder in package.iterdir():
-        if (folder / "__init__.py").exists():
-            assert folder in said
+def test_tree_leaves_no_folder_out():
+    folders = {f"lenvm_lightning/{path.name}/" for path in (ROOT / "lenvm_lightning").iterdir()
+               if (path / "__init__.py").exists()}  # fmt: skip
+    assert folders <= set(tree())
 
 
-def test_readme_is_read_in_one_sitting():
-    assert len(README.split()) <= MOST_WORDS
+def test_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").split()) <= MOST_WORDS
 
 
-def test_figure_is_small():
-    assert (ROOT / "docs" / "img" / "remaining.png").stat().st_size < 60_000
-
-
-def test_every_recipe_is_in_the_overview():
-    overview = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in ROOT.glob("recipes/*.yaml") if f"({path.name})" not in overview] == []
-
-
-# -- links ------------------------------------------------------------------------------------------------------------
+def test_every_recipe_has_its_card_in_the_table():
+    table = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        [row] = [line for line in table.splitlines() if f"[`{path.stem}`]({path.name})" in line]
+        card = path.read_text(encoding="utf-8")
+        [memory] = re.findall(r"^# Memory: +(?:planned )?([\d.]+ GiB)", card, re.MULTILINE)
+        assert f"| {memory} |" in row
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:|#", link)]
-    missing = [link for link in links if not (page.parent / link.partition("#")[0]).exists()]
-    assert missing == []
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("http:", "https:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
-# -- commands ---------------------------------------------------------------------------------------------------------
+def commands() -> list[tuple[str, list[str]]]:
+    """(where, words) of each command of the package in a block of shell."""
+    found = []
+    for page in PAGES:
+        blocks = re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            for part in line.split("&&"):
+                command = re.sub(r"^torchrun .*?-m ", "python -m ", part.strip())
+                if command.startswith(_COMMANDS):
+                    found.append((f"{page.name}: {command.partition('  ')[0]}", shlex.split(command, comments=True)))
+    return found
 
 
-def commands_of(page):
-    """Commands of this package in the shell blocks of a page, as words."""
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            while words:
-                end = min((words.index(mark) for mark in ENDS_A_COMMAND if mark in words), default=len(words))
-                command, words = words[:end], words[end + 1 :]
-                if "lenvm_lightning" in command:  # torchrun … -m lenvm_lightning run …
-                    command = ["lenvm", *command[command.index("lenvm_lightning") + 1 :]]
-                if command and command[0] in ("lenvm", "lightning", "lenvm-eval"):
-                    yield tuple(command)
+def only_words(words: list[str]) -> list[str]:
+    """Arguments of a command, without its program."""
+    return words[3:] if words[0] == "python" else words[1:]
 
 
-COMMANDS = sorted({command for page in PAGES for command in commands_of(page)})
-
-
-def test_commands_are_found():
-    assert len(COMMANDS) > 20
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_command_means_something(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    program, *words = command
-    if program == "lenvm-eval":
-        read_settings(vars(evaluate.build_parser().parse_args(words)), "this")
+@pytest.mark.parametrize("words", [pytest.param(words, id=where) for where, words in commands()])
+def test_commands_are_understood(words):
+    if words[0] == "lenvm-eval":
+        evaluate.read_settings(vars(evaluate.build_parser().parse_args(words[1:])), "this")
         return
-    rest, overrides = split_overrides(words)
-    arguments = build_parser(program).parse_args(rest)
-    if arguments.command in ("run", "plan"):
-        path = find_recipe(arguments.recipe)
-        assert path.resolve().parent == ROOT / "recipes"
-        read_recipe(path, [(key, value) for key, value in overrides if not key.endswith(".help")])
-    else:
-        assert overrides == []
+    rest, overrides = split_overrides(only_words(words))
+    arguments = build_parser("lenvm").parse_args(rest)
+    if arguments.command not in ("run", "plan"):
+        assert not overrides
+        return
+    path = recipe.find_recipe(arguments.recipe)
+    asked_for_help = any(key.endswith("help") for key, _ in overrides)
+    assert asked_for_help or recipe.read_recipe(path, overrides)
 
 
-def test_commands_that_others_read_are_marked():
-    for mark in ("first command", "test command"):
-        assert re.search(rf"<!-- {mark} -->\n```bash\n[^\n]+\n```", README)
+def test_markers_of_commands_are_there():
+    """What CI reads."""
+    text = README.read_text(encoding="utf-8")
+    for marker in ("<!-- first command -->", "<!-- test command -->"):
+        assert len(re.findall(rf"{marker}\n```bash\n.+\n```", text)) == 1
 
 
-# -- Python -----------------------------------------------------------------------------------------------------------
+def test_pages_of_the_site_are_all_in_its_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in navigation
 
 
-def test_python_of_the_readme_runs(capsys):
-    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    exec(compile(code, str(Path("README.md")), "exec"), {})
-    lengths = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines() if re.match(r"\d+ \w", line)]
-    assert len(lengths) == 6
+def test_version_is_the_same_everywhere():
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    stated = re.search(r'__version__ = "(.*)"', Path(recipe.__file__).parents[1].joinpath("__init__.py").read_text())
+    assert cited
+    assert stated
+    assert cited[1] == stated[1]

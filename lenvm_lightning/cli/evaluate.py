@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import LenVMError
-from ..evaluation.settings import default_of, options_of_command_line, parser_of, read_settings
+from ..evaluation.read_settings import default_of, options_of_command_line, parser_of, read_settings
 from .main import as_process
 
 _EXAMPLES = """examples:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(vars(arguments), "this")
         # What needs torch and transformers comes after what can be wrong without them.
         from ..evaluation.evaluate import evaluate
-        from .sample import sigterm_exits
+        from ..pipeline.sample_stage import sigterm_exits
 
         with sigterm_exits():
             found = evaluate(settings, Path("results"), shlex.join(["lenvm-eval", *words]))

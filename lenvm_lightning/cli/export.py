@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ..models.value_model import LengthValueModel
 
-EXPORT_EXAMPLES = """examples:
+EXAMPLES = """examples:
   lenvm export runs/vlm_qlora exported                              whole weights, the adapter added to them
   lenvm export runs/vlm_qlora exported --dtype bfloat16             of another type
   lenvm export runs/qwen2.5-32b-fsdp exported                       a run that was stopped: its last checkpoint
@@ -22,7 +22,7 @@ What was written is loaded again, and its values compared with those of the sour
 _PROBE = 64  # tokens on which source and target are compared
 
 
-def add_export(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lenvm export``."""
     parser.add_argument("source", metavar="SOURCE", help="a run, one of its checkpoints, a model directory or a hub id")
     parser.add_argument("target", type=Path, metavar="TARGET", help="directory to write; must not be there yet")
@@ -36,7 +36,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run modelling code that comes with it")
 
 
-def run_export(arguments: argparse.Namespace) -> int:
+def execute(arguments: argparse.Namespace) -> int:
     """Write the directory and say what is in it.
 
     Raises:
@@ -46,8 +46,8 @@ def run_export(arguments: argparse.Namespace) -> int:
     import torch
 
     from ..models import adapters
+    from ..pipeline.quiet import quieten
     from ..utils.locked_folder import full_disk_in_a_sentence
-    from .quiet import quieten
 
     quieten()
     if arguments.target.exists() and (not arguments.target.is_dir() or any(arguments.target.iterdir())):
@@ -74,11 +74,11 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
     """The model, and its processor or None."""
-    from ..models.backbone import load_processor
+    from ..models.processors import load_processor
     from ..models.value_model import LengthValueModel
+    from ..pipeline.run_folder import RunFolder
     from ..training.callbacks import latest_checkpoint
     from ..training.load_checkpoint import model_of_checkpoint
-    from .runs import RunFolder
 
     source: str | Path = arguments.source
     trust = {"trust_remote_code": arguments.trust_remote_code}

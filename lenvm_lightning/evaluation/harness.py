@@ -37,11 +37,11 @@ from ..decoding.control_text import parse_control
 from ..decoding.vocabulary import stop_ids_of
 from ..errors import GenerationError, LenVMError, nearest
 from ..guidance import Control
+from ..models import embedded
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.local import LocalGenerator
 from ..rollouts.generators.local.loading import place_for
 from ..rollouts.prompting import tokenizer_of
-from . import tiny_world
 
 _log = logging.getLogger(__name__)
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -64,7 +64,7 @@ class LenVMHarness(HFLM):
         gamma: of a length value model whose folder does not say.
         max_gen_toks: tokens of a completion where the task does not say, the end included.
         seed: of the completions, where a task samples.
-        slots: completions written side by side; chosen by memory where None.
+        rows: completions written side by side; chosen by memory where None.
         dtype: of the weights; the checkpoint's own on a GPU and float32 on a CPU where None.
         device: a GPU if there is one, where None or where ``cuda`` names one that there is not.
         batch_size: of scoring alone.
@@ -241,7 +241,7 @@ def _ending(untils: list[list[str]], tokenizer: Any) -> Callable[[int, list[int]
 def _load_lenvm(
     source: str | None, generator: str, gamma: float | None, dtype: str | None, device: str | None
 ) -> LengthValueModel:
-    source = source or tiny_world.value_model_of(generator)
+    source = source or embedded.value_model_of(generator)
     if source is None:
         raise GenerationError(
             f"a control needs lenvm=..., a length value model of {generator}'s completions (see `lenvm sample` and "

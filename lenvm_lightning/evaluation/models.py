@@ -85,7 +85,7 @@ class Models:
         found = getattr(self._generator, "processor", None)
         if found is not None:
             return found
-        from ..models.backbone import load_processor
+        from ..models.processors import load_processor
 
         # A server's model writes in the vocabulary of the length value model.
         prepared = self._prepared

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import EvaluationError
+from ..models import embedded
 from ..rollouts.sample import is_server
-from . import tasks, tiny_world
+from . import tasks
 from .samples import System
 from .settings import WHERE, EvaluationSettings, filled
 from .task import DataSource, Questions, Task
@@ -64,7 +65,7 @@ def prepare(settings: EvaluationSettings) -> Prepared:
     task = tasks.get(settings.task)
     assert isinstance(task, Task), f"{settings.task} asks no questions"
     generator = settings.generator or task.generator
-    lenvm = settings.lenvm or tiny_world.value_model_of(generator)
+    lenvm = settings.lenvm or embedded.value_model_of(generator)
     # 2. The data source, and its protocol where nobody said otherwise.
     source = task.source_of(settings.data, generator)
     data = None if settings.data == source.name else settings.data
@@ -87,7 +88,7 @@ def prepare(settings: EvaluationSettings) -> Prepared:
         sampling=_sampling(complete, max_tokens),
         generator=generator,
         server=server,
-        tiny_world=source.tiny_world or tiny_world.wrote(generator),
+        tiny_world=source.tiny_world or embedded.wrote(generator),
     )
 
 

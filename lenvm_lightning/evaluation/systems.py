@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EvaluationError, nearest
-from .constraint import Constraint
+from ..rollouts.constraint import Constraint
 from .samples import System
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import EvaluationError
+from ..models import embedded
 from ..rollouts.generators.interface import GeneratedText, Prompt
 from . import tiny_world
 from .results import Results, Table
@@ -136,7 +137,7 @@ class Task:
             EvaluationError: data of the tiny world that this task does not ask.
         """
         of_tiny_world = data == tiny_world.NAME or data in tiny_world.PROMPT_SETS
-        of_tiny_world |= data is None and tiny_world.is_generator(generator)
+        of_tiny_world |= data is None and generator in embedded.generators()
         others = []
         for source in self.sources:
             if not source.tiny_world:

@@ -1,26 +1,11 @@
-"""All that evaluations know of the tiny world: its models, its prompts, and what a report says of it."""
+"""All that evaluations know of the tiny world beyond its names: its prompts, and what a report says of it."""
 
 from .. import tinyworld
-from ..tinyworld import prompt_sets, writing
+from ..tinyworld import writing
 
 NAME = "tiny"  # of a task's data source in the tiny world
-PROMPT_SETS = tuple(prompt_sets.SETS)
+PROMPT_SETS = tinyworld.PROMPT_SETS
 NOTICE = tinyworld.NOTICE
-
-
-def is_generator(source: str) -> bool:
-    """Whether a generator is one of the embedded ones."""
-    return source in tinyworld.NAMES
-
-
-def value_model_of(generator: str) -> str | None:
-    """The embedded length value model of an embedded generator; None for every other generator."""
-    return next((name for name, of in tinyworld.VALUE_MODELS.items() if of == generator), None)
-
-
-def wrote(generator: str) -> bool:
-    """Whether completions of this generator are of the tiny world."""
-    return tinyworld.wrote(generator)
 
 
 def unseen_topics(count: int, seed: int) -> list[str]:

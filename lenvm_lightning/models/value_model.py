@@ -19,20 +19,17 @@ from ..objectives import LengthTarget, TargetKind
 from . import adapters
 from .adapters import LoRA
 from .backbone import (
-    CONFIG_FILE,
-    Source,
-    check_head,
     hidden_size,
     load_backbone,
     load_config,
-    read_head,
-    read_lenvm_config,
-    save,
+    save_backbone,
     takes_argument,
     token_types,
     vision_modules,
-    writing,
 )
+from .hub_files import Source
+from .value_head import ValueHead, keep_float32
+from .value_head_io import CONFIG_FILE, check_head, read_head, read_lenvm_config, writing_value_model
 
 
 @dataclasses.dataclass
@@ -72,43 +69,6 @@ class LenVMConfig:
         return LengthTarget(self.target, self.gamma, self.length_scale)
 
 
-class ValueHead(nn.Module):
-    """``W2 · SiLU(W1 · h + b1) + b2``, one logit a position, always computed in float32 or better.
-
-    Args:
-        hidden_size: width H of the backbone's last hidden state.
-        dropout: dropout probability before each linear layer.
-    """
-
-    def __init__(self, hidden_size: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.fc = nn.Linear(hidden_size, hidden_size, dtype=torch.float32)
-        self.summary = nn.Linear(hidden_size, 1, dtype=torch.float32)
-        self.dropout = nn.Dropout(dropout)
-
-    def reset(self, bias: float) -> None:
-        """Start over: predictions close to the constant whose logit is ``bias``."""
-        self.fc.reset_parameters()
-        nn.init.normal_(self.summary.weight, std=0.1 * self.fc.in_features**-0.5)
-        nn.init.constant_(self.summary.bias, bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., H) to logits (...), float32 whatever the backbone or autocast use."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            x = hidden.to(self.fc.weight.dtype)
-            x = nn.functional.silu(self.fc(self.dropout(x)))
-            return self.summary(self.dropout(x)).squeeze(-1)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "ValueHead":
-        # `model.bfloat16()` and Lightning's bf16-true would halve the head too; values need float32's digits.
-        return super()._apply(lambda tensor: _unless_halved(tensor, fn(tensor)), recurse)
-
-
-def _unless_halved(before: Tensor, after: Tensor) -> Tensor:
-    """``after``, but with the digits of ``before`` where it was cast to half precision."""
-    return before.to(after.device, torch.float32) if after.dtype in (torch.bfloat16, torch.float16) else after
-
-
 class LengthValueModel(nn.Module):
     """Predicts at every position how many tokens are still to come.
 
@@ -132,7 +92,7 @@ class LengthValueModel(nn.Module):
         self.v_head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
         self._takes_token_types = takes_argument(backbone, "mm_token_type_ids")
         self.takes_positions = takes_argument(backbone, "position_ids")
-        self.in_step = False  # see sharding.keep_in_step
+        self.in_step = False  # see `training.fsdp.keep_in_step`
 
     @classmethod
     def from_backbone(
@@ -238,11 +198,11 @@ class LengthValueModel(nn.Module):
             folder: directory to write into; created where missing.
             processor: tokenizer or processor to store beside the weights.
         """
-        with writing(Path(folder), self.v_head.state_dict(), dataclasses.asdict(self.config), processor):
+        with writing_value_model(Path(folder), self.v_head.state_dict(), dataclasses.asdict(self.config), processor):
             if adapters.is_adapted(self.backbone):
                 adapters.save_adapter(Path(folder), self.backbone, str(self.config.backbone))
             else:
-                save(Path(folder), self.backbone)
+                save_backbone(Path(folder), self.backbone)
 
     def save_merged(
         self, folder: str | os.PathLike[str], processor: Any = None, dtype: torch.dtype | None = None
@@ -256,8 +216,8 @@ class LengthValueModel(nn.Module):
                 training, anything less rounds what adapters have changed.
         """
         config = dataclasses.replace(self.config, base={})
-        with writing(Path(folder), self.v_head.state_dict(), dataclasses.asdict(config), processor):
-            save(Path(folder), adapters.merge(self.backbone, dtype))
+        with writing_value_model(Path(folder), self.v_head.state_dict(), dataclasses.asdict(config), processor):
+            save_backbone(Path(folder), adapters.merge(self.backbone, dtype))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LengthValueModel":
         # Rotary frequencies are buffers that are not stored: halved, they would differ from those made on loading.
@@ -266,7 +226,7 @@ class LengthValueModel(nn.Module):
         for module, name, before in derived:
             after = module._buffers[name]
             if before is not None and after is not None and before.dtype == torch.float32:
-                module._buffers[name] = _unless_halved(before, after)
+                module._buffers[name] = keep_float32(before, after)
         return self
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..models import embedded
+
 PERCENTILES = (1, 50, 90, 99)
 
 
@@ -95,14 +97,13 @@ def summarise(
     """Sum up at least one completion; see `Summary`."""
     import numpy as np
 
-    from .. import tinyworld
     from ..values import gamma_for_length
 
     lengths = np.asarray(counts.lengths)
     at = dict(zip((f"p{p}" for p in PERCENTILES), np.percentile(lengths, PERCENTILES).tolist(), strict=True))
     return Summary(
         generator=generator,
-        tiny_world=PurePath(generator).name in tinyworld.NAMES,
+        tiny_world=PurePath(generator).name in embedded.generators(),
         prompts=prompts,
         completions=len(lengths),
         failed=failed,
@@ -143,10 +144,9 @@ def as_text(summary: dict[str, Any]) -> str:
             "  more than 1% was truncated, so the 99th-percentile length is only known to be at least the limit: "
             "sample with more max_tokens if you can"
         )
-    if summary["tiny_world"]:
-        from .. import tinyworld
-
-        lines.append(f"  {tinyworld.NOTICE}")
+    notice = embedded.notice(PurePath(summary["generator"]).name)
+    if summary["tiny_world"] and notice:
+        lines.append(f"  {notice}")
     return "\n".join(lines)
 
 

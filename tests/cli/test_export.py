@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 from lenvm_lightning import LengthValueModel, tinyworld
 from lenvm_lightning.cli.main import main
-from lenvm_lightning.cli.report import next_commands
 from lenvm_lightning.errors import CheckpointError
-from lenvm_lightning.models import backbone
+from lenvm_lightning.models import value_head_io
+from lenvm_lightning.pipeline.report import next_commands
 
 IDS = torch.arange(30)[None] * 31 % 300 + 20
 SETTINGS = {
@@ -103,7 +103,7 @@ def test_a_full_disk_is_said_and_leaves_no_model(run, tmp_path, capsys, monkeypa
     def full(*args, **options):
         raise error
 
-    monkeypatch.setattr(backbone, "save_file", full)  # the head, which comes last
+    monkeypatch.setattr(value_head_io, "save_file", full)  # the head, which comes last
     assert main(["export", str(run), str(tmp_path / "x")]) == 2
     assert "No space left on device. Make room, delete" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="no value head"):

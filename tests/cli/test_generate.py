@@ -114,7 +114,7 @@ def test_predict(capsys, tmp_path):
 def test_predict_of_pictures_needs_a_model_that_sees(capsys):
     assert main(["predict", "tiny-vqa", "--limit", "2", "--lenvm", "tiny-text-lenvm", "--generator", "tiny-vl"]) == 3
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["error"] for row in rows] == ["the prompt has pictures, but the length value model reads text only"] * 2
+    assert [row["error"] for row in rows] == ["the prompt has images, but the length value model reads text only"] * 2
 
 
 def test_predict_from_pictures_agrees_with_generation(capsys):

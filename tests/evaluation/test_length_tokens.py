@@ -10,7 +10,7 @@ from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.evaluation.length_tokens import DIRECTIONS, LengthTokens, Words, plot_words, residuals
 from lenvm_lightning.evaluation.plots import as_pixels, as_png
 from lenvm_lightning.evaluation.rollout_values import values_of
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.objectives import LengthTarget
 from lenvm_lightning.rollouts.generators.interface import PromptRequest

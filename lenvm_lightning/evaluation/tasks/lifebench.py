@@ -5,7 +5,6 @@ top-p .999; mean Length Score and mean deviation for each N, then their mean ove
 model thinks of the texts and their length, for a score of 100 by three tokens, or by gibberish, is no success.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
+from ...rollouts.constraint import CONSTRAINTS, Constraint, length_deviation, length_score
 from ...rollouts.generators.interface import GeneratedText, Prompt
 from ...utils.settings import COUNT, setting
 from ..benchmark_rows import (
@@ -25,7 +25,6 @@ from ..benchmark_rows import (
     require_languages,
     spread,
 )
-from ..constraint import CONSTRAINTS, Constraint
 from ..results import Column, Measure, Table, TableRow
 from ..samples import Sample, System, by_question, logprob_per_token
 from ..settings import TRUTH, EvaluationSettings, list_of, one_of
@@ -41,7 +40,6 @@ __all__ = ["LifebenchTask", "build_prompt", "length_deviation", "length_score", 
 
 _HUB = "LIFEBench/LIFEBench"
 _TINY_ITEMS = 20
-_TOO_SHORT, _TOO_LONG = 5.0, 2.0  # how fast the score falls with the deviation
 _SAMPLING = {"temperature": 1.0, "top_k": 15, "top_p": 0.999, "min_p": 0.0}
 _COLUMNS = [
     Column("length_score", "LS", "up", ".1f"),
@@ -57,43 +55,6 @@ _NOTES = [
     "A score of 100 by a few tokens, or by text that the base model finds unlikely, is no success: look at length / N "
     "and log p.",
 ]
-
-
-# -- scores -----------------------------------------------------------------------------------------------------------
-
-
-def length_deviation(n: float, target: int) -> float:
-    """Return LD = (n - target) / target for `n` tokens written.
-
-    Raises:
-        ValueError: the target is not positive.
-    """
-    if target < 1:
-        raise ValueError(f"the target must be at least 1 token, got {target}")
-    return (n - target) / target
-
-
-def length_score(n: float, target: int, constraint: Constraint) -> float:
-    """Return LS in [0, 100]: 100 where the constraint was met, else exp(5 LD) or exp(-2 LD) of it.
-
-    Too few tokens count under "equal to" and "at least", too many under "equal to" and "at most".
-
-    Args:
-        n: tokens written.
-        target: the target length.
-        constraint: what was demanded.
-
-    Raises:
-        ValueError: the target is not positive, or an unknown constraint.
-    """
-    if constraint not in CONSTRAINTS:
-        raise ValueError(f"constraint must be one of {', '.join(CONSTRAINTS)}; got {constraint!r}")
-    deviation = length_deviation(n, target)
-    if deviation < 0 and constraint != "at most":
-        return 100 * math.exp(_TOO_SHORT * deviation)
-    if deviation > 0 and constraint != "at least":
-        return 100 * math.exp(-_TOO_LONG * deviation)
-    return 100.0
 
 
 # -- the task ---------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...rollouts.constraint import CONSTRAINTS, Constraint
 from ...rollouts.generators.interface import Prompt
 from .. import tiny_world
 from ..benchmark_rows import LANGUAGES, refuse
-from ..constraint import CONSTRAINTS, Constraint
 
 _CONSTRAINT, _LENGTH = "{word_count_type}", "{word_count}"  # marks in a task
 _CHINESE: dict[Constraint, str] = {"equal to": "等于", "at most": "至多有", "at least": "至少有"}

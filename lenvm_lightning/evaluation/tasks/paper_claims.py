@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from ...rollouts.constraint import Constraint
 from .. import tiny_world
-from ..constraint import Constraint
 from ..results import Measure, Results, TableRow
 from ..task import RecipeTask
 

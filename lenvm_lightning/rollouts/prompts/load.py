@@ -10,8 +10,9 @@ from itertools import accumulate
 from typing import Any, overload
 
 from ...errors import DataError, nearest
+from ..embedded import prompt_sets
 from ..generators.interface import Prompt
-from .parts import EMBEDDED, PromptPart, Source
+from .parts import PromptPart, Source
 from .sources import READY_MADE
 
 _KEYS = {
@@ -165,7 +166,7 @@ def _wrong(given: Any, limit: int | None) -> list[str]:
     elif name and path and name not in READY_MADE:
         wrong.append(f"both source and path: only {', '.join(READY_MADE)} can be given as a local copy")
     elif name and not path and not _is_place(name):
-        known = [*EMBEDDED, *READY_MADE]
+        known = [*prompt_sets(), *READY_MADE]
         wrong.append(
             f"no such source{nearest(name, known)} (known: {', '.join(known)}; JSONL files; data sets by folder or "
             "hub id)"
@@ -193,5 +194,5 @@ def _names_columns(value: Any, several: bool) -> bool:
 
 def _is_place(name: str) -> bool:
     """Whether a name may be that of files, a folder or a data set on the hub."""
-    known = name in EMBEDDED or name in READY_MADE
+    known = name in prompt_sets() or name in READY_MADE
     return known or "/" in name or name.endswith(".jsonl") or glob.has_magic(name) or os.path.exists(name)

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError, nearest
+from ..embedded import make_prompts, prompt_sets
 from ..generators.interface import Prompt
 from ..held_out import role_of
 from .mapping import PLAIN_KINDS, ColumnMapping, Draft, PlainMapping, content_digest, missing_columns
@@ -23,7 +24,6 @@ from .rows import DatasetRows, JsonlRows, SourceRows, load_splits
 from .sources import READY_MADE, ReadyMade, question_lookup
 
 _log = logging.getLogger(__name__)
-EMBEDDED = ("tiny-math", "tiny-write", "tiny-vqa")
 _COUNT = 600  # prompts of an embedded set where no limit says otherwise
 _SHOWN = 20  # problems in a message
 _OPENED = "a picture"  # stands for one in digests, so the word stays: others would make folders look changed
@@ -63,7 +63,7 @@ class Source:
         Raises:
             DataError: it is not there, or holds rows that cannot be used, or no prompts.
         """
-        if self.path in EMBEDDED:
+        if self.path in prompt_sets():
             return [_embedded(self)]
         parts: list[PromptPart] = []
         left = self.limit
@@ -112,9 +112,7 @@ def _name_of(ready: ReadyMade) -> str:
 
 
 def _embedded(source: Source) -> PromptPart:
-    from ...tinyworld.prompt_sets import prompt_set
-
-    prompts = prompt_set(source.path, source.split, source.limit or _COUNT, source.seed)
+    prompts = make_prompts(source.path, source.split, source.limit or _COUNT, source.seed)
     digest, ids = hashlib.blake2b(digest_size=16), []
     for i in range(len(prompts)):
         prompt = prompts[i]

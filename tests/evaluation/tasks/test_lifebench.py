@@ -1,5 +1,4 @@
 import json
-import math
 from collections import Counter
 from random import Random
 
@@ -8,20 +7,18 @@ import pytest
 from places import SHARED
 
 from lenvm_lightning.errors import DataError
-from lenvm_lightning.evaluation.constraint import CONSTRAINTS
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Measure
 from lenvm_lightning.evaluation.samples import Sample
-from lenvm_lightning.evaluation.settings import read_settings
 from lenvm_lightning.evaluation.systems import constraint_systems
 from lenvm_lightning.evaluation.task import Measured
 from lenvm_lightning.evaluation.tasks.lifebench import (
     LifebenchTask,
     build_prompt,
-    length_deviation,
-    length_score,
     load_items,
 )
 from lenvm_lightning.evaluation.tasks.lifebench_prompts import questions, tiny_items
+from lenvm_lightning.rollouts.constraint import CONSTRAINTS
 from lenvm_lightning.tinyworld import writing
 
 # Words, numbers, braces and 字数 that belong to the tasks, and not to their constraints.
@@ -40,28 +37,6 @@ CHINESE = {
     "lang": "cn",
     "task": "为什么“字数”必须等于20字？每行5字。\n\n[要求]你的字数故事，字数必须{word_count_type} {word_count}字。",
 }
-
-
-def test_deviation_by_hand():
-    assert length_deviation(96, 64) == 0.5
-    assert length_deviation(48, 64) == -0.25
-    with pytest.raises(ValueError, match="at least 1 token"):
-        length_deviation(5, 0)
-
-
-@pytest.mark.parametrize(("n", "constraint", "score"), [
-    (64, "equal to", 100), (64, "at most", 100), (64, "at least", 100),
-    (96, "equal to", 100 * math.exp(-1)), (48, "equal to", 100 * math.exp(-1.25)),
-    (96, "at most", 100 * math.exp(-1)), (48, "at most", 100),
-    (96, "at least", 100), (48, "at least", 100 * math.exp(-1.25)),
-])  # fmt: skip
-def test_score_by_hand(n, constraint, score):
-    assert length_score(n, 64, constraint) == pytest.approx(score)
-
-
-def test_unknown_constraint():
-    with pytest.raises(ValueError, match="at most"):
-        length_score(5, 5, "about")
 
 
 @pytest.mark.parametrize(("constraint", "demand"), [
@@ -160,7 +135,7 @@ def test_tiny_questions_are_what_the_tiny_generator_was_trained_on():
     lengths = [16, 37, 256]
     asked = questions(items, lengths=lengths)
     expected = [
-        writing.Problem(topic, constraint, length).prompt
+        writing.WritingProblem(topic, constraint, length).prompt
         for topic in writing.unseen_topics(40)
         for constraint in CONSTRAINTS
         for length in lengths

@@ -27,7 +27,7 @@ from ....decoding.prefill import Request
 from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....decoding.vocabulary import forbidden_ids, placeholder_ids, stop_ids_of
 from ....errors import CheckpointError, GenerationError, GeneratorError
-from ....models.backbone import load_processor
+from ....models.processors import load_processor
 from ....models.value_model import LengthValueModel
 from ...prompting import encode_prompt, open_image, tokenizer_of
 from ...record import IMAGE_MARK

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from transformers import GenerationConfig
 
 from ....errors import CheckpointError, GeneratorError
-from ....models.backbone import load_processor, resolve
+from ....models.hub_files import resolve
+from ....models.processors import load_processor
 from .backends import Backend
 
 

@@ -14,12 +14,12 @@ from places import CONFIGS
 
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import BackboneConfig, LoRA, LossConfig, OptimizerConfig, TextLenVM, VisionLenVM
-from lenvm_lightning.cli.recipe import find_recipe, read_recipe, recipes_folder, vary
-from lenvm_lightning.cli.run import FitCLI, parse_fit
-from lenvm_lightning.cli.sample import FIELDS, read_settings
-from lenvm_lightning.cli.stages import needs_generator, plan_tasks
-from lenvm_lightning.evaluation.settings import fields_of_task
+from lenvm_lightning.evaluation.read_settings import fields_of_task
 from lenvm_lightning.models.adapters import add_adapter
+from lenvm_lightning.pipeline.evaluate_stage import needs_generator, plan_tasks
+from lenvm_lightning.pipeline.fit_stage import FitCLI, parse_fit
+from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe, recipes_folder, vary
+from lenvm_lightning.pipeline.sample_stage import FIELDS, read_settings
 from lenvm_lightning.tinyworld.datamodule import TinyCorpus
 from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from lenvm_lightning import LengthValueModel
 from lenvm_lightning.cli.main import main, split_overrides
-from lenvm_lightning.cli.run import LastValidation
-from lenvm_lightning.cli.runs import RunFolder, choose_folder, claimed_folder
 from lenvm_lightning.errors import StoreError
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
+from lenvm_lightning.pipeline.fit_stage import LastValidation
+from lenvm_lightning.pipeline.run_folder import RunFolder, choose_folder, claimed_folder
 from lenvm_lightning.tinyworld import quality
 
 SHORT = ["--fit.trainer.max_steps", "3", "--fit.trainer.max_epochs", "1", "--fit.data.val_completions", "12"]
@@ -79,7 +79,7 @@ def test_a_disk_that_fills_while_training(here, capsys, text_rollouts, monkeypat
     ]
     with monkeypatch.context() as patch:
         if full == "the folder":
-            patch.setattr("lenvm_lightning.cli.runs.write_whole", write)
+            patch.setattr("lenvm_lightning.pipeline.run_folder.write_whole", write)
         else:
             patch.setattr(L.Trainer, "save_checkpoint", write)
         assert main(command) == 2

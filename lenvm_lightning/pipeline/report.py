@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import __version__, tinyworld
 from ..metrics import POSITION_NAMES, POSITIONS
+from ..models import embedded
 from ..models.adapters import ADAPTER_CONFIG, count_parameters
 from ..tinyworld import quality
 from ..training.module import LenVMModule
@@ -43,7 +44,7 @@ def _of_lenvm(module: Any, data: Any) -> dict[str, Any]:
         "held_out_completions": len(data.val_rows),
         "held_out_prompts": data.val_prompts,
         "held_out_digest": data.held_out_digest(),
-        "tiny_world": any(map(tinyworld.wrote, data.facts.generators)),
+        "tiny_world": any(map(embedded.wrote, data.facts.generators)),
     }
 
 

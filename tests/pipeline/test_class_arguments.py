@@ -5,9 +5,9 @@ import yaml
 
 from lenvm_lightning import BackboneConfig
 from lenvm_lightning.cli.main import main
-from lenvm_lightning.cli.recipe import find_recipe, read_recipe, vary
-from lenvm_lightning.cli.run import parse_fit
 from lenvm_lightning.errors import RecipeError
+from lenvm_lightning.pipeline.fit_stage import parse_fit
+from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe, vary
 
 
 @pytest.fixture

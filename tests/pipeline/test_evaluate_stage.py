@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from lenvm_lightning.cli import stages
 from lenvm_lightning.cli.main import main
-from lenvm_lightning.cli.recipe import read_recipe
-from lenvm_lightning.cli.stages import plan_tasks, run_variants
 from lenvm_lightning.errors import RecipeError
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Results
-from lenvm_lightning.evaluation.settings import read_settings
+from lenvm_lightning.pipeline import variants as stages
+from lenvm_lightning.pipeline.evaluate_stage import plan_tasks
+from lenvm_lightning.pipeline.recipe import read_recipe
+from lenvm_lightning.pipeline.variants import run_variants
 
 
 @pytest.fixture

@@ -29,11 +29,11 @@ class GenerationError(LenVMError, ValueError):
 
 
 class StoreError(LenVMError):
-    """A folder of rollouts that cannot be continued or written."""
+    """A folder of completions that is in use, holds those of other settings, or cannot be written."""
 
 
 class EvaluationError(LenVMError):
-    """An evaluation that cannot be made as asked, or whose folder holds another one."""
+    """An evaluation that cannot be made as asked."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -132,7 +132,8 @@ def test_stop_texts_end_completions(served, model):
     for answer in answers:
         result = answer.result
         assert result.text.count("the ") == (result in stopped)
-        assert (result.token_ids[-1] == eos) == (result not in stopped)
+        ended_by_token = result.finish_reason == "stop" and result not in stopped
+        assert (result.token_ids[-1] == eos) == ended_by_token
 
 
 def test_a_dead_server_ends_the_run_and_the_next_one_goes_on(served, model, tmp_path):

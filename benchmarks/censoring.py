@@ -42,6 +42,7 @@ from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.censoring import CensoredKind, tail_after_cut
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.objectives import LossConfig
 from lenvm_lightning.rollouts.prompting import encode_prompt
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.sample import open_generator, sample_rollouts
@@ -176,7 +177,7 @@ def train(
     """Train one model as the recipe does: AdamW, linear warm-up, cosine to 0, token-mean loss."""
     torch.manual_seed(seed)
     censored: Any = treatment if treatment in get_args(CensoredKind) else "anchored"
-    module = TextLenVM(BACKBONE, gamma=gamma, censored=censored)
+    module = TextLenVM(BACKBONE, gamma=gamma, loss=LossConfig(censored=censored))
     module.configure_model()
     model = module.model
     assert model is not None

@@ -22,7 +22,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
-from lenvm_lightning import TextLenVM, VisionLenVM
+from lenvm_lightning import BackboneConfig, TextLenVM, VisionLenVM
 from lenvm_lightning.planning.dry_run import GRADIENTS, STATES, WEIGHTS, Rehearsal, Settings, Shape, build
 from lenvm_lightning.planning.plan import plan
 from lenvm_lightning.training.module import LenVMModule
@@ -63,7 +63,7 @@ QUICK = {
 def module_of(case: tuple[Any, ...]) -> LenVMModule:
     backbone, overrides, shape, _, options = case
     kind = VisionLenVM if shape.grid else TextLenVM
-    return kind(backbone, pretrained=False, overrides=overrides, gamma=0.99, **options)
+    return kind(BackboneConfig(backbone, pretrained=False, overrides=overrides, **options), gamma=0.99)
 
 
 def train(case: tuple[Any, ...], steps: int, give_back: bool, results: Any) -> None:

@@ -43,6 +43,7 @@ from lenvm_lightning.models.backbone import load_backbone
 from lenvm_lightning.tinyworld.rollouts import write_rollouts
 from lenvm_lightning.training import optimizers
 from lenvm_lightning.training.module import TextLenVM
+from lenvm_lightning.training.optimizers import OptimizerConfig
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
 EXACT = "32-true"
@@ -77,9 +78,8 @@ def computing(precision: str, device: str) -> dict[str, Any]:
 def train(precision: str, seed: int, rollouts: Path, args: argparse.Namespace) -> list[dict[str, float]]:
     """Figures after each part of a training."""
     L.seed_everything(seed, workers=True, verbose=False)
-    module = TextLenVM(
-        "tiny-text", gamma=0.98, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=min(20, args.steps // 4)
-    )
+    optimizer = OptimizerConfig(lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1, warmup_steps=min(20, args.steps // 4))
+    module = TextLenVM("tiny-text", gamma=0.98, optimizer=optimizer)
     data = TextRollouts(
         str(rollouts), batch_tokens=args.batch_tokens, seed=seed, cache_dir=str(args.folder), num_proc=1
     )

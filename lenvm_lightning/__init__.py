@@ -14,18 +14,24 @@ if TYPE_CHECKING:
     from .decoding.transformers_hook import guided
     from .guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
     from .models.adapters import LoRA
+    from .models.backbone_config import BackboneConfig
     from .models.value_model import LengthValueModel, LenVMConfig
+    from .objectives import LossConfig
     from .training.module import LenVMModule, TextLenVM, VisionLenVM
+    from .training.optimizers import OptimizerConfig
 
 _WHERE = {
     "AtLeast": "guidance",
     "AtMost": "guidance",
+    "BackboneConfig": "models.backbone_config",
     "EqualTo": "guidance",
     "Gated": "guidance",
     "LenVMConfig": "models.value_model",
     "LenVMModule": "training.module",
     "LoRA": "models.adapters",
+    "LossConfig": "objectives",
     "LengthValueModel": "models.value_model",
+    "OptimizerConfig": "training.optimizers",
     "Scale": "guidance",
     "TextLenVM": "training.module",
     "Tilt": "guidance",
@@ -38,12 +44,15 @@ _WHERE = {
 __all__ = [
     "AtLeast",
     "AtMost",
+    "BackboneConfig",
     "EqualTo",
     "Gated",
     "LenVMConfig",
     "LenVMModule",
     "LengthValueModel",
     "LoRA",
+    "LossConfig",
+    "OptimizerConfig",
     "Scale",
     "TextLenVM",
     "Tilt",

@@ -1,11 +1,12 @@
-"""Right-censored completions: what to learn from rows that hit their token limit.
+"""Truncated completions: what to learn from rows that hit their token limit, right-censored data to a statistician.
 
-Their remaining length is only known to be greater than what was seen. ``treat_censored`` turns the counts of a batch
-into regression targets' remaining lengths and the mask of the states that are supervised.
+Their remaining length is only known to be greater than what was seen. `treat_censored` turns the counts of a batch
+into regression targets' remaining lengths and the mask of the states that are supervised. The *cut* of a truncated
+completion is the state after its last token.
 
 Nothing that was sampled tells how it goes on after the cut, so every estimate of it is an assumption. That of
-``bootstrap`` is the model itself: a state at the cut is like states seen earlier in other completions. But an error
-there is also the target of the states before it, and comes back from them almost whole. ``anchored`` halves what
+`bootstrap` is the model itself: a state at the cut is like states seen earlier in other completions. But an error
+there is also the target of the states before it, and comes back from them almost whole. `anchored` halves what
 comes back: it takes the mean of that estimate and of one that no prediction enters, a hazard that stays what it was.
 """
 
@@ -39,30 +40,30 @@ class Supervision(NamedTuple):
 def tail_after_cut(lengths: Sequence[int], censored: Sequence[bool]) -> float | None:
     """Mean tokens after the cut if completions went on ending as often as they did shortly before it.
 
-    The hazard, ends a token, is that of the second half of what a cut row shows: of the positions above c/2 and up to
-    c, with c the median length of the cut rows. Each row counts for as long as it is seen there.
+    The hazard, ends a token, is that of the second half of what a truncated completion shows: of the positions above
+    c/2 and up to c, with c the median length of the truncated ones. Each row counts for as long as it is seen there.
 
     Args:
-        lengths: tokens of each completion, EOS included; of a cut one, those that were seen.
-        censored: True = the completion hit its token limit.
+        lengths: tokens of each completion, EOS included; of a truncated one, those that were seen.
+        censored: True = the completion was truncated.
 
     Returns:
-        Tokens, >= 1; None where no row was cut, or no completion ended there and nothing can be said.
+        Tokens, >= 1; None where none was truncated, or none ended there and nothing can be said.
     """
-    seen, cut = np.asarray(lengths), np.asarray(censored, dtype=bool)
-    if not cut.any():
+    seen, truncated = np.asarray(lengths), np.asarray(censored, dtype=bool)
+    if not truncated.any():
         return None
-    end = float(np.median(seen[cut]))
+    end = float(np.median(seen[truncated]))
     start = end // 2
     tokens = (np.minimum(seen, end) - start).clip(min=0).sum()
-    ends = (~cut & (seen > start) & (seen <= end)).sum()
+    ends = (~truncated & (seen > start) & (seen <= end)).sum()
     return float(tokens / ends) if ends else None
 
 
 def anchor(predicted: Tensor, tail: float | None, gamma: float) -> Tensor:
     """Halfway, in value, between the model's own estimate and the mean value under a constant hazard.
 
-    A length L that is geometric with mean m has ``E[1 - gamma ** L] = (1 - gamma) m / ((1 - gamma) m + gamma)``.
+    A length L that is geometric with mean m has `E[1 - gamma ** L] = (1 - gamma) m / ((1 - gamma) m + gamma)`.
 
     Args:
         predicted: remaining tokens, >= 0. Any shape.
@@ -81,18 +82,18 @@ def anchor(predicted: Tensor, tail: float | None, gamma: float) -> Tensor:
 def treat_censored(
     remaining: Tensor, mask: Tensor, censored: Tensor, predicted: Tensor, kind: CensoredKind
 ) -> Supervision:
-    """Targets and mask of a batch with right-censored rows.
+    """Targets and mask of a batch with truncated completions.
 
     Args:
         remaining: tokens to the end of what was seen. Shape (B, T).
         mask: True = state with a count. Shape (B, T).
-        censored: True = the row hit its token limit. Shape (B,).
+        censored: True = truncated. Shape (B,).
         predicted: remaining tokens that are expected, of which only those at a cut are read: the model's own
-            estimate, for ``anchored`` passed through `anchor`. Shape (B, T).
-        kind: ``anchored``, ``bootstrap``: what was seen plus what is expected at the cut;
-            ``drop``: no supervision from such rows;
-            ``one_sided``: what was seen is a lower bound;
-            ``as_finished``: pretend that the cut was the end, as the research code does.
+            estimate, for `anchored` passed through `anchor`. Shape (B, T).
+        kind: `anchored`, `bootstrap`: what was seen plus what is expected at the cut;
+            `drop`: no supervision from such rows;
+            `one_sided`: what was seen is a lower bound;
+            `as_finished`: pretend that the cut was the end, as the research code does.
 
     Raises:
         ValueError: unknown kind.

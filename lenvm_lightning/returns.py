@@ -1,7 +1,7 @@
-"""lambda-returns, and what a completion that was cut off can still teach.
+"""lambda-returns, and what a truncated completion can still teach.
 
-Notation of the paper: reward ``r = -(1 - gamma)`` a token, ``V_t`` the value of state t, ``s_L`` the state after EOS.
-States of one sequence are the positions where ``mask`` is True; they are contiguous and end at the last one kept.
+Notation of the paper: reward `r = -(1 - gamma)` a token, `V_t` the value of state t, `s_L` the state after EOS.
+States of one sequence are the positions where `mask` is True; they are contiguous and end at the last one kept.
 """
 
 import torch
@@ -11,13 +11,13 @@ from .values import remaining_to_value
 
 
 def lambda_returns(value: Tensor, remaining: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """Targets ``V_t + A_t`` of TD(lambda), computed from the end backwards.
+    """Targets `V_t + A_t` of TD(lambda), computed from the end backwards.
 
         delta_t = r + gamma * V_{t+1} - V_t          A_t = delta_t + gamma * lam * A_{t+1}
 
     Three conventions close the recursion: the value after EOS is 0; the EOS state itself has target 0 and passes no
     error backwards; and where the sequence ends before EOS (cut to the training length), the known remaining length
-    gives the missing next value. ``lam = 1`` equals the closed form ``-(1 - gamma ** remaining)``.
+    gives the missing next value. `lam = 1` equals the closed form `-(1 - gamma ** remaining)`.
 
     Args:
         value: predicted values, in [-1, 0]. Shape (B, T). Treated as constants.
@@ -27,7 +27,7 @@ def lambda_returns(value: Tensor, remaining: Tensor, mask: Tensor, gamma: float,
         lam: lambda, in [0, 1].
 
     Returns:
-        Targets, shape (B, T), 0 where ``mask`` is False.
+        Targets, shape (B, T), 0 where `mask` is False.
 
     Raises:
         ValueError: lam outside [0, 1], or gamma outside (0, 1).
@@ -58,15 +58,15 @@ def lambda_returns(value: Tensor, remaining: Tensor, mask: Tensor, gamma: float,
 
 
 def remaining_after_cut(remaining: Tensor, beyond: Tensor, censored: Tensor) -> Tensor:
-    """Remaining tokens of right-censored rows: those seen before the cut plus an estimate of those beyond it.
+    """Remaining tokens of truncated completions: those seen before the cut plus an estimate of those beyond it.
 
-    With ``beyond`` the model's own estimate at the cut this is the n-step bootstrapped return, since
-    ``1 - gamma ** (k + beyond) = 1 - gamma ** k * (1 + V_cut)``.
+    With `beyond` the model's own estimate at the cut this is the n-step bootstrapped return, since
+    `1 - gamma ** (k + beyond) = 1 - gamma ** k * (1 + V_cut)`.
 
     Args:
         remaining: tokens to the end of what was seen. Shape (B, T).
         beyond: estimated tokens after the cut, >= 0. Shape (B,). Treated as a constant.
-        censored: True = the completion hit its token limit. Shape (B,).
+        censored: True = truncated. Shape (B,).
 
     Returns:
         Float tensor, shape (B, T); rows that are not censored keep their counts.

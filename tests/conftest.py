@@ -7,8 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 import pytest
 import torch
 
-from lenvm_lightning.models.backbone import load_processor
-from lenvm_lightning.tinyworld.rollouts import write_rollouts
+# Everything else is imported by the fixtures that need it: the tests of the maths need torch alone, and start at once.
 
 
 def pytest_collection_finish(session):
@@ -30,19 +29,27 @@ def _alone(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_text():
+    from lenvm_lightning.models.backbone import load_processor
+
     return load_processor("tiny-text")
 
 
 @pytest.fixture(scope="session")
 def tiny_vl():
+    from lenvm_lightning.models.backbone import load_processor
+
     return load_processor("tiny-vl")
 
 
 @pytest.fixture(scope="session")
 def text_rollouts(tmp_path_factory):
+    from lenvm_lightning.tinyworld.rollouts import write_rollouts
+
     return write_rollouts("text", tmp_path_factory.mktemp("text"), prompts=20, completions=2)
 
 
 @pytest.fixture(scope="session")
 def vision_rollouts(tmp_path_factory):
+    from lenvm_lightning.tinyworld.rollouts import write_rollouts
+
     return write_rollouts("vision", tmp_path_factory.mktemp("vision"), prompts=20, completions=2)

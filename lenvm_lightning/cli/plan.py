@@ -45,7 +45,7 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
     if not isinstance(model, LenVMModule) or not isinstance(data, RolloutsDataModule):
         raise RecipeError(f"{path} trains {type(model).__name__}; only length value models on rollouts can be planned")
     settings = settings_of(cli)
-    if problems := refused(model.hparams, settings.strategy, settings.precision, data.kind != "text"):
+    if problems := refused(model.settings, settings.strategy, settings.precision, data.kind != "text"):
         raise RecipeError(f"{path} cannot be trained:\n  " + "\n  ".join(problems))
     found = plan(model, shapes_of(model, data, arguments.row_tokens), settings)
     if arguments.json:
@@ -99,8 +99,8 @@ def shapes_of(model: LenVMModule, data: RolloutsDataModule, row_tokens: int | No
 
 def _picture(model: LenVMModule, data: RolloutsDataModule) -> tuple[tuple[int, int, int], int]:
     """Grid and tokens of the largest picture, about square, that a row may have."""
-    h = model.hparams
-    config = load_config(h["backbone"], h["overrides"], trust_remote_code=h["trust_remote_code"])
+    backbone = model.settings.backbone
+    config = load_config(backbone.source, backbone.overrides, trust_remote_code=backbone.trust_remote_code)
     tower = getattr(config, "vision_config", None)
     if tower is None:
         raise RecipeError(f"backbone {model.backbone_source!r} reads text only: use TextLenVM and TextRollouts")
@@ -172,10 +172,10 @@ def as_json(found: Plan, recipe: str, tflops: float | None, tokens: float | None
 
 def describe(found: Plan, model: LenVMModule, recipe: str, tflops: float | None, tokens: float | None) -> str:
     """The plan as tables for people."""
-    h, s = model.hparams, found.settings
-    how = [s.precision, f"{h['dtype']} weights" if "true" not in s.precision else ""]
-    how += ["checkpointing" if h["gradient_checkpointing"] else "no checkpointing", str(h.get("optimizer") or "AdamW")]
-    how += [f"quantised to {h['quantise']}" if h.get("quantise") else "", "GPU" if s.gpu else "CPU"]
+    backbone, s = model.settings.backbone, found.settings
+    how = [s.precision, f"{backbone.dtype} weights" if "true" not in s.precision else ""]
+    how += ["checkpointing" if backbone.gradient_checkpointing else "no checkpointing", model.settings.optimizer.kind]
+    how += [f"quantised to {backbone.quantise}" if backbone.quantise else "", "GPU" if s.gpu else "CPU"]
     how += [f"{s.devices} devices, {s.strategy}" if s.devices > 1 else "1 device"]
     lines = [f"{recipe}: {type(model).__name__} on {model.backbone_source}", ", ".join(filter(None, how)), ""]
     lines += [*_table("parameters", ["trained", "frozen"], _parameter_rows(found)), ""]

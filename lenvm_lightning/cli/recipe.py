@@ -1,27 +1,26 @@
 """Recipes: finding, reading and checking them, so that every mistake is named before anything starts."""
 
+import contextlib
 import copy
-import functools
-import importlib
-import inspect
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import is_dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import RecipeError, nearest
 from ..evaluation.settings import FIELDS as EVALUATE_FIELDS
 from ..evaluation.settings import has
 from ..training.callbacks import ResumableCheckpoint
+from ..training.loggers import RUN_FOLDER, needs_save_dir
 from ..utils.settings import misfits
+from .class_arguments import Mistake, load_class, mistakes_of_arguments, mistakes_of_class, unknown_keys
 from .sample import FIELDS, wrong_values
 
 STAGES = ("sample", "fit", "variants", "evaluate")
+_LOGGERS = "lightning.pytorch.loggers."
 _FIT_KEYS = ("seed_everything", "model", "data", "trainer", "checkpoint")
 
 
@@ -56,8 +55,9 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
 
     Args:
         path: the YAML file.
-        overrides: (``fit.section.key`` or ``sample.key``, value as YAML text) pairs; ``init_args`` may be left out, and
-            ``evaluate.key`` is for all of its tasks.
+        overrides: (`fit.section.key` or `sample.key`, value as YAML text) pairs; `init_args` may be left out, and
+            `evaluate.key` is for all of its tasks. `fit.model.backbone` with a plain name changes the source of the
+            backbone and keeps its other settings.
 
     Raises:
         RecipeError: broken YAML, unknown keys, values of a wrong type, overrides without a value; all problems at once,
@@ -75,11 +75,12 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
         raise RecipeError(f"{path} must hold stages ({', '.join(STAGES)}), found {type(recipe).__name__}")
     recipe = {stage: {} if section is None else section for stage, section in recipe.items()}
     lines = dict(keys)
-    # YAML takes the last of several without a word.
+    # YAML takes the last of several silently.
     problems = [
         f"{path}:{line}: {key[-1]!r} is there again in line {lines[key]}" for key, line in keys if lines[key] > line
     ]
-    problems += [f"{path}:{lines.get(key, 1)}: {problem}" for key, problem in _mistakes(recipe)]
+    _spell_out(recipe)
+    problems += [f"{path}:{_line_of(key, lines)}: {problem}" for key, problem in _mistakes(recipe)]
     for key, value in overrides:
         if value is None:
             problems.append(f"--{key}: a value is missing")
@@ -112,8 +113,46 @@ def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator
             yield from _key_lines(entry, (*prefix, str(number)))
 
 
+def _line_of(key: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> int:
+    """Line of a key, or of the nearest section around it that the file has."""
+    while key and key not in lines:
+        key = key[:-1]
+    return lines.get(key, 1)
+
+
+def _spell_out(recipe: dict[str, Any]) -> None:
+    """Write short forms of `fit` out, in place, so that they are the same settings as the long ones.
+
+    `backbone: NAME` is `backbone: {source: NAME}`. `logger: CSVLogger` is its class_path, and a logger that must
+    be told where to write writes into the folder of the run.
+    """
+    fit = recipe.get("fit")
+    if not isinstance(fit, dict):
+        return
+    model, trainer = fit.get("model"), fit.get("trainer")
+    arguments = model.get("init_args") if isinstance(model, dict) else None
+    if isinstance(arguments, dict) and isinstance(arguments.get("backbone"), str):
+        arguments["backbone"] = {"source": arguments["backbone"]}
+    if isinstance(trainer, dict) and "logger" in trainer:
+        given = trainer["logger"]
+        trainer["logger"] = [*map(_spelled_out, given)] if isinstance(given, list) else _spelled_out(given)
+
+
+def _spelled_out(logger: Any) -> Any:
+    if isinstance(logger, str):
+        logger = {"class_path": logger}
+    if not isinstance(logger, dict) or not isinstance(logger.get("class_path"), str):
+        return logger
+    name, arguments = logger["class_path"], logger.get("init_args") or {}
+    logger = {**logger, "class_path": name if "." in name else _LOGGERS + name}
+    with contextlib.suppress(RecipeError):  # no such class, which is told with the other mistakes
+        if isinstance(arguments, dict) and needs_save_dir(load_class(logger["class_path"])):
+            logger["init_args"] = {"save_dir": RUN_FOLDER, **arguments}
+    return logger
+
+
 def vary(recipe: dict[str, Any], name: str) -> dict[str, Any]:
-    """The ``fit`` stage of a variant, in a recipe of its own."""
+    """The `fit` stage of a variant, in a recipe of its own."""
     return _vary(recipe, name)[0]
 
 
@@ -129,12 +168,15 @@ def _vary(recipe: dict[str, Any], name: str) -> tuple[dict[str, Any], list[tuple
 
 
 def _override(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
-    """Change a setting, one of ``evaluate`` in all of its tasks; what is wrong with that."""
+    """Change a setting, one of `evaluate` in all of its tasks; what is wrong with that."""
     before = set(_mistakes(recipe))
     path = key.split(".")
     try:
         if path[0] != "evaluate":
+            if path[:2] == ["fit", "model"] and path[-1] == "backbone" and isinstance(value, str):
+                path = [*path, "source"]
             _set(recipe, path, value)
+            _spell_out(recipe)
         else:
             tasks = recipe.get("evaluate")
             if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
@@ -150,19 +192,28 @@ def _override(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
     section = tree
     for depth, key in enumerate(path[:-1]):
-        if "init_args" not in path and isinstance(section.get("init_args"), dict) and key != "class_path":
-            section = section["init_args"]
+        if "init_args" not in path and key != "class_path" and ("class_path" in section or "init_args" in section):
+            section = _arguments_of(section)
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             raise TypeError(f"{'.'.join(path[: depth + 1])} is {section!r}, which has no entries")
     if "init_args" not in path and path[-1] != "class_path" and "class_path" in section:
-        section = section.setdefault("init_args", {})
+        section = _arguments_of(section)
     section[path[-1]] = value
 
 
-def _mistakes(recipe: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(path, problem) of every key that nothing would read, and of values of ``sample`` that cannot be."""
-    yield from _against(recipe, STAGES, (), "stage")
+def _arguments_of(section: dict[str, Any]) -> dict[str, Any]:
+    """The init_args beside a class_path, made where there are none yet."""
+    if section.get("init_args") is None:
+        section["init_args"] = {}
+    if not isinstance(section["init_args"], dict):
+        raise TypeError(f"init_args is {section['init_args']!r}, which has no entries")
+    return section["init_args"]
+
+
+def _mistakes(recipe: dict[str, Any]) -> Iterator[Mistake]:
+    """(path, problem) of every key that nothing would read, and of values of `sample` that cannot be."""
+    yield from unknown_keys(recipe, STAGES, (), "stage")
     for stage, mistakes_of in (
         ("sample", _mistakes_of_sample),
         ("fit", _mistakes_of_fit),
@@ -177,18 +228,18 @@ def _mistakes(recipe: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from _mistakes_of_evaluate(recipe["evaluate"])
 
 
-def _mistakes_of_sample(sample: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    yield from _against(sample, FIELDS, ("sample",), "setting of sample")
+def _mistakes_of_sample(sample: dict[str, Any]) -> Iterator[Mistake]:
+    yield from unknown_keys(sample, FIELDS, ("sample",), "setting of sample")
     yield from ((("sample", key), problem) for key, problem in wrong_values(sample))
 
 
-def _mistakes_of_variants(variants: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    yield from _against(variants, ("jobs", "runs"), ("variants",), "setting of variants")
+def _mistakes_of_variants(variants: dict[str, Any]) -> Iterator[Mistake]:
+    yield from unknown_keys(variants, ("jobs", "runs"), ("variants",), "setting of variants")
     jobs, runs = variants.get("jobs", 1), variants.get("runs")
     if type(jobs) is not int or jobs < 1:
         yield ("variants", "jobs"), f"jobs must be a whole number of at least 1, found {jobs!r}"
     if not isinstance(runs, dict) or not all(isinstance(changed, dict) for changed in runs.values()):
-        yield ("variants", "runs"), "runs: expected what each run changes, such as {small: {fit.model.keep_layers: 2}}"
+        yield ("variants", "runs"), "runs: expected what each run changes, such as {low: {fit.model.gamma: 0.9}}"
         return
     for name, changed in runs.items():
         if not re.fullmatch(r"[\w.=+-]+", str(name)):
@@ -198,7 +249,7 @@ def _mistakes_of_variants(variants: dict[str, Any]) -> Iterator[tuple[tuple[str,
                 yield ("variants", "runs", str(name), str(key)), f"{key!r}: a variant changes settings of fit only"
 
 
-def _mistakes_of_evaluate(tasks: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+def _mistakes_of_evaluate(tasks: Any) -> Iterator[Mistake]:
     if not isinstance(tasks, list) or not tasks:
         yield ("evaluate",), f"evaluate: expected a list of tasks, such as [{{task: lifebench}}], found {tasks!r}"
         return
@@ -207,98 +258,31 @@ def _mistakes_of_evaluate(tasks: Any) -> Iterator[tuple[tuple[str, ...], str]]:
         if not isinstance(task, dict):
             yield path, f"expected settings of a task, found {task!r}"
             continue
-        yield from _against(task, EVALUATE_FIELDS, path, "setting of a task")
+        yield from unknown_keys(task, EVALUATE_FIELDS, path, "setting of a task")
         if "task" not in task:
             yield path, "task is missing"
         yield from (((*path, key), problem) for key, problem in misfits(task, EVALUATE_FIELDS))
 
 
-def _mistakes_of_fit(fit: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-    yield from _against(fit, _FIT_KEYS, ("fit",), "section of fit")
-    yield from _mistakes_of_arguments(fit.get("trainer"), L.Trainer, ("fit", "trainer"), "setting of the Trainer")
-    yield from _mistakes_of_arguments(
+def _mistakes_of_fit(fit: dict[str, Any]) -> Iterator[Mistake]:
+    yield from unknown_keys(fit, _FIT_KEYS, ("fit",), "section of fit")
+    trainer = fit.get("trainer")
+    if isinstance(trainer, dict):
+        yield from _mistakes_of_loggers(trainer.get("logger"), ("fit", "trainer", "logger"))
+        trainer = {key: value for key, value in trainer.items() if key != "logger"}
+    yield from mistakes_of_arguments(trainer, L.Trainer, ("fit", "trainer"), "setting of the Trainer")
+    yield from mistakes_of_arguments(
         fit.get("checkpoint"), ResumableCheckpoint, ("fit", "checkpoint"), "setting of checkpoint", own=("dirpath",)
     )
     for section, example in (("model", "lenvm_lightning.TextLenVM"), ("data", "datamodules.TextRollouts")):
-        given = fit.get(section)
-        if not isinstance(given, dict) or not given.get("class_path"):
-            yield ("fit", section), f"{section}: expected a class_path, such as {example}, found {given!r}"
-            continue
-        yield from _against(given, ("class_path", "init_args"), ("fit", section), f"entry of {section}")
-        try:
-            cls = _load_class(str(given["class_path"]))
-        except RecipeError as error:
-            yield ("fit", section, "class_path"), str(error)
-            continue
-        path = ("fit", section, "init_args")
-        yield from _mistakes_of_arguments(given.get("init_args"), cls, path, f"setting of {given['class_path']}")
+        yield from mistakes_of_class(fit.get(section), ("fit", section), example)
 
 
-def _mistakes_of_arguments(
-    given: Any, cls: type, path: tuple[str, ...], what: str, own: Collection[str] = ()
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong with arguments for a class; those named ``own`` are not for people to give."""
-    if not isinstance(given, dict):
-        if given is not None:
-            yield path, f"{path[-1]}: expected settings, found {given!r}"
+def _mistakes_of_loggers(given: Any, path: tuple[str, ...]) -> Iterator[Mistake]:
+    if given is None or isinstance(given, bool):
         return
-    known = [name for name in _parameters(cls) if name not in own]
-    yield from _against(given, known, path, what)
-    for key, value in given.items():
-        parts = _dataclass_of(cls, key)
-        if parts is not None and isinstance(value, dict):
-            yield from _mistakes_of_arguments(value, parts, (*path, key), f"setting of {key}")
-        elif key in known and (problem := _misfit(cls, key, value)):
-            yield (*path, key), problem
-
-
-def _dataclass_of(cls: type, name: str) -> type | None:
-    """The dataclass that an argument of a class is, or may be."""
-    parameter = inspect.signature(cls).parameters.get(name)
-    choices = (parameter.annotation, *get_args(parameter.annotation)) if parameter is not None else ()
-    return next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
-
-
-def _misfit(cls: type, name: str, value: Any) -> str:
-    """Why a value cannot be an argument of a class; empty where it can."""
-    try:
-        _parser(cls, name).parse_object({name: value})
-    except ArgumentError as error:
-        parameter = inspect.signature(cls).parameters.get(name)
-        if parameter is None or isinstance(value, dict | list):  # the parser knows which part of it is wrong
-            return f"{name}: {' '.join(str(error).split())}"
-        return f"{name} must be {inspect.formatannotation(parameter.annotation)}, found {value!r}"
-    return ""
-
-
-@functools.cache
-def _parser(cls: type, name: str) -> ArgumentParser:
-    """Parser of one argument of a class, so that each is judged for itself."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, skip=set(_parameters(cls)) - {name}, fail_untyped=False)
-    return parser
-
-
-def _against(
-    given: dict[str, Any], known: Any, path: tuple[str, ...], what: str
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    for key in given:
-        if key not in known:
-            yield (*path, str(key)), f"{key!r} is no {what}{nearest(str(key), known) or '; known: ' + ', '.join(known)}"
-
-
-@functools.cache
-def _parameters(cls: type) -> tuple[str, ...]:
-    """Names of a class's arguments, those included that it hands on to its base class."""
-    names = ArgumentParser().add_class_arguments(cls, fail_untyped=False)
-    return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
-
-
-def _load_class(path: str) -> type:
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        classes = [f"lenvm_lightning.{n}" for n in ("TextLenVM", "VisionLenVM")]
-        classes += [f"datamodules.{n}" for n in ("TextRollouts", "VisionRollouts")]
-        raise RecipeError(f"class_path {path!r} cannot be imported{nearest(path, classes)}") from error
+    if not isinstance(given, list):
+        yield from mistakes_of_class(given, path, _LOGGERS + "CSVLogger")
+        return
+    for number, one in enumerate(given):
+        yield from mistakes_of_class(one, (*path, str(number)), _LOGGERS + "CSVLogger")

@@ -31,11 +31,11 @@ def as_results(module: Any, data: Any, steps: int, metrics: Mapping[str, float])
 
 
 def _of_lenvm(module: Any, data: Any) -> dict[str, Any]:
-    config = module.model.config
+    config, loss = module.model.config, module.settings.loss
     return {
         "gamma": config.gamma,
         "target": config.target,
-        "objective": {name: module.hparams[name] for name in ("loss", "weight", "lam", "censored")},
+        "objective": {"loss": loss.kind, "weight": loss.weight, "lam": loss.lam, "censored": loss.censored},
         "backbone": config.backbone,
         "train_prompts": data.facts.prompts,
         "train_completions": data.facts.completions,
@@ -88,7 +88,9 @@ def next_commands(folder: Path, results: dict[str, Any]) -> str:
     """What to type next."""
     model, rollouts = folder / "model", Path("rollouts") / folder.name
     adapter = f"whole:   lenvm export {folder} {folder.name}-whole\n" if (model / ADAPTER_CONFIG).exists() else ""
-    return f"\nmodel:   {model}\n{adapter}curves:  tensorboard --logdir {folder.parent}\n" + (
+    has_curves = any(folder.rglob("events.out.tfevents.*"))
+    curves = f"curves:  tensorboard --logdir {folder.parent}\n" if has_curves else ""
+    return f"\nmodel:   {model}\n{adapter}{curves}" + (
         f'python:  from lenvm_lightning import LengthValueModel; LengthValueModel.from_pretrained("{model}")'
         if "gamma" in results
         else f"sample:  lenvm sample --generator {model} --prompts {results['prompts']} --out {rollouts}"

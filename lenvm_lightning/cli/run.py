@@ -18,7 +18,6 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -36,8 +35,10 @@ from ..training.callbacks import (
 )
 from ..training.deepspeed import ZeRO
 from ..training.fsdp import FullySharded, is_sharded, whole_weights
+from ..training.loggers import open_loggers
 from ..training.module import LenVMModule
 from ..utils.locked_folder import full_disk_in_a_sentence
+from .class_arguments import load_class, print_optional_groups
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
 from .report import as_results, as_table, model_card, next_commands
@@ -114,27 +115,27 @@ class FitCLI(LightningCLI):
         self.settings: dict[str, Any] = {"fit": yaml.safe_load(dumped)}
 
     def instantiate_classes(self) -> None:
-        """Build model and data; the Trainer waits until the folder of the run is known."""
-        self.config_init = self.parser.instantiate(self.config)
+        """Build model and data; Trainer and loggers wait until the folder of the run is known."""
+        config = self.config.clone()
+        self.loggers = config["trainer"]["logger"]
+        config["trainer"]["logger"] = None
+        self.config_init = self.parser.instantiate(config)
         self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
         if getattr(self.datamodule, "processor_source", "") is None:
             self.datamodule.processor_source = self.model.backbone_source
 
     def build_trainer(self, folder: RunFolder, resumed_step: int | None) -> L.Trainer:
-        """The Trainer, with TensorBoard and our callbacks beside those of the recipe.
+        """The Trainer, with its loggers, and our callbacks beside those of the recipe.
 
         Raises:
             RecipeError: a device or strategy that is not there, or settings that contradict each other.
         """
         options = dict(self.config_init["checkpoint"])
         self.last_validation = LastValidation()
-        logger = TensorBoardLogger(
-            folder.path, name="", version="tensorboard", default_hp_metric=False, purge_step=resumed_step
-        )
         given = self.config_init["trainer"]
         self.trainer_defaults["callbacks"] = [
             ResumableCheckpoint(dirpath=str(folder.checkpoints), **options),
-            *([LearningRateMonitor(logging_interval="step")] if given["logger"] is not False else []),
+            *([LearningRateMonitor(logging_interval="step")] if self.loggers is None or self.loggers else []),
             Throughput(),
             *([RemainingCurves()] if isinstance(self.model, LenVMModule) else []),
             StepProgressBar(),
@@ -142,10 +143,9 @@ class FitCLI(LightningCLI):
             self.last_validation,
         ]
         chosen: dict[str, Any] = {"enable_checkpointing": False, "default_root_dir": str(folder.path)}
+        chosen["logger"] = open_loggers(self.loggers, folder.path, resumed_step)
         if not self.model.automatic_optimization:
             chosen["gradient_clip_val"] = None  # it clips by itself, and Lightning refuses to
-        if given["logger"] is None:
-            chosen["logger"] = logger
         if given["strategy"] == "fsdp":  # Lightning's own of that name is torch's first FSDP
             chosen["strategy"] = FullySharded()
         if isinstance(given["strategy"], str) and given["strategy"].startswith("deepspeed"):
@@ -153,7 +153,7 @@ class FitCLI(LightningCLI):
         if isinstance(chosen.get("strategy", given["strategy"]), (ModelParallelStrategy, ZeRO)) and not isinstance(
             self.model, LenVMModule
         ):
-            raise RecipeError(f"{type(self.model).__name__} cannot be shared out over ranks: use strategy: auto")
+            raise RecipeError(f"{type(self.model).__name__} cannot be sharded over ranks: use strategy: auto")
         try:
             return self.instantiate_trainer(**chosen)
         except (MisconfigurationException, ValueError) as error:
@@ -194,7 +194,7 @@ def run_recipe(
     check: bool = False,
     fresh: bool = False,
 ) -> int:
-    """Run the stages of a recipe; see ``lightning run --help``.
+    """Run the stages of a recipe; see `lightning run --help`.
 
     Returns:
         Exit status.
@@ -389,4 +389,6 @@ def _print_help(path: Path) -> int:
         with contextlib.suppress(SystemExit):
             FitCLI([word])
         print()
+    if "model" in fit:
+        print_optional_groups(load_class(fit["model"]["class_path"]), "model")
     return 0

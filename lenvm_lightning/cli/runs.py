@@ -18,7 +18,7 @@ _RECIPE, _DONE = "recipe.yaml", "results.json"
 
 
 class RunFolder:
-    """A run on disk: ``recipe.yaml`` (resolved), ``checkpoints``, ``tensorboard``, ``model``, ``results.json``.
+    """A run on disk: `recipe.yaml` (resolved), `checkpoints`, `tensorboard`, `model`, `results.json`.
 
     Args:
         path: the folder.
@@ -95,7 +95,7 @@ def choose_folder(root: Path, recipe: str, name: str | None, settings: dict[str,
 def claimed_folder(
     root: Path, recipe: str, name: str | None, settings: dict[str, Any], fresh: bool, header: str
 ) -> Iterator[RunFolder]:
-    """The folder for these settings, as `choose_folder` finds it: locked, begun, and emptied where ``fresh``.
+    """The folder for these settings, as `choose_folder` finds it: locked, begun, and emptied where `fresh`.
 
     A complete run that is only looked at is not locked, nor does any process of a distributed run but the first lock.
 
@@ -105,7 +105,7 @@ def claimed_folder(
         name: name given by the user.
         settings: resolved settings.
         fresh: delete the run that is found.
-        header: first line of its ``recipe.yaml``.
+        header: first line of its `recipe.yaml`.
 
     Raises:
         RecipeError: the named folder holds a run with other settings.

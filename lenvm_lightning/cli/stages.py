@@ -74,11 +74,11 @@ def check_tasks(tasks: list[EvaluationSettings], variants: Collection[str]) -> N
 
 
 def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> int:
-    """Run the tasks, and write ``report.md`` with all of their reports.
+    """Run the tasks, and write `report.md` with all of their reports.
 
     Args:
         tasks: settled.
-        folder: of the run; each task gets one of its own below ``evaluate``.
+        folder: of the run; each task gets one of its own below `evaluate`.
         command: what was typed, for the reports.
 
     Returns:
@@ -113,7 +113,7 @@ def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> in
 
 
 def _with_runs(task: EvaluationSettings, folder: Path) -> EvaluationSettings:
-    """With the folders of its runs: in a recipe ``base`` is the run itself, other names or patterns its variants."""
+    """With the folders of its runs: in a recipe `base` is the run itself, other names or patterns its variants."""
     if task.runs is None:
         return task
     found: list[str] = []
@@ -128,10 +128,10 @@ def _with_runs(task: EvaluationSettings, folder: Path) -> EvaluationSettings:
 
 
 def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
-    """Train every variant, each as a run of its own in ``FOLDER/variants``; those that are complete are left alone.
+    """Train every variant, each as a run of its own in `FOLDER/variants`; those that are complete are left alone.
 
     Args:
-        recipe: with ``fit`` and ``variants``; the data of ``fit`` are settled.
+        recipe: with `fit` and `variants`; the data of `fit` are settled.
         folder: of the run.
 
     Returns:
@@ -167,7 +167,7 @@ def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
 
 
 def _run_side_by_side(waiting: list[tuple[str, Path]], jobs: int, folder: Path) -> int:
-    """Run ``lightning run`` for each, some at a time, with their output in ``FOLDER/variants/NAME.log``."""
+    """Run `lightning run` for each, some at a time, with their output in `FOLDER/variants/NAME.log`."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     # Where this run was a distributed one, a variant would take itself for one process of it and wait for the others.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RANKS)}

@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,12 +23,12 @@ from transformers.utils import logging as transformers_logging
 
 from .. import tinyworld
 from ..errors import CheckpointError, nearest
+from .backbone_config import QuantiseKind
 from .hub_files import Source, find_file, first_line, read_json, read_tensors, resolve, some, tensors_of_file
 
 CONFIG_FILE = "lenvm_config.json"
 HEAD_FILE = "value_head.safetensors"
 HEAD_KEYS = ("fc.weight", "fc.bias", "summary.weight", "summary.bias")
-QuantiseKind = Literal["nf4"]
 _HEAD_PREFIX = "v_head."
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # entries of a config with one value a layer
 
@@ -300,8 +300,7 @@ def read_head(source: Source) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{str(source)!r} has no value head (looked for {', '.join(_HEAD_PREFIX + k for k in HEAD_KEYS)} in "
             f"{HEAD_FILE} and in the model's safetensors shards; {there}). It looks like a base model. "
-            "Train a length value model on it:\n  lightning run text_lenvm --fit.model.backbone "
-            f"{source} --fit.model.pretrained true"
+            f"Train a length value model on it:\n  lightning run text_lenvm --fit.model.backbone {source}"
         )
     return {key: tensor.float() if tensor.dtype != torch.float64 else tensor for key, tensor in head.items()}
 

@@ -21,10 +21,11 @@ from transformers import AutoModel
 
 from ..batch import LengthBatch
 from ..errors import CheckpointError, RecipeError
-from ..models.adapters import LoRA, add_adapter
+from ..models.adapters import add_adapter
 from ..models.backbone import cut_layers, load_config
 from ..models.hub_files import first_line
 from ..models.value_model import LengthValueModel, LenVMConfig
+from ..training.build import prepare_for_training, set_train_mode
 from ..training.module import LenVMModule
 from ..training.optimizers import build_optimizer
 from ..training.strategies import stage_of
@@ -165,35 +166,34 @@ def build(module: LenVMModule, fake: FakeTensorMode | None, precision: str = "32
     Raises:
         CheckpointError: no config of such a backbone.
     """
-    h = module.hparams
-    config = load_config(h["backbone"], h["overrides"], trust_remote_code=h["trust_remote_code"])
-    if h["keep_layers"] is not None:
-        cut_layers(config, h["keep_layers"], h["backbone"])
-    options = {"attn_implementation": h["attn_implementation"]} if h["attn_implementation"] else {}
-    dtype = _PRECISIONS[precision][1] or getattr(torch, h["dtype"])
-    gamma = 0.997 if h["gamma"] == "auto" else h["gamma"]
+    settings, wanted = module.settings, module.settings.backbone
+    config = load_config(wanted.source, wanted.overrides, trust_remote_code=wanted.trust_remote_code)
+    if wanted.keep_layers is not None:
+        cut_layers(config, wanted.keep_layers, wanted.source)
+    options = {"attn_implementation": wanted.attn_implementation} if wanted.attn_implementation else {}
+    dtype = _PRECISIONS[precision][1] or getattr(torch, wanted.dtype)
+    gamma = 0.997 if settings.gamma == "auto" else settings.gamma
     with torch.device("meta") if fake else contextlib.nullcontext():
         try:
-            backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=h["trust_remote_code"], **options)
+            backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=wanted.trust_remote_code, **options)
         except ImportError as error:  # attention kernels that are not installed here
-            raise CheckpointError(f"{h['backbone']!r} cannot be rehearsed here: {first_line(error)}") from error
-        if h["lora"]:
-            add_adapter(backbone, LoRA(**h["lora"]))
+            raise CheckpointError(f"{wanted.source!r} cannot be rehearsed here: {first_line(error)}") from error
+        if settings.lora:
+            add_adapter(backbone, settings.lora)
             for name, parameter in backbone.named_parameters():
                 if ".lora_" in name:  # float32, unless the Trainer casts everything
                     parameter.data = parameter.data.to(_PRECISIONS[precision][1] or torch.float32)
             for part in backbone.modules():  # on four bits, PEFT leaves casting to autocast
-                if h["quantise"] and hasattr(part, "cast_input_dtype_enabled"):
+                if wanted.quantise and hasattr(part, "cast_input_dtype_enabled"):
                     part.cast_input_dtype_enabled = False
-        model = LengthValueModel(backbone, LenVMConfig(gamma, target=h["target"], dropout=h["head_dropout"]))
+        model = LengthValueModel(
+            backbone, LenVMConfig(gamma, target=settings.loss.target, dropout=settings.head_dropout)
+        )
         module.model = model
-        module._prepare_backbone(model)
+        prepare_for_training(model, wanted)
     if fake:
         _make_fake(model, fake)
-    model.train()
-    if h["freeze_vision"]:
-        for part in model.vision_modules():
-            part.eval()
+    set_train_mode(model, wanted)
     return model
 
 
@@ -256,8 +256,8 @@ class Rehearsal:
     def __init__(self, module: LenVMModule, settings: Settings, fake: FakeTensorMode | None) -> None:
         self.module, self.settings, self.fake = module, settings, fake
         self.tally = MemoryTally(fake)
-        self.model = module._lenvm
-        self.quantise = module.hparams["quantise"] is not None
+        self.model = module.lenvm
+        self.quantise = module.settings.backbone.quantise is not None
         self._convert_weights()
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -288,7 +288,7 @@ class Rehearsal:
             for parameter in trained:
                 parameter.grad = torch.zeros_like(parameter)
                 self.tally.own(parameter.grad, GRADIENTS)
-        kind = self.module.hparams["optimizer"]
+        kind = self.module.settings.optimizer.kind
         if kind != "adamw":
             self._hold_8bit_states(trained)
             return

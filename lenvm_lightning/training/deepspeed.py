@@ -183,8 +183,8 @@ class ZeRO(DeepSpeedStrategy):
             dist_init_required=False,
         )  # fmt: skip
         keep_in_step(model)
-        assert self.lightning_module is not None
-        self.exclude_frozen_parameters = self.lightning_module.hparams["pretrained"]
+        module: Any = self.lightning_module
+        self.exclude_frozen_parameters = module.settings.backbone.pretrained
         return self._engine, optimizer
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """AdamW, in float32 or with its moments in eight bits, for weights in bfloat16 too, and its schedule."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +14,43 @@ from ..errors import CheckpointError
 OptimizerKind = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the head and the backbone learn.
+
+    Attributes:
+        kind: `adamw`, fused where that can be, and compensated for weights in bfloat16; `adamw_8bit` keeps moments in
+            eight bits, a quarter of the memory; `paged_adamw_8bit` moves them to the host where a GPU is full.
+        lr: peak learning rate.
+        weight_decay: AdamW's, on matrices only.
+        betas: AdamW's.
+        warmup_steps: optimizer steps of linear warm-up; a number below 1 is a share of all steps.
+    """
+
+    kind: OptimizerKind = "adamw"
+    lr: float = 2e-5
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: float = 50
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, in words, all at once."""
+        found = []
+        if self.kind not in get_args(OptimizerKind):
+            found.append(f"optimizer.kind must be one of {', '.join(get_args(OptimizerKind))}; got {self.kind}")
+        if not self.lr > 0:
+            found.append(f"optimizer.lr must be positive, got {self.lr}")
+        if self.weight_decay < 0:
+            found.append(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
+        if self.warmup_steps < 0:
+            found.append(f"optimizer.warmup_steps must be at least 0, got {self.warmup_steps}")
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            found.append(f"optimizer.betas must lie between 0 and 1, got {tuple(self.betas)}")
+        return found
+
+
 class CompensatedAdamW(torch.optim.AdamW):
-    """AdamW whose steps are not lost on weights in bfloat16 (``bf16-true``).
+    """AdamW whose steps are not lost on weights in bfloat16 (`bf16-true`).
 
     A step of the learning rate's size is usually smaller than the distance of neighbouring bfloat16 numbers, and
     would be rounded away. Here each weight w is the nearest bfloat16 to a float32 number of which the other 16 bits
@@ -62,15 +98,15 @@ class CompensatedAdamW(torch.optim.AdamW):
             state["exp_avg_sq"] = torch.zeros_like(weight, dtype=digits)
             if halved:
                 state["rest"] = torch.zeros_like(weight, dtype=torch.int16)
-        weight, gradient, first, second = map(_share, (weight, gradient, state["exp_avg"], state["exp_avg_sq"]))
-        exact = join(weight, _share(state["rest"])) if halved else weight
+        weight, gradient, first, second = map(_local_shard, (weight, gradient, state["exp_avg"], state["exp_avg_sq"]))
+        exact = join(weight, _local_shard(state["rest"])) if halved else weight
         adamw(
             [exact], [gradient.to(exact.dtype)], [first], [second], [], [state["step"]],
             fused=group["fused"], foreach=False, amsgrad=False, maximize=False, eps=group["eps"],
             beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
         )  # fmt: skip
         if halved:
-            for kept, part in zip((weight, _share(state["rest"])), split(exact), strict=True):
+            for kept, part in zip((weight, _local_shard(state["rest"])), split(exact), strict=True):
                 kept.copy_(part)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -105,8 +141,8 @@ def join(nearest: Tensor, rest: Tensor) -> Tensor:
     return ((nearest.view(torch.int16).to(torch.int32) << 16) + rest).view(torch.float32)
 
 
-def _share(tensor: Tensor) -> Tensor:
-    """This rank's share of a tensor that is shared out, in the same memory; else the tensor itself."""
+def _local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, in the same memory; else the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -116,10 +152,10 @@ def build_optimizer(
     """AdamW of the kind that is asked for.
 
     Args:
-        kind: ``adamw``, or one of bitsandbytes', whose moments take a quarter of the memory; parameters of fewer than
-            4,096 numbers keep theirs in float32. Where weights are in bfloat16, ``adamw`` compensates.
+        kind: `adamw`, or one of bitsandbytes', whose moments take a quarter of the memory; parameters of fewer than
+            4,096 numbers keep theirs in float32. Where weights are in bfloat16, `adamw` compensates.
         groups: parameters and their settings.
-        precision: of the Trainer. Under ``16-mixed`` nothing is fused: a fused step undoes AMP's scale itself, and
+        precision: of the Trainer. Under `16-mixed` nothing is fused: a fused step undoes AMP's scale itself, and
             gradients could be neither divided by their tokens nor clipped before.
         options: learning rate, betas.
     """
@@ -137,20 +173,41 @@ def build_optimizer(
     return optimizers[kind](groups, **options)
 
 
-def what_is_lost(kind: OptimizerKind, precision: str, lr: float) -> str | None:
-    """A warning of a precision of the Trainer in which an optimizer learns little; None where nothing is known."""
+def optimizer_and_schedule(
+    config: OptimizerConfig, parameters: Iterable[Tensor], precision: Any, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW without decay on biases and norms, and linear warm-up, then a cosine to 0 at the last step.
+
+    Args:
+        config: checked settings.
+        parameters: of the model; those that are not trained are left out.
+        precision: of the Trainer.
+        steps: optimizer steps of the whole training.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = build_optimizer(config.kind, groups, precision, lr=config.lr, betas=tuple(config.betas))
+    warmup = int(config.warmup_steps if config.warmup_steps >= 1 else config.warmup_steps * steps)
+    return optimizer, warmup_and_cosine(optimizer, min(warmup, steps), steps)
+
+
+def precision_warning(config: OptimizerConfig, precision: str) -> str | None:
+    """A warning of a precision of the Trainer in which the optimizer learns little; None where nothing is known."""
     if precision == "16-true":
         return "precision: 16-true: small gradients become 0 in float16; use 16-mixed or bf16-true"
-    if precision == "bf16-true" and kind != "adamw":
+    if precision == "bf16-true" and config.kind != "adamw":
         return (
-            f"precision: bf16-true with optimizer: {kind} rounds most steps of a learning rate like {lr:g} away: use "
-            "optimizer: adamw, which keeps what rounding takes"
+            f"precision: bf16-true with optimizer.kind: {config.kind} rounds most steps of a learning rate like "
+            f"{config.lr:g} away: use optimizer.kind: adamw, which keeps what rounding takes"
         )
     return None
 
 
 def warmup_and_cosine(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up from 0, then a cosine to 0 at the last of all ``steps``."""
+    """Linear warm-up from 0, then a cosine to 0 at the last of all `steps`."""
     from transformers import get_cosine_schedule_with_warmup  # brings PEFT and bitsandbytes with it, which take seconds
 
     return get_cosine_schedule_with_warmup(optimizer, warmup, steps)

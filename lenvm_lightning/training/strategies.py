@@ -1,11 +1,9 @@
 """Strategies by name: what each shares out over ranks, and what it cannot train."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 
 from .deepspeed import ZeRO
+from .settings import LenVMSettings
 
 _MEANT = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -26,11 +24,11 @@ def stage_of(name: str) -> int:
     return 3 if name.startswith(("fsdp", "fullyshard", "modelparallel")) else 0
 
 
-def refused(h: Mapping[str, Any], name: str, precision: str, vision: bool) -> list[str]:
+def refused(settings: LenVMSettings, name: str, precision: str, vision: bool) -> list[str]:
     """What a strategy would compute otherwise, or not at all.
 
     Args:
-        h: settings of the module.
+        settings: of the module.
         name: of the strategy, from `name_of`.
         precision: of the Trainer.
         vision: pictures are read.
@@ -38,7 +36,7 @@ def refused(h: Mapping[str, Any], name: str, precision: str, vision: bool) -> li
     Returns:
         A sentence for every setting; none where all can be trained.
     """
-    stage, found = stage_of(name), []
+    stage, backbone, found = stage_of(name), settings.backbone, []
     if name.startswith("fsdp") and name != "fsdp":
         found.append(
             "Lightning's FSDPStrategy is torch's first FSDP, which cannot clip gradients by their norm: use "
@@ -49,7 +47,7 @@ def refused(h: Mapping[str, Any], name: str, precision: str, vision: bool) -> li
             "Lightning's DeepSpeedStrategy cannot divide gradients by the tokens of a whole optimizer step: use "
             "strategy: deepspeed_stage_2 in a recipe, or lenvm_lightning.training.deepspeed.ZeRO(stage=2)"
         )
-    if h["quantise"] is not None and stage == 3:
+    if backbone.quantise is not None and stage == 3:
         found.append("quantised weights cannot be shared out over ranks: train them with strategy: ddp")
     if not name.startswith("deepspeed"):
         return found
@@ -61,9 +59,9 @@ def refused(h: Mapping[str, Any], name: str, precision: str, vision: bool) -> li
         )
     if "nvme" in name:
         found.append(f"strategy: {name}: nobody has tried it on disks: use deepspeed_stage_3_offload")
-    if h["dtype"] != "float32" and not (h["lora"] and h["dtype"] == "bfloat16"):
-        found.append(f"dtype: {h['dtype']}: DeepSpeed trains weights in float32: set dtype: float32")
-    if vision and not h["freeze_vision"]:
+    if backbone.dtype != "float32" and not (settings.lora and backbone.dtype == "bfloat16"):
+        found.append(f"dtype: {backbone.dtype}: DeepSpeed trains weights in float32: set dtype: float32")
+    if vision and not backbone.freeze_vision:
         found.append(
             "freeze_vision: false: DeepSpeed adds up gradients in the order they come, which is another one in ranks "
             "whose batch has no pictures: use strategy: fsdp or ddp"

@@ -16,7 +16,7 @@ def divide_by_tokens(module: L.LightningModule, tokens: Tensor | float) -> None:
     """Divide the gradients by the number (or weight) of supervised states of all micro-batches on all ranks, in place.
 
     To be called after AMP has unscaled them and before they are clipped, by all ranks. Lightning has divided by
-    ``accumulate_grad_batches``, even in a short last window, and the strategy has averaged over ranks.
+    `accumulate_grad_batches`, even in a short last window, and the strategy has averaged over ranks.
 
     Args:
         module: whose losses were sums, times `SUM_SCALE`.

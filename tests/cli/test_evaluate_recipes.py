@@ -23,8 +23,8 @@ MISTAKES = """\
 variants:
   jobs: 0
   runs:
-    a/b: {fit.model.lr: 0.1}
-    small: {sample.n: 2, fit.model.lr: 0.1}
+    a/b: {fit.model.optimizer.lr: 0.1}
+    small: {sample.n: 2, fit.model.optimizer.lr: 0.1}
   job: 2
 evaluate:
   - {task: lifebench, lengths: 16}
@@ -151,7 +151,7 @@ fit:
 variants:
   jobs: 2
   runs:
-    shallow: {{fit.model.keep_layers: 1, fit.model.pretrained: true}}
+    shallow: {{fit.model.backbone.keep_layers: 1, fit.model.backbone.pretrained: true}}
 evaluate:
   - {{task: length, generator: tiny-text, lenvm: runs/r/model, limit: 2, n: 2, max_tokens: 60}}
   - {{task: ablation, runs: [shallow]}}
@@ -185,11 +185,13 @@ def test_fit_variants_and_evaluations_from_end_to_end(trains, capsys):
 
 
 def test_a_variant_that_cannot_be_is_told_before_any_is_trained(trains, here, capsys):
-    text = (here / "r.yaml").read_text().replace("fit.model.keep_layers: 1", "fit.model.keep_layer: 1")
+    text = (
+        (here / "r.yaml").read_text().replace("fit.model.backbone.keep_layers: 1", "fit.model.backbone.keep_layer: 1")
+    )
     (here / "r.yaml").write_text(text)
     assert main(["run", "r.yaml"]) == 2
     err = capsys.readouterr().err
-    assert "'keep_layer' is no setting of lenvm_lightning.TextLenVM" in err
+    assert "'keep_layer' is no setting of backbone; did you mean 'keep_layers'?" in err
     assert not (trains / "variants" / "shallow").exists()
 
 

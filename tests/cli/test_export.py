@@ -20,9 +20,9 @@ IDS = torch.arange(30)[None] * 31 % 300 + 20
 SETTINGS = {
     "data.files": "tinyworld",
     "data.val_completions": "8",
-    "model.freeze_vision": "true",
+    "model.backbone.freeze_vision": "true",
     "model.lora.rank": "4",
-    "model.quantise": "nf4",
+    "model.backbone.quantise": "nf4",
     "trainer.max_steps": "3",
     "checkpoint.every_n_steps": "2",
 }
@@ -132,7 +132,11 @@ def test_code_that_comes_with_a_backbone_runs_where_that_is_asked_for(tmp_path, 
     config = json.loads((base / "config.json").read_text())
     classes = {"AutoConfig": "mine.MineConfig", "AutoModel": "mine.Mine"}
     (base / "config.json").write_text(json.dumps({**config, "model_type": "mine", "auto_map": classes}))
-    options = {"fit.model.backbone": str(base), "fit.model.trust_remote_code": "true", "fit.trainer.max_steps": "2"}
+    options = {
+        "fit.model.backbone": str(base),
+        "fit.model.backbone.trust_remote_code": "true",
+        "fit.trainer.max_steps": "2",
+    }
     options |= {"fit.data.files": str(text_rollouts), "fit.data.batch_tokens": "600", "fit.model.lora.rank": "4"}
     overrides = [word for key, value in options.items() for word in (f"--{key}", value)]
     (tmp_path / "r.yaml").write_text(

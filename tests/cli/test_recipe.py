@@ -13,7 +13,7 @@ import yaml
 from places import CONFIGS
 
 from datamodules import TextRollouts, VisionRollouts
-from lenvm_lightning import LoRA, TextLenVM, VisionLenVM
+from lenvm_lightning import BackboneConfig, LoRA, LossConfig, OptimizerConfig, TextLenVM, VisionLenVM
 from lenvm_lightning.cli.recipe import find_recipe, read_recipe, recipes_folder, vary
 from lenvm_lightning.cli.run import FitCLI, parse_fit
 from lenvm_lightning.cli.sample import FIELDS, read_settings
@@ -48,6 +48,18 @@ def defaults_of(cls: type) -> dict:
     return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
 
 
+def repeated(given: dict, defaults: dict) -> list[str]:
+    """Settings that are what they would be anyway, those of groups included."""
+    groups = {"backbone": BackboneConfig, "loss": LossConfig, "optimizer": OptimizerConfig, "lora": LoRA}
+    found = []
+    for name, value in given.items():
+        if name in groups and isinstance(value, dict):
+            found += [f"{name}.{inner}" for inner in repeated(value, defaults_of(groups[name]))]
+        elif value == defaults[name]:
+            found.append(name)
+    return found
+
+
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_recipe_parses(path):
     cli = parse(path)
@@ -72,9 +84,8 @@ def test_recipe_repeats_no_default(path):
     fit = yaml.safe_load(path.read_text(encoding="utf-8"))["fit"]
     cli = parse(path)
     for section, owner in (("model", cli.model), ("data", cli.datamodule)):
-        defaults = defaults_of(type(owner))
-        repeated = [k for k, v in fit[section]["init_args"].items() if k != "files" and v == defaults[k]]
-        assert repeated == []
+        given = {key: value for key, value in fit[section]["init_args"].items() if key != "files"}
+        assert repeated(given, defaults_of(type(owner))) == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -142,13 +153,13 @@ def real(request) -> tuple[dict, FitCLI]:
     """A recipe of a published backbone, its model built without memory."""
     path = recipes_folder() / f"{request.param}.yaml"
     folder = CONFIGS / Path(parse(path).model.backbone_source).name.lower()
-    lora = parse(path).model.hparams["lora"]
-    whole = [("fit.model.lora", "null"), ("fit.model.quantise", "null")] if lora else []
-    cli = parse(path, [("fit.model.backbone", str(folder)), ("fit.model.pretrained", "false"), *whole])
+    lora = parse(path).model.settings.lora
+    whole = [("fit.model.lora", "null"), ("fit.model.backbone.quantise", "null")] if lora else []
+    cli = parse(path, [("fit.model.backbone", str(folder)), ("fit.model.backbone.pretrained", "false"), *whole])
     with torch.device("meta"):
         cli.model.configure_model()
         if lora:  # on weights that are not there
-            add_adapter(cli.model.model.backbone, LoRA(**lora))
+            add_adapter(cli.model.model.backbone, lora)
     return {"lora": lora, "lr": 2e-5, **REAL[request.param], "recipe": request.param}, cli
 
 
@@ -201,10 +212,9 @@ def test_published_backbone_is_optimised_but_for_its_vision(real):
 
 def test_paper_settings(real):
     expected, cli = real
-    h, data, trainer = cli.model.hparams, cli.datamodule, cli.config_init["trainer"]
-    assert (h["gamma"], h["lam"], h["target"], h["head_dropout"]) == (
-        expected.get("gamma", 0.997), 1.0, "discounted", 0.0)  # fmt: skip
-    assert h["gradient_checkpointing"]
+    settings, data, trainer = cli.model.settings, cli.datamodule, cli.config_init["trainer"]
+    assert (settings.gamma, settings.loss, settings.head_dropout) == (expected.get("gamma", 0.997), LossConfig(), 0.0)
+    assert settings.backbone.gradient_checkpointing
     assert data.limits.max_length == expected["max_length"]
     assert data.limits.max_pixels == (262144 if expected["vision"] else None)
     assert (trainer["max_epochs"], trainer["precision"]) == (2, "bf16-mixed")

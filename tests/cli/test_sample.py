@@ -28,8 +28,12 @@ FIT = {
     "model": {
         "class_path": "lenvm_lightning.TextLenVM",
         "init_args": {
-            "backbone": "tiny-text", "pretrained": False, "gamma": 0.9, "lr": 1e-3,
-            "overrides": {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32},
+            "backbone": {
+                "source": "tiny-text", "pretrained": False,
+                "overrides": {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32},
+            },
+            "gamma": 0.9,
+            "optimizer": {"lr": 1e-3},
         },
     },
     "data": {"class_path": "datamodules.TextRollouts", "init_args": {"batch_tokens": 1024, "val_share": 0.3}},
@@ -178,7 +182,7 @@ def test_mistakes_in_the_line_itself(here, capsys):
     for words, found in (
         (["sample", "--generator", "small"], "--prompts, --out"),
         ([*COMMAND, "--top-k", "many"], "argument --top-k: invalid int value: 'many'"),
-        ([*COMMAND, "--fit.model.lr", "1"], "--fit.model.lr belongs to `lenvm run RECIPE`"),
+        ([*COMMAND, "--fit.model.optimizer.lr", "1"], "--fit.model.optimizer.lr belongs to `lenvm run RECIPE`"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(words)
@@ -229,7 +233,7 @@ def test_recipe_samples_trains_and_skips(here, capsys):
     assert "(complete)" in capsys.readouterr().out
 
     # Other settings of the fit: another run, the same completions.
-    assert main([*command, "--fit.model.lr", "0.01"]) == 0
+    assert main([*command, "--fit.model.optimizer.lr", "0.01"]) == 0
     assert "is complete for these settings." in capsys.readouterr().err
     assert (here / "runs" / "r-2" / "results.json").exists()
     assert len(list((here / "runs" / "rollouts").iterdir())) == 1
@@ -256,7 +260,10 @@ def test_pictures_go_all_the_way(here, capsys):
     fit = {
         "model": {
             "class_path": "lenvm_lightning.VisionLenVM",
-            "init_args": {"backbone": "tiny-vl", "pretrained": False, "gamma": 0.9, "freeze_vision": False},
+            "init_args": {
+                "backbone": {"source": "tiny-vl", "pretrained": False, "freeze_vision": False},
+                "gamma": 0.9,
+            },
         },
         "data": {"class_path": "datamodules.VisionRollouts", "init_args": {"batch_tokens": 1024, "val_share": 0.3}},
         "trainer": {"max_epochs": 1},

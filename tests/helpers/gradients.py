@@ -5,6 +5,7 @@ from functools import partial
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from modules import make_module
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
@@ -74,9 +75,8 @@ def gradient(file, batches, *, accumulate=1, clip=None, model_options=None, call
     """Gradients of the optimizer steps of one epoch, in float64 unless the options say otherwise."""
     L.seed_everything(0, verbose=False)
     overrides = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
-    model = TextLenVM(
-        "tiny-text", pretrained=False, overrides=overrides, lr=1e-30, **{"dtype": "float64", **(model_options or {})}
-    )
+    settings = {"pretrained": False, "overrides": overrides, "lr": 1e-30, "dtype": "float64", **(model_options or {})}
+    model = make_module(TextLenVM, "tiny-text", **settings)
     record = Gradients()
     trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", accumulate_grad_batches=accumulate, callbacks=[record, *callbacks],

@@ -26,7 +26,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 import lenvm_lightning.cli.run  # noqa: F401  (what every process would import again)
 from datamodules import TextRollouts, VisionRollouts
-from lenvm_lightning import TextLenVM, VisionLenVM
+from lenvm_lightning import BackboneConfig, OptimizerConfig, TextLenVM, VisionLenVM
 from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.models.adapters import LoRA
@@ -182,7 +182,8 @@ class Mixed(L.LightningDataModule):
 def mixed_gradient(vision: str, freeze_vision: bool, **options: Any) -> torch.Tensor:
     """Of a step in which only one batch has pictures."""
     L.seed_everything(0, verbose=False)
-    model = VisionLenVM("tiny-vl", gamma=0.97, dtype="float64", lr=1e-30, freeze_vision=freeze_vision)
+    backbone = BackboneConfig("tiny-vl", dtype="float64", freeze_vision=freeze_vision)
+    model = VisionLenVM(backbone, gamma=0.97, optimizer=OptimizerConfig(lr=1e-30))
     record = Gradients()
     L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[record], **QUIET, **options).fit(model, Mixed(vision))
     return record.seen[0]
@@ -204,8 +205,8 @@ def trained(text: str, folder: Path, whole: bool, resume: bool, lora: LoRA | Non
     """A short run that saves after two steps, or goes on from there."""
     L.seed_everything(2, verbose=False)
     overrides = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
-    start_from: dict[str, Any] = {"lora": lora} if lora else {"pretrained": False, "overrides": overrides}
-    model = TextLenVM("tiny-text", head_dropout=0.2, lr=1e-2, warmup_steps=0, **start_from)
+    backbone = "tiny-text" if lora else BackboneConfig("tiny-text", pretrained=False, overrides=overrides)
+    model = TextLenVM(backbone, head_dropout=0.2, lora=lora, optimizer=OptimizerConfig(lr=1e-2, warmup_steps=0))
     trainer = L.Trainer(
         **QUIET, **RANKS, max_steps=4, max_epochs=-1, limit_val_batches=0, gradient_clip_val=1.0,
         strategy=FullySharded(save_distributed_checkpoint=not whole), precision=precision,
@@ -249,7 +250,9 @@ fit:
   model:
     class_path: lenvm_lightning.TextLenVM
     init_args:
-      {{backbone: tiny-text, pretrained: false, overrides: {{num_hidden_layers: 1}}, lr: 1.0e-3, head_dropout: 0.1}}
+      backbone: {{source: tiny-text, pretrained: false, overrides: {{num_hidden_layers: 1}}}}
+      optimizer: {{lr: 1.0e-3}}
+      head_dropout: 0.1
   data:
     class_path: datamodules.TextRollouts
     init_args: {{files: {text}, batch_tokens: 1000}}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from two_ranks import RANKS, Mixed, drive, validated
 
 from datamodules import TextRollouts
-from lenvm_lightning import TextLenVM, VisionLenVM
+from lenvm_lightning import BackboneConfig, OptimizerConfig, TextLenVM, VisionLenVM
 from lenvm_lightning.models.adapters import LoRA
 from lenvm_lightning.training.callbacks import ResumableCheckpoint
 from lenvm_lightning.training.deepspeed import ZeRO
@@ -29,7 +29,8 @@ from lenvm_lightning.training.fsdp import whole_weights
 
 # Two windows of two micro-batches a rank, and a last one of a single one.
 BATCHES = [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11], [12], [13, 14, 15], [16, 17], [18], [19, 20, 21], [22]]
-SMALL = {"pretrained": False, "overrides": {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}}
+OVERRIDES = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
+SMALL = BackboneConfig("tiny-text", pretrained=False, overrides=OVERRIDES)
 
 
 class Descent(TextLenVM):
@@ -80,7 +81,7 @@ def descended(
 ) -> dict[str, Any]:
     """How far weights go in an epoch, and in how many steps."""
     L.seed_everything(0, verbose=False)
-    model, start = kind("tiny-text", **{**SMALL, **options.pop("model_options", {})}), Start()
+    model, start = kind(SMALL), Start()
     trainer = L.Trainer(
         max_epochs=1, accumulate_grad_batches=2, gradient_clip_val=clip, strategy=strategy, callbacks=[start], **RANKS,
         **QUIET, **options,
@@ -116,7 +117,7 @@ def layouts(folder: Path, text: str, vision: str, rank: int) -> None:
     found = {}
     for name, strategy in (("ddp", "ddp"), ("2", ZeRO(stage=2)), ("3", ZeRO(stage=3))):
         L.seed_everything(0, verbose=False)
-        model, start = Descent("tiny-text", **SMALL), Start()
+        model, start = Descent(SMALL), Start()
         trainer = L.Trainer(max_epochs=1, strategy=strategy, callbacks=[start], limit_val_batches=0, **RANKS, **QUIET)
         trainer.fit(model, TextRollouts(text, batch_tokens=700, val_share=0.2, layout="shared", together=2))
         found[name] = flat(model) - start.weights
@@ -162,8 +163,8 @@ def untrained(kind: str) -> TextLenVM:
     """What is trained."""
     L.seed_everything(2, verbose=False)
     lora = KINDS[kind][1]
-    start_from: dict[str, Any] = {"lora": lora} if lora else SMALL
-    return TextLenVM("tiny-text", head_dropout=0.2, lr=1e-2, warmup_steps=0, **start_from)
+    backbone = "tiny-text" if lora else SMALL
+    return TextLenVM(backbone, head_dropout=0.2, lora=lora, optimizer=OptimizerConfig(lr=1e-2, warmup_steps=0))
 
 
 def trained(text: str, folder: Path, kind: str, resume: bool) -> L.Trainer:

@@ -1,17 +1,13 @@
-"""What a batch of one finished and one cut completion teaches under each treatment."""
-
-from types import SimpleNamespace
+"""What a batch of one finished and one truncated completion teaches under each treatment."""
 
 import numpy as np
 import pytest
 import torch
 
-from datamodules.report import collect_facts, describe_facts
-from lenvm_lightning import TextLenVM
 from lenvm_lightning.censoring import anchor, tail_after_cut, treat_censored
 from lenvm_lightning.values import remaining_to_value
 
-# Two prompt tokens (the second is s_0), three generated ones; the second row was cut, and padding follows.
+# Two prompt tokens (the second is s_0), three generated ones; the second row was truncated, and padding follows.
 REMAINING = torch.tensor([[0, 3, 2, 1, 0], [0, 2, 1, 0, 0]])
 MASK = torch.tensor([[False, True, True, True, True], [False, True, True, True, False]])
 CENSORED = torch.tensor([False, True])
@@ -64,7 +60,7 @@ def test_bootstrap_reads_the_cut_alone_and_carries_no_gradient():
 
 
 @pytest.mark.parametrize("kind", ["anchored", "bootstrap", "drop", "one_sided", "as_finished"])
-def test_without_cut_rows_nothing_changes(kind):
+def test_without_truncated_rows_nothing_changes(kind):
     remaining, mask, lower_bound = treat_censored(REMAINING, MASK, torch.zeros(2, dtype=torch.bool), PREDICTED, kind)
     assert remaining.tolist() == REMAINING.tolist()
     assert torch.equal(mask, MASK)
@@ -72,7 +68,7 @@ def test_without_cut_rows_nothing_changes(kind):
 
 
 def test_tail_is_what_the_second_half_before_the_cut_says():
-    # Cut at 10, so positions 6 to 10 count: the rows spend 0, 1, 3, 5 and 5 tokens there, and two of them end.
+    # Truncated at 10, so positions 6 to 10 count: the rows spend 0, 1, 3, 5 and 5 tokens there, and two of them end.
     assert tail_after_cut([3, 6, 8, 10, 10], [False, False, False, True, True]) == 14 / 2
     # An end at the limit is an end; what goes on behind the limit of most rows is not looked at.
     assert tail_after_cut([10, 10, 10, 40], [False, True, True, False]) == 20 / 1
@@ -87,8 +83,8 @@ def test_tail_without_evidence():
 
 def test_tail_of_a_constant_hazard_is_its_mean():
     lengths = np.random.default_rng(0).geometric(1 / 50, size=20_000)
-    cut = lengths > 40
-    assert tail_after_cut(np.minimum(lengths, 40).tolist(), cut.tolist()) == pytest.approx(50, rel=0.03)
+    truncated = lengths > 40
+    assert tail_after_cut(np.minimum(lengths, 40).tolist(), truncated.tolist()) == pytest.approx(50, rel=0.03)
 
 
 def test_anchor_is_halfway_in_value():
@@ -107,37 +103,6 @@ def test_an_error_at_the_cut_comes_back_by_half():
     low, high = remaining_to_value(estimates, 0.99)
     anchored_low, anchored_high = remaining_to_value(anchor(estimates, 75.0, 0.99), 0.99)
     assert float(anchored_high - anchored_low) == pytest.approx(float(high - low) / 2)
-
-
-def test_module_anchors_by_default():
-    """Where the data have said how completions end, and by the pure bootstrap where they have not."""
-    module = TextLenVM("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1}, gamma=0.5)
-    module.configure_model()
-    logits = torch.zeros(1, 3)  # value -1/2, one token, at every state
-    batch = {
-        "remaining": torch.tensor([[2, 1, 0]]),
-        "mask": torch.ones(1, 3, dtype=torch.bool),
-        "censored": torch.tensor([True]),
-    }
-    assert module.tail_after_cut is None  # no DataModule has said anything
-    pure, states = module.loss_sum(logits, batch)
-    assert float(states) == 2
-    # 3 and 2 tokens are expected: targets -7/8 and -3/4.
-    assert float(pure) == pytest.approx((0.375**2 + 0.25**2) / 2)
-    module.tail_after_cut = 2.0
-    anchored, _ = module.loss_sum(logits, batch)
-    # Beyond the cut 2^-b = 5/12, so targets are -(1 - 5/48) and -(1 - 5/24).
-    assert float(anchored) == pytest.approx(((43 / 48 - 0.5) ** 2 + (19 / 24 - 0.5) ** 2) / 2)
-
-
-def test_the_data_tell_the_module_the_tail():
-    facts = collect_facts([3, 6, 8, 10, 10], [False, False, False, True, True], list("aabbc"), [""] * 5, [""] * 5)
-    module = TextLenVM("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1})
-    data = SimpleNamespace(facts=facts, val_prompts=1)
-    module._trainer = SimpleNamespace(datamodule=data, strategy="auto", precision="32-true")
-    module.configure_model()
-    assert module.tail_after_cut == facts.tail_after_cut == 7.0
-    assert "cut at their limit 40.0%, 7 more tokens expected there" in describe_facts(facts, 1, 1, 0.0, 1)
 
 
 def test_unknown_treatment():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lenvm_lightning.objectives import LengthTarget, state_weights, token_losses
+from lenvm_lightning.objectives import LengthTarget, LossConfig, state_weights, token_losses
 from lenvm_lightning.values import logit_to_value, remaining_to_value
 
 DISCOUNTED = LengthTarget("discounted", gamma=0.5)
@@ -156,7 +156,7 @@ def test_the_least_absolute_error_is_at_the_median_and_the_least_squared_one_at_
 
 
 def test_weights_by_hand():
-    # completions of 3 and 1 tokens after prompts of 2 and 1, the second one padded; the last is cut after 1 token of 4
+    # completions of 3 and 1 tokens after prompts of 2 and 1, the second one padded; the last has 1 token of 4
     remaining = torch.tensor([[0, 3, 2, 1, 0], [1, 0, 0, 0, 0], [0, 0, 4, 3, 0]])
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]).bool()
     assert torch.equal(state_weights(remaining, mask, "token"), mask.double())
@@ -180,3 +180,10 @@ def test_value_of_a_discounted_head_is_its_prediction():
     logit = torch.linspace(-5, 5, 11)
     assert torch.equal(DISCOUNTED.value(logit), logit_to_value(logit))
     assert torch.equal(DISCOUNTED.predict(logit), logit_to_value(logit))
+
+
+def test_settings_of_the_loss_that_cannot_be_are_all_told():
+    assert LossConfig().problems() == []
+    assert LossConfig(target="normalised", kind="bce").problems() == []
+    found = LossConfig(target="length", kind="bce", weight="row", lam=0.5, censored="skip").problems()
+    assert [problem.split()[0] for problem in found] == ["loss.lam", "loss.kind:", "loss.weight", "loss.censored"]

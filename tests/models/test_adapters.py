@@ -10,11 +10,12 @@ import lightning as L
 import pytest
 import torch
 from gradients import QUIET as BARE
+from modules import make_module
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from datamodules import TextRollouts, VisionRollouts
-from lenvm_lightning import LengthValueModel, LenVMConfig, LoRA, TextLenVM, VisionLenVM, tinyworld
+from lenvm_lightning import LengthValueModel, LenVMConfig, LoRA, OptimizerConfig, TextLenVM, VisionLenVM, tinyworld
 from lenvm_lightning.errors import CheckpointError, RecipeError
 from lenvm_lightning.models.adapters import add_adapter, count_parameters, merge
 from lenvm_lightning.models.backbone import load_backbone
@@ -57,7 +58,7 @@ def fit(module, data, steps=3, folder=None, resume=None, validate=0, every=2):
 
 
 def text_module(**settings):
-    return TextLenVM("tiny-text", gamma=0.99, lr=1e-3, warmup_steps=0, **settings)
+    return make_module(TextLenVM, "tiny-text", gamma=0.99, lr=1e-3, warmup_steps=0, **settings)
 
 
 def text_data(file):
@@ -176,7 +177,7 @@ def test_frozen_vision_is_not_in_the_checkpoint_and_random_weights_are(vision_ro
     data = VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2)
     for pretrained, expected in ((True, False), (False, True)):
         folder = tmp_path / str(pretrained)
-        module = VisionLenVM("tiny-vl", gamma=0.99, pretrained=pretrained)
+        module = make_module(VisionLenVM, "tiny-vl", gamma=0.99, pretrained=pretrained)
         fit(module, data, steps=1, folder=folder, every=1)
         keys = torch.load(folder / "step-000000001.ckpt", weights_only=True)["state_dict"]
         assert any(".visual." in key for key in keys) == expected
@@ -266,7 +267,9 @@ def test_round_trips_in_a_fresh_process(text_rollouts, vision_rollouts, tmp_path
             ("vl", vision_rollouts, VisionRollouts, VisionLenVM),
         ):
             data = data_class(str(file), batch_tokens=1024, val_share=0.2)
-            module = fit(module_class(f"tiny-{kind}", gamma=0.99, lr=1e-3, warmup_steps=0, **settings), data)
+            module = fit(
+                make_module(module_class, f"tiny-{kind}", gamma=0.99, lr=1e-3, warmup_steps=0, **settings), data
+            )
             batch = next(iter(data.val_dataloader()))
             inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], **batch["vision"]}
             model = module.model.eval()
@@ -349,15 +352,15 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
 
 def test_settings_that_contradict_each_other_are_all_named():
     with pytest.raises(RecipeError) as error:
-        VisionLenVM(
-            "tiny-vl", pretrained=False, freeze_vision=False, quantise="nf4", dtype="float64",
+        make_module(
+            VisionLenVM, "tiny-vl", pretrained=False, freeze_vision=False, quantise="nf4", dtype="float64",
             lora=LoRA(rank=0, dropout=1.0, targets="some"),
         )  # fmt: skip
     for problem in ("lora.rank must be", "lora.dropout must", "lora.targets must", "pretrained: true",
                     "freeze_vision: true", "dtype is float64"):  # fmt: skip
         assert problem in str(error.value)
-    with pytest.raises(RecipeError, match=r"quantise: .* needs adapters: set lora.rank"):
-        TextLenVM("tiny-text", quantise="nf4")
+    with pytest.raises(RecipeError, match=r"backbone.quantise: .* needs adapters: set lora.rank"):
+        make_module(TextLenVM, "tiny-text", quantise="nf4")
 
 
 def test_four_bits_are_not_shared_out_over_ranks():
@@ -369,7 +372,9 @@ def test_four_bits_are_not_shared_out_over_ranks():
 
 @pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw_8bit"])
 def test_moments_in_eight_bits(text_rollouts, kind):
-    module = fit(text_module(optimizer=kind), text_data(text_rollouts), steps=2)
+    module = fit(
+        text_module(optimizer=OptimizerConfig(kind, lr=1e-3, warmup_steps=0)), text_data(text_rollouts), steps=2
+    )
     state = module.trainer.optimizers[0].state
     moments = {parameter.numel() >= 4096: entry["state1"].dtype for parameter, entry in state.items()}
     assert moments == {True: torch.uint8, False: torch.float32}

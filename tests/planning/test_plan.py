@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from modules import make_module
 from places import CONFIGS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lenvm_lightning import TextLenVM, VisionLenVM
+from lenvm_lightning import OptimizerConfig, TextLenVM, VisionLenVM
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.models.adapters import LoRA
@@ -47,7 +48,7 @@ def run(module, shape, settings, fake=None):
 def tiny(module_class, **options):
     """A module of one layer."""
     backbone = "tiny-text" if module_class is TextLenVM else "tiny-vl"
-    return module_class(backbone, gamma=0.99, keep_layers=1, **options)
+    return make_module(module_class, backbone, gamma=0.99, keep_layers=1, **options)
 
 
 def nothing():
@@ -196,7 +197,7 @@ def test_what_is_offloaded_is_not_on_the_device(alone, stage, gone, devices):
 def test_adapters_and_four_bits():
     whole = tiny(TextLenVM)
     before = plan(whole, [TEXT], Settings("bf16-mixed", 2))
-    module = tiny(TextLenVM, lora=LoRA(rank=4), quantise="nf4", optimizer="paged_adamw_8bit")
+    module = tiny(TextLenVM, lora=LoRA(rank=4), quantise="nf4", optimizer=OptimizerConfig("paged_adamw_8bit"))
     found = plan(module, [TEXT], Settings("bf16-mixed", 2))
     linears = [m for m in whole.model.backbone.modules() if isinstance(m, torch.nn.Linear)]
     adapters, head = found.parameters["adapters"], found.parameters["value head"]
@@ -253,7 +254,7 @@ def test_numbers_that_cannot_be(capsys):
 def test_command_on_a_real_config(capsys):
     """No weights and no rollouts are there; two of the layers are enough to see that all settings count."""
     folder = str(CONFIGS / "qwen2.5-1.5b-instruct")
-    words = ["plan", "qwen2.5-1.5b", "--fit.model.backbone", folder, "--fit.model.keep_layers", "2", "--json"]
+    words = ["plan", "qwen2.5-1.5b", "--fit.model.backbone", folder, "--fit.model.backbone.keep_layers", "2", "--json"]
     assert main([*words, "--tflops", "100", "--tokens", "1e9"]) == 0
     found = json.loads(capsys.readouterr().out)
     layer = 1536 * (1536 + 2 * 256 + 1536) + (1536 + 2 * 256) + 3 * 1536 * 8960 + 2 * 1536
@@ -267,7 +268,7 @@ def test_command_on_a_real_config(capsys):
 
 
 def test_command_for_people(capsys):
-    words = "--fit.trainer.devices 2 --fit.model.keep_layers 1 --fit.data.layout shared --fit.data.together 4"
+    words = "--fit.trainer.devices 2 --fit.model.backbone.keep_layers 1 --fit.data.layout shared --fit.data.together 4"
     assert main(["plan", "vlm_lenvm", *words.split()]) == 0
     text = capsys.readouterr().out
     for words in (

@@ -10,9 +10,10 @@ import torch
 from gradients import relative
 from harm import Harm
 from lightning.pytorch.strategies import StrategyRegistry
+from modules import make_module
 from ranks import RANKS, drive, fit_of, load, same_after_a_kill
 
-from lenvm_lightning import LengthValueModel
+from lenvm_lightning import LengthValueModel, LoRA, TextLenVM
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.cli.run import parse_fit
 from lenvm_lightning.cli.runs import RunFolder
@@ -23,7 +24,6 @@ from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
 from lenvm_lightning.training.strategies import name_of, refused, stage_of
 
 ROUNDING = 1e-6  # of sums in float32; the mean of the micro-batches' means is half a gradient away
-SETTINGS = {"quantise": None, "lora": None, "dtype": "float32", "freeze_vision": True}
 
 
 def together(folder: Path, text: Path, vision: Path, names: list[str]) -> Path:
@@ -159,7 +159,7 @@ def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):
 )
 def test_stages(name, stage):
     assert stage_of(name) == stage
-    assert refused(SETTINGS, name, "32-true", vision=stage < 3) == []
+    assert refused(TextLenVM("tiny-text").settings, name, "32-true", vision=stage < 3) == []
 
 
 @pytest.mark.parametrize(
@@ -170,15 +170,15 @@ def test_stages(name, stage):
         ("deepspeed_stage_2", {"dtype": "bfloat16"}, "32", False, "dtype: bfloat16"),
         ("deepspeed_stage_2", {"freeze_vision": False}, "32", True, "freeze_vision: false"),
         ("deepspeed_stage_3", {}, "bf16", True, "never call the vision tower"),
-        ("deepspeed_stage_3", {"quantise": "nf4", "lora": {"rank": 4}}, "32", False, "quantised weights"),
+        ("deepspeed_stage_3", {"quantise": "nf4", "lora": LoRA(4)}, "32", False, "quantised weights"),
         ("deepspeed_stage_3_offload_nvme", {}, "32", False, "nobody has tried it"),
-        ("fsdp", {"quantise": "nf4", "lora": {"rank": 4}}, "32", False, "quantised weights"),
+        ("fsdp", {"quantise": "nf4", "lora": LoRA(4)}, "32", False, "quantised weights"),
         ("deepspeedstrategy", {}, "32", False, "use strategy: deepspeed_stage_2"),
         ("fsdpstrategy", {}, "32", False, "use strategy: fsdp"),
     ],
 )
 def test_what_a_strategy_cannot_train(name, changed, precision, vision, words):
-    (sentence,) = refused({**SETTINGS, **changed}, name, precision, vision)
+    (sentence,) = refused(make_module(TextLenVM, "tiny-text", **changed).settings, name, precision, vision)
     assert words in sentence
 
 

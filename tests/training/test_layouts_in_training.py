@@ -7,6 +7,7 @@ import pytest
 import torch
 from gradients import QUIET
 from lightning.pytorch.callbacks import Callback
+from modules import make_module
 from transformers import OPTConfig
 
 from datamodules import TextRollouts, VisionRollouts
@@ -21,7 +22,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Rollouts of both kinds, four of a prompt; every third completion is cut."""
+    """Rollouts of both kinds, four of a prompt; every third completion is truncated."""
     files = {}
     for kind in ("text", "vision"):
         file = write_rollouts(kind, tmp_path_factory.mktemp(kind), prompts=24, completions=4)
@@ -35,15 +36,15 @@ def files(tmp_path_factory):
 
 
 class Record(Callback):
-    """Mean losses of the steps, and how many pictures the tower saw in each forward."""
+    """Mean losses of the steps, and how many images the tower saw in each forward."""
 
     def __init__(self):
-        self.losses, self.pictures, self.validation = [], [], None
+        self.losses, self.images, self.validation = [], [], None
 
     def on_train_start(self, trainer, pl_module):
         tower = getattr(pl_module.model.backbone, "visual", None)
         if tower is not None:
-            count = lambda module, args, kwargs, out: self.pictures.append(len(kwargs["grid_thw"]))  # noqa: E731
+            count = lambda module, args, kwargs, out: self.images.append(len(kwargs["grid_thw"]))  # noqa: E731
             tower.register_forward_hook(count, with_kwargs=True)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -57,7 +58,7 @@ def train(files, kind, layout, folder, *, steps=STEPS, resume=None, save=False, 
     """A short run: what was recorded, the weights it ended with, and its Trainer."""
     L.seed_everything(0, verbose=False)
     module, rollouts = (TextLenVM, TextRollouts) if kind == "text" else (VisionLenVM, VisionRollouts)
-    model = module("tiny-text" if kind == "text" else "tiny-vl", lr=1e-3, warmup_steps=0, **settings)
+    model = make_module(module, "tiny-text" if kind == "text" else "tiny-vl", lr=1e-3, warmup_steps=0, **settings)
     together = 1 if layout == "packed" else 4
     callbacks = [record := Record(), Throughput()]
     if save:
@@ -80,7 +81,7 @@ def test_sharing_gives_the_curve_of_padded_rows(files, tmp_path, kind, settings)
     assert len(set(rows.losses)) == STEPS
     assert any(trainer.datamodule.train_rows[row]["censored"] for row in range(8))
     if kind == "vision":
-        assert sum(shared.pictures) * 4 == sum(rows.pictures)
+        assert sum(shared.images) * 4 == sum(rows.images)
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("text", "packed"), ("vision", "shared")])
@@ -116,7 +117,7 @@ def test_a_model_that_cannot_is_refused_before_the_first_step(files, tmp_path):
     )  # fmt: skip
     config.save_pretrained(tmp_path / "opt")
     load_processor("tiny-text").save_pretrained(tmp_path / "opt")
-    model, record = TextLenVM(str(tmp_path / "opt"), pretrained=False), Record()
+    model, record = make_module(TextLenVM, str(tmp_path / "opt"), pretrained=False), Record()
     trainer = L.Trainer(**QUIET, max_steps=2, accelerator="cpu", callbacks=[record])
     with pytest.raises(
         RecipeError, match=r"data.layout: packed cannot be used with OPTModel: .* Set data.layout: rows"

@@ -3,7 +3,14 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from lenvm_lightning.errors import CheckpointError
-from lenvm_lightning.training.optimizers import CompensatedAdamW, build_optimizer, join, split
+from lenvm_lightning.training.optimizers import (
+    CompensatedAdamW,
+    OptimizerConfig,
+    build_optimizer,
+    join,
+    optimizer_and_schedule,
+    split,
+)
 
 
 def test_fused_adamw_lets_gradients_be_clipped_under_bf16_mixed():
@@ -107,3 +114,28 @@ def test_what_is_trained_in_half_precision_is_compensated():
     weights = [torch.nn.Parameter(torch.zeros(4, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
     kinds = [type(build_optimizer("adamw", [{"params": weights[:n]}], "bf16-true", lr=0.1)) for n in (1, 2)]
     assert kinds == [torch.optim.AdamW, CompensatedAdamW]
+
+
+def test_settings_of_the_optimizer_that_cannot_be_are_all_told():
+    assert OptimizerConfig().problems() == []
+    found = OptimizerConfig("sgd", lr=0.0, weight_decay=-1.0, betas=(0.9, 1.0), warmup_steps=-1).problems()
+    names = ["kind", "lr", "weight_decay", "warmup_steps", "betas"]
+    assert [problem.split()[0] for problem in found] == [f"optimizer.{name}" for name in names]
+
+
+@pytest.mark.parametrize(("warmup_steps", "expected"), [(4, 4), (0.5, 5), (100, 10), (0, 0)])
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
+def test_decay_is_on_matrices_and_warmup_may_be_a_share(warmup_steps, expected):
+    matrix, bias, frozen = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,), (2, 2)))
+    frozen.requires_grad_(False)
+    config = OptimizerConfig(lr=1.0, weight_decay=0.1, betas=(0.5, 0.6), warmup_steps=warmup_steps)
+    optimizer, schedule = optimizer_and_schedule(config, [matrix, bias, frozen], "32-true", steps=10)
+    decayed, plain = optimizer.param_groups
+    assert (decayed["params"], decayed["weight_decay"], decayed["betas"]) == ([matrix], 0.1, (0.5, 0.6))
+    assert (plain["params"], plain["weight_decay"]) == ([bias], 0.0)
+    rates = []
+    for _ in range(11):
+        rates.append(plain["lr"])
+        schedule.step()
+    assert rates[: expected + 1] == pytest.approx([step / max(1, expected) for step in range(expected)] + [1.0])
+    assert rates[-1] == pytest.approx(0.0 if expected < 10 else 1.0, abs=1e-12)

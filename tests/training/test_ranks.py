@@ -161,7 +161,7 @@ def test_strategy_of_a_recipe(tmp_path, strategy):
 def test_generators_are_not_shared_out(tmp_path):
     kind = "lenvm_lightning.tinyworld.language_model.TinyLanguageModel"
     cli = parse_fit(fit_of("fsdp", kind, "lenvm_lightning.tinyworld.datamodule.TinyCorpus"), "here")
-    with pytest.raises(RecipeError, match="TinyLanguageModel cannot be shared out"):
+    with pytest.raises(RecipeError, match="TinyLanguageModel cannot be sharded"):
         cli.build_trainer(RunFolder(tmp_path), None)
 
 

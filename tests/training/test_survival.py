@@ -16,17 +16,17 @@ STEPS = 24
 
 
 SMALL = {
-    "model.pretrained": "false",
-    "model.overrides": "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 32}",
+    "model.backbone.pretrained": "false",
+    "model.backbone.overrides": "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 32}",
 }
-QLORA = {"model.lora": "{rank: 4, dropout: 0.1}", "model.quantise": "nf4"}
+QLORA = {"model.lora": "{rank: 4, dropout: 0.1}", "model.backbone.quantise": "nf4"}
 
 
 def _start(runs: Path, model: dict[str, str]) -> Fork:
     settings = {
         **model,
         "model.head_dropout": "0.2",  # draws random numbers: their state has to survive too
-        "model.warmup_steps": "3",
+        "model.optimizer.warmup_steps": "3",
         "data.files": "tinyworld",  # scripted rollouts, nothing to sample
         "data.batch_tokens": "512",
         "data.val_completions": "20",

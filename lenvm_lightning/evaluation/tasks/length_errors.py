@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError
-from ...metrics import POSITION_NAMES, POSITIONS, LengthErrors, PromptBoundaryMRE, tokens_at, weighted_median
+from ...metrics import POSITION_NAMES, POSITIONS, tokens_at, weighted_median
+from ...training.metrics import LengthErrors, PromptBoundaryMRE
 from ..statistics import ratio_and_error, spearman
 
 if TYPE_CHECKING:

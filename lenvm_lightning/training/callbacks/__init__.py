@@ -1,7 +1,8 @@
-"""Lightning callbacks: checkpoints that survive, throughput, a progress bar, pictures of predictions, threads."""
+"""Lightning callbacks: checkpoints that survive, throughput, a progress bar, figures of predictions, threads."""
 
 from .checkpointing import ResumableCheckpoint, latest_checkpoint
 from .curves import RemainingCurves
+from .log_figure import log_figure
 from .progress import StepProgressBar
 from .threads import SmallModelThreads
 from .throughput import Throughput
@@ -13,4 +14,5 @@ __all__ = [
     "StepProgressBar",
     "Throughput",
     "latest_checkpoint",
+    "log_figure",
 ]

@@ -20,7 +20,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 class ResumableCheckpoint(L.Callback):
     """Saves the whole state of a run every so many optimizer steps, and when SIGTERM arrives.
 
-    With ``strategy: fsdp`` it is a folder into which every rank writes its share.
+    With `strategy: fsdp` it is a folder into which every rank writes its shard.
 
     A checkpoint appears under its name only when it is complete, and older ones go only after that, so at every
     moment, SIGKILL included, the newest file is whole. Saved between optimizer steps, never within a window of

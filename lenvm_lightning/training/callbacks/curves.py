@@ -1,18 +1,18 @@
-"""A picture at each validation: predicted against true remaining tokens along a few held-out completions."""
+"""A figure at each validation: predicted against true remaining tokens along a few held-out completions."""
 
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from ...batch import LengthBatch
+from .log_figure import log_figure
 
 
 class RemainingCurves(L.Callback):
-    """Draws ``val/remaining`` into TensorBoard: one panel a completion, for vision with its image.
+    """Logs the figure `val/remaining` to every logger: one panel a completion, for vision with its image.
 
     The completions are the same at every validation, spread over the held-out lengths.
 
@@ -51,13 +51,11 @@ class RemainingCurves(L.Callback):
                 self._panels[row] = (predicted.float().cpu().numpy(), batch["remaining"][i][mask].cpu().numpy())
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw and log the picture."""
+        """Draw and log the figure."""
         if not self._panels:
             return
         figure = self._draw(trainer)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("val/remaining", figure, global_step=trainer.global_step)
+        log_figure(trainer.loggers, "val/remaining", figure, trainer.global_step)
         self._panels.clear()
 
     def _draw(self, trainer: L.Trainer) -> Figure:

@@ -13,7 +13,7 @@ from .throughput import Throughput
 
 
 class StepProgressBar(ProgressBar):
-    """Steps done, time left, loss and tokens/s. On a terminal a bar; in a log file a line every ``seconds``.
+    """Steps done, time left, loss and tokens/s. On a terminal a bar; in a log file a line every `seconds`.
 
     Args:
         seconds: between two lines where stderr is no terminal.

@@ -11,7 +11,7 @@ from ..batch_layouts import plan_batch
 
 
 class Throughput(L.Callback):
-    """Logs ``train/tokens_per_s`` (real tokens, padding not counted) and ``train/padding_share``.
+    """Logs `train/tokens_per_s` (real tokens, padding not counted) and `train/padding_share`.
 
     Where a layout computes prompts once, tokens/s counts them for each of their completions, as rows have them, and
     padding is a share of what was computed. Measured over the time since the last log, with what batches were waited
@@ -41,7 +41,7 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: Any, pl_module: L.LightningModule, outputs: Any, batch: LengthBatch, batch_idx: int
     ) -> None:
-        """Count the batch, and log every ``log_every_n_steps`` optimizer steps."""
+        """Count the batch, and log every `log_every_n_steps` optimizer steps."""
         there = batch["attention_mask"].sum()  # stays on the device: no host sync here
         self._tokens = self._tokens + there
         if "layout" in batch:

@@ -10,7 +10,8 @@ from lenvm_lightning.errors import DataError
 from lenvm_lightning.evaluation.plots import as_png
 from lenvm_lightning.evaluation.statistics import ranks, ratio_and_error, spearman
 from lenvm_lightning.evaluation.tasks.length_errors import LengthPredictions, plot_prediction
-from lenvm_lightning.metrics import POSITIONS, LengthErrors, PromptBoundaryMRE
+from lenvm_lightning.metrics import POSITIONS
+from lenvm_lightning.training.metrics import LengthErrors, PromptBoundaryMRE
 
 GAMMA = 0.5
 

@@ -1,0 +1,131 @@
+"""The errors of `lenvm_lightning.metrics` as torchmetrics: sums that are true across batches and ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric
+
+from ..metrics import (
+    POSITIONS,
+    ErrorSums,
+    boundary_errors,
+    boundary_lengths,
+    boundary_rows,
+    error_sums,
+    errors_by_position,
+)
+
+
+class _KeepsDigits(Metric):
+    """A metric whose sums stay as precise as they are when the model around it is cast.
+
+    torchmetrics guards against `half()` and the like, but not against `to(torch.bfloat16)`, the way of Lightning's
+    `bf16-true`: sums of thousands of tokens would be kept with three digits.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Any = "") -> Any:
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
+
+
+class TokenMean(_KeepsDigits, MeanMetric):
+    """Mean of values, each weighted by the number of its tokens."""
+
+
+class LengthErrors(_KeepsDigits):
+    """Mean absolute and relative error of the predicted remaining tokens by position, beside the best constants.
+
+    See `metrics.errors_by_position`.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+
+    absolute: Tensor
+    relative: Tensor
+    count: Tensor
+    positive: Tensor
+    lengths: list[Tensor]
+    kept: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        zeros = torch.zeros(len(POSITIONS), dtype=torch.float64)
+        for name in ("absolute", "relative", "count", "positive"):
+            self.add_state(name, zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("lengths", [], dist_reduce_fx="cat")
+        self.add_state("kept", [], dist_reduce_fx="cat")
+
+    def update(self, predicted: Tensor, remaining: Tensor, mask: Tensor, censored: Tensor) -> None:
+        """Add a batch; arguments as in `metrics.error_sums`."""
+        sums = error_sums(predicted, remaining, mask, censored)
+        self.absolute += sums.absolute
+        self.relative += sums.relative
+        self.count += sums.states
+        self.positive += sums.positive
+        self.lengths.append(sums.lengths)
+        self.kept.append(sums.kept)
+
+    def sync(self, *args: Any, **options: Any) -> None:
+        """Gather the states of all ranks; one that met no batch takes part with empty lists of the right type."""
+        for state in (self.lengths, self.kept):
+            if isinstance(state, list) and not state:
+                state.append(torch.zeros(0, dtype=torch.int64, device=self.device))
+        super().sync(*args, **options)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The errors by name, see `metrics.errors_by_position`."""
+        if isinstance(self.lengths, list) and not self.lengths:  # no batch was met, hence no position
+            return {}
+        lengths, kept = _joined(self.lengths), _joined(self.kept)
+        return errors_by_position(
+            ErrorSums(self.absolute, self.relative, self.count, self.positive, lengths, kept),
+        )
+
+
+def _joined(state: Any) -> Tensor:
+    """A state that torchmetrics keeps as a list, or, once gathered from all ranks, as one tensor."""
+    return torch.cat(list(state)) if isinstance(state, list | tuple) else state
+
+
+class PromptBoundaryMRE(_KeepsDigits):
+    """Mean relative error of the length predicted before anything is written (Zhang et al. 2026).
+
+    The error of a prompt is `|L_hat - L_GT| / L_GT`, see `metrics.boundary_lengths`, averaged over prompts. Prompts
+    with a truncated completion have no known L_GT and are left out.
+
+    Args:
+        prompts: number of held-out prompts.
+        gamma: discount.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+
+    sums: Tensor
+
+    def __init__(self, prompts: int, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.add_state("sums", torch.zeros(prompts, 4, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self, predicted: Tensor, remaining: Tensor, mask: Tensor, censored: Tensor, prompt_index: Tensor
+    ) -> None:
+        """Add a batch; shapes as in `metrics.boundary_rows`, and `prompt_index` (B,) below `prompts`."""
+        rows = boundary_rows(predicted, remaining, mask, censored, self.gamma)  # (B, 4)
+        self.sums.index_add_(0, prompt_index, rows.to(self.sums))
+
+    @property
+    def known(self) -> Tensor:
+        """True = prompt that was met and whose completions all ended. Shape (prompts,)."""
+        return (self.sums[:, 0] > 0) & (self.sums[:, 3] == 0)
+
+    def by_prompt(self) -> tuple[Tensor, Tensor]:
+        """`L_GT` and `L_hat` of the known prompts, in their order. Shape (K,) each, float64."""
+        return boundary_lengths(self.sums[self.known], self.gamma)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`mre` and `mre_constant` over the known prompts, see `metrics.boundary_errors`."""
+        return boundary_errors(*self.by_prompt())

@@ -21,9 +21,10 @@ from ..models.value_model import LengthValueModel
 from ..objectives import LossConfig, state_weights, token_losses
 from ..returns import lambda_returns
 from . import fsdp
-from .batch_layouts import row_logits, try_out
+from .batch_layouts import row_logits
 from .build import build_model, prepare_for_training, set_train_mode, value_model_config
 from .checkpoint_contents import check_contents, keep_what_is_trained, kept_names
+from .layout_check import check_layout
 from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .optimizers import OptimizerConfig, optimizer_and_schedule, precision_warning
 from .settings import LenVMSettings
@@ -243,7 +244,7 @@ class LenVMModule(L.LightningModule):
         trial = getattr(getattr(self.trainer, "datamodule", None), "trial", None)
         if trial is not None and (batches := trial()) is not None:
             with self.trainer.precision_plugin.forward_context():
-                try_out(self.lenvm, *map(self.trainer.strategy.batch_to_device, batches))
+                check_layout(self.lenvm, *map(self.trainer.strategy.batch_to_device, batches))
 
     def on_train_start(self) -> None:
         """Set train mode, see `set_train_mode`."""

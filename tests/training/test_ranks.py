@@ -15,8 +15,8 @@ from lenvm_lightning.cli.run import parse_fit
 from lenvm_lightning.cli.runs import RunFolder
 from lenvm_lightning.errors import CheckpointError, DataError, RecipeError
 from lenvm_lightning.models.value_model import LenVMConfig
-from lenvm_lightning.training.batch_layouts import sharing_ways
 from lenvm_lightning.training.fsdp import FullySharded, full_weights, is_sharded, keep_in_step, shard
+from lenvm_lightning.training.layout_plan import sharing_ways
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
-from datamodules.batching import plan_batches
+from datamodules.batch_planning import plan_batches
 from lenvm_lightning.batch import Layout, LengthBatch
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 from lenvm_lightning.objectives import token_losses

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from datamodules.batching import plan_batches
+from datamodules.batch_planning import plan_batches
 from datamodules.report import padding_share
 from datamodules.tokenise import encode_completion, encode_prompt, tokenizer_of
 from lenvm_lightning.models.backbone import load_processor

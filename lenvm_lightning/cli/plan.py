@@ -52,8 +52,8 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
         print(json.dumps(as_json(found, str(path), arguments.tflops, arguments.tokens)))
     else:
         print(describe(found, model, str(path), arguments.tflops, arguments.tokens))
-        if data.layout != "rows":
-            print(f"Batches are planned as padded rows; layout: {data.layout} takes as much at most.")
+        if data.settings.layout != "rows":
+            print(f"Batches are planned as padded rows; layout: {data.settings.layout} takes as much at most.")
     return 0
 
 
@@ -84,16 +84,16 @@ def shapes_of(model: LenVMModule, data: RolloutsDataModule, row_tokens: int | No
     Raises:
         RecipeError: pictures for a backbone that takes none, or none that this could make.
     """
-    length = min(row_tokens or data.limits.max_length, data.limits.max_length)
-    name = "longest rows" if length == data.limits.max_length else f"rows of {length:,}"
-    longest = Shape(name, max(1, data.batch_tokens // length), length)
+    length = min(row_tokens or data.settings.limits.max_length, data.settings.limits.max_length)
+    name = "longest rows" if length == data.settings.limits.max_length else f"rows of {length:,}"
+    longest = Shape(name, max(1, data.settings.batch_tokens // length), length)
     if data.kind == "text":
         return [longest]
     grid, tokens = _picture(model, data)
     length = max(length, tokens + _ANSWER)
-    longest = Shape(name, max(1, data.batch_tokens // length), length, grid, tokens)
+    longest = Shape(name, max(1, data.settings.batch_tokens // length), length, grid, tokens)
     short = min(tokens + _ANSWER, length)
-    most = Shape("most pictures", max(1, data.batch_tokens // short), short, grid, tokens)
+    most = Shape("most pictures", max(1, data.settings.batch_tokens // short), short, grid, tokens)
     return [longest, most] if row_tokens is None and most.rows > longest.rows else [longest]
 
 
@@ -110,8 +110,8 @@ def _picture(model: LenVMModule, data: RolloutsDataModule) -> tuple[tuple[int, i
             f"pictures of a {config.model_type} cannot be planned: its vision_config has no {', '.join(missing)} "
             "(those of Qwen's vision-language models can)"
         )
-    pixels = [limit for limit in (data.limits.max_pixels, _processor_pixels(data)) if limit]
-    room = data.limits.prompt - _ANSWER // 2  # a prompt with its picture that is longer is refused
+    pixels = [limit for limit in (data.settings.limits.max_pixels, _processor_pixels(data)) if limit]
+    room = data.settings.limits.prompt - _ANSWER // 2  # a prompt with its picture that is longer is refused
     merged = (tower.patch_size * tower.spatial_merge_size) ** 2
     tokens = max(1, min([room, *(limit // merged for limit in pixels)]))
     rows = math.isqrt(tokens)

@@ -241,10 +241,12 @@ class LenVMModule(L.LightningModule):
         """
         if (warning := precision_warning(self.settings.optimizer, str(self.trainer.precision))) is not None:
             rank_zero_warn(warning)
-        trial = getattr(getattr(self.trainer, "datamodule", None), "trial", None)
-        if trial is not None and (batches := trial()) is not None:
+        batches_of = getattr(getattr(self.trainer, "datamodule", None), "layout_check_batches", None)
+        batches = batches_of() if batches_of is not None else None
+        if batches is not None:
+            plain, laid_out = map(self.trainer.strategy.batch_to_device, batches)
             with self.trainer.precision_plugin.forward_context():
-                check_layout(self.lenvm, *map(self.trainer.strategy.batch_to_device, batches))
+                check_layout(self.lenvm, plain, laid_out)
 
     def on_train_start(self) -> None:
         """Set train mode, see `set_train_mode`."""

@@ -119,7 +119,9 @@ def layouts(folder: Path, text: str, vision: str, rank: int) -> None:
         L.seed_everything(0, verbose=False)
         model, start = Descent(SMALL), Start()
         trainer = L.Trainer(max_epochs=1, strategy=strategy, callbacks=[start], limit_val_batches=0, **RANKS, **QUIET)
-        trainer.fit(model, TextRollouts(text, batch_tokens=700, val_share=0.2, layout="shared", together=2))
+        trainer.fit(
+            model, TextRollouts(text, batch_tokens=700, val_share=0.2, layout="shared", completions_per_batch=2)
+        )
         found[name] = flat(model) - start.weights
     torch.save(found, folder / f"layouts-{rank}.pt")
 

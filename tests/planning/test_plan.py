@@ -268,7 +268,8 @@ def test_command_on_a_real_config(capsys):
 
 
 def test_command_for_people(capsys):
-    words = "--fit.trainer.devices 2 --fit.model.backbone.keep_layers 1 --fit.data.layout shared --fit.data.together 4"
+    words = "--fit.trainer.devices 2 --fit.model.backbone.keep_layers 1"
+    words += " --fit.data.layout shared --fit.data.completions_per_batch 4"
     assert main(["plan", "vlm_lenvm", *words.split()]) == 0
     text = capsys.readouterr().out
     for words in (

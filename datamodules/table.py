@@ -123,7 +123,7 @@ def _encode_line(
             row, cuts = encode_rollout(processor, rollout, limits, prompts)
             rows.append({**row, "place": place, "problem": "", "notes": (notes if number == 0 else []) + cuts})
         except ValueError as error:
-            # With its images, so that the table is made anew once they are mended.
+            # With its images, so that the table is made anew once they are fixed.
             images = {"images": rollout.images, "image_stamps": [stamp(path) for path in rollout.images]}
             rows.append({**_EMPTY_ROW, **images, "place": place, "problem": str(error), "notes": []})
     return rows

@@ -12,7 +12,7 @@ from ..models.backbone import load_config
 from ..planning.dry_run import COPIES, KINDS, LANGUAGE, Settings, Shape, Step
 from ..planning.plan import NOT_COUNTED, Plan, plan
 from ..training.module import LenVMModule
-from ..training.strategies import name_of, refused
+from ..training.strategies import name_of, unsupported_settings
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
 from .run import FitCLI, parse_fit
@@ -45,7 +45,7 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
     if not isinstance(model, LenVMModule) or not isinstance(data, RolloutsDataModule):
         raise RecipeError(f"{path} trains {type(model).__name__}; only length value models on rollouts can be planned")
     settings = settings_of(cli)
-    if problems := refused(model.settings, settings.strategy, settings.precision, data.kind != "text"):
+    if problems := unsupported_settings(model.settings, settings.strategy, settings.precision, data.kind != "text"):
         raise RecipeError(f"{path} cannot be trained:\n  " + "\n  ".join(problems))
     found = plan(model, shapes_of(model, data, arguments.row_tokens), settings)
     if arguments.json:
@@ -111,7 +111,9 @@ def _picture(model: LenVMModule, data: RolloutsDataModule) -> tuple[tuple[int, i
             "(those of Qwen's vision-language models can)"
         )
     pixels = [limit for limit in (data.settings.limits.max_pixels, _processor_pixels(data)) if limit]
-    room = data.settings.limits.prompt - _ANSWER // 2  # a prompt with its picture that is longer is refused
+    room = (
+        data.settings.limits.prompt - _ANSWER // 2
+    )  # a prompt with its picture that is longer is unsupported_settings
     merged = (tower.patch_size * tower.spatial_merge_size) ** 2
     tokens = max(1, min([room, *(limit // merged for limit in pixels)]))
     rows = math.isqrt(tokens)

@@ -132,7 +132,7 @@ class LengthValueModel(nn.Module):
         self.v_head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
         self._takes_token_types = takes_argument(backbone, "mm_token_type_ids")
         self.takes_positions = takes_argument(backbone, "position_ids")
-        self.in_step = False  # see sharding.keep_in_step
+        self.in_step = False  # see training.fsdp.keep_in_step
 
     @classmethod
     def from_backbone(

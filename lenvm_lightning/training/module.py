@@ -28,7 +28,7 @@ from .layout_check import check_layout
 from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .optimizers import OptimizerConfig, optimizer_and_schedule, precision_warning
 from .settings import LenVMSettings
-from .strategies import name_of, refused
+from .strategies import name_of, unsupported_settings
 from .token_mean import SUM_SCALE, divide_by_tokens, or_one
 
 
@@ -216,12 +216,12 @@ class LenVMModule(L.LightningModule):
             return
         if self._trainer is not None:
             name, precision = name_of(self.trainer.strategy), str(self.trainer.precision)
-            if problems := refused(self.settings, name, precision, self.reads_images):
+            if problems := unsupported_settings(self.settings, name, precision, self.reads_images):
                 raise RecipeError("the strategy and the settings contradict each other:\n  " + "\n  ".join(problems))
         data = getattr(self._trainer, "datamodule", None)
         facts = data.facts if data is not None else None
         config = value_model_config(self.settings, facts)
-        with fsdp.one_copy(self.device_mesh):
+        with fsdp.rank0_init(self.device_mesh):
             self.model = build_model(self.settings, config, facts.p50 / 2 if facts else None)
         self.tail_after_cut = facts.tail_after_cut if facts else None
         if data is not None and self.settings.loss.weight == "completion":

@@ -21,7 +21,7 @@ from lenvm_lightning.errors import CheckpointError, RecipeError
 from lenvm_lightning.training.deepspeed import ZeRO
 from lenvm_lightning.training.fsdp import full_weights
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
-from lenvm_lightning.training.strategies import name_of, refused, stage_of
+from lenvm_lightning.training.strategies import name_of, stage_of, unsupported_settings
 
 ROUNDING = 1e-6  # of sums in float32; the mean of the micro-batches' means is half a gradient away
 
@@ -159,7 +159,7 @@ def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):
 )
 def test_stages(name, stage):
     assert stage_of(name) == stage
-    assert refused(TextLenVM("tiny-text").settings, name, "32-true", vision=stage < 3) == []
+    assert unsupported_settings(TextLenVM("tiny-text").settings, name, "32-true", vision=stage < 3) == []
 
 
 @pytest.mark.parametrize(

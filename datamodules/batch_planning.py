@@ -32,9 +32,7 @@ def plan_batches(
     """Group rows so that `rows x longest row <= max_tokens`, or, packed, `bins x fullest bin <= max_tokens`.
 
     Rows are shuffled, sorted by length within windows of about `window` batches, cut into batches, and the batches
-    shuffled: rows of similar length meet, and no part of an epoch is all short or all long. Where one or two windows
-    hold all rows, lengths are first multiplied by a random factor close to 1: else the same rows would meet in every
-    epoch.
+    shuffled: rows of similar length meet, and no part of an epoch is all short or all long.
 
     With `completions_per_batch` above 1 all this happens to groups of completions of one prompt, drawn anew for every
     seed, and the length of a group is that of its longest row. The paper found that shuffled batches, the default, beat
@@ -64,22 +62,22 @@ def plan_batches(
         return []
     sizes = np.asarray(lengths, dtype=np.int64)
     random = np.random.default_rng(seed) if seed is not None else None
+    if packed and completions_per_batch > 1:
+        raise ValueError(
+            "packed batches keep no completions of a prompt together, got completions_per_batch: "
+            f"{completions_per_batch}"
+        )
     if packed:
-        if completions_per_batch > 1:
-            raise ValueError(
-                "packed batches keep no completions of a prompt together, got completions_per_batch: "
-                f"{completions_per_batch}"
-            )
         return _plan_packed(sizes, max_tokens, random, window if bucket else _RANDOM_WINDOW)
     # 1. What stays in one batch: single rows, or completions of a prompt.
-    if completions_per_batch > 1:
-        if prompts is None or len(prompts) != len(sizes):
-            raise ValueError(
-                f"completions_per_batch: {completions_per_batch} needs the prompt of each of the {len(sizes)} rows"
-            )
+    if completions_per_batch == 1:
+        groups = _Groups([[row] for row in range(len(sizes))], longest=sizes)
+    elif prompts is not None and len(prompts) == len(sizes):
         groups = _group_by_prompt(np.asarray(prompts), completions_per_batch, sizes, max_tokens, random)
     else:
-        groups = _Groups([[row] for row in range(len(sizes))], longest=sizes)
+        raise ValueError(
+            f"completions_per_batch: {completions_per_batch} needs the prompt of each of the {len(sizes)} rows"
+        )
     # 2. Evaluation goes from long to short.
     if random is None:
         return _cut_into_batches(groups, np.argsort(-groups.longest, kind="stable"), max_tokens)
@@ -133,7 +131,11 @@ def _group_by_prompt(
 def _sort_within_windows(
     groups: _Groups, order: np.ndarray, window_tokens: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Sort groups by length within windows of so many padded tokens, one window after the other."""
+    """Sort groups by length within windows of so many padded tokens, one window after the other.
+
+    Where one or two windows hold all groups, lengths are first multiplied by a random factor close to 1: else the same
+    groups would meet in every epoch.
+    """
     groups_in_window = max(1, int(window_tokens / max(1.0, float(groups.padded.mean()))))
     windows = [order[start : start + groups_in_window] for start in range(0, len(order), groups_in_window)]
     keys = groups.longest

@@ -196,10 +196,11 @@ class RolloutsDataModule(L.LightningDataModule):
             "completions_per_batch": settings.completions_per_batch,
         }
 
-    def _collator(self, layout: LayoutKind) -> Collator:
+    def collator(self, layout: LayoutKind | None = None) -> Collator:
+        """What makes batches of rows, in a layout; the one of the settings where None."""
         tokenizer = tokenizer_of(self.processor)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return Collator(pad, getattr(self.processor, "image_processor", None), layout)
+        return Collator(pad, getattr(self.processor, "image_processor", None), layout or self.settings.layout)
 
     def layout_check_batches(self) -> tuple[LengthBatch, LengthBatch] | None:
         """A few short training rows, padded and in the layout, to check it with; None where it is `rows`."""
@@ -207,7 +208,7 @@ class RolloutsDataModule(L.LightningDataModule):
         if layout == "rows":
             return None
         rows = [self.train_rows[row] for row in rows_for_layout_check(self.train_sizes, self.train_numbers)]
-        return self._collator("rows")(rows), self._collator(layout)(rows)
+        return self.collator("rows")(rows), self.collator()(rows)
 
     def _epochs(self, batches: int) -> int:
         """How many epochs the Trainer will ask for; those of an endless run repeat."""
@@ -257,7 +258,7 @@ class RolloutsDataModule(L.LightningDataModule):
     def _loader_options(self) -> dict[str, Any]:
         workers = self.settings.num_workers
         return {
-            "collate_fn": self._collator(self.settings.layout),
+            "collate_fn": self.collator(),
             "num_workers": workers,
             "persistent_workers": workers > 0,
             # Loaders draw a seed when they start; from the global generator, that would shift the dropout of a run

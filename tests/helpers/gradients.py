@@ -68,7 +68,7 @@ class FixedSplit(L.LightningDataModule):
 
     def train_dataloader(self):
         mine = self.batches[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(self.source.train_rows, batch_sampler=mine, collate_fn=self.source._collator())
+        return DataLoader(self.source.train_rows, batch_sampler=mine, collate_fn=self.source.collator())
 
 
 def gradient(file, batches, *, accumulate=1, clip=None, model_options=None, callbacks=(), **trainer_options):

@@ -168,7 +168,7 @@ class Mixed(L.LightningDataModule):
 
     def batches(self) -> list[LengthBatch]:
         """Rows with their images, and the same rows but that their image tokens are read as a word."""
-        collate = self.source._collator()
+        collate = self.source.collator()
         batch = collate([self.source.train_rows[i] for i in range(2)])
         ids = batch["input_ids"].clone()
         ids[ids == PICTURE] = 50

@@ -159,7 +159,7 @@ def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):
 )
 def test_stages(name, stage):
     assert stage_of(name) == stage
-    assert unsupported_settings(TextLenVM("tiny-text").settings, name, "32-true", vision=stage < 3) == []
+    assert unsupported_settings(TextLenVM("tiny-text").settings, name, "32-true", reads_images=stage < 3) == []
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_stages(name, stage):
     ],
 )
 def test_what_a_strategy_cannot_train(name, changed, precision, vision, words):
-    (sentence,) = refused(make_module(TextLenVM, "tiny-text", **changed).settings, name, precision, vision)
+    (sentence,) = unsupported_settings(make_module(TextLenVM, "tiny-text", **changed).settings, name, precision, vision)
     assert words in sentence
 
 

@@ -65,7 +65,7 @@ class RolloutFacts:
 
     @property
     def gamma_is_low(self) -> bool:
-        """Whether more than 1% was cut, so that p99, and gamma with it, is only known to be greater."""
+        """Whether more than 1% was truncated, so that p99, and gamma with it, is only known to be greater."""
         return self.truncated_share > 0.01
 
 

@@ -171,7 +171,7 @@ class RolloutsDataModule(L.LightningDataModule):
         rank_zero_info(described)
 
     def held_out_digest(self) -> str:
-        """What was validated on: the same for the same completions, cut to the same length, in whatever order.
+        """What was validated on: the same for the same completions, truncated to the same length, in whatever order.
 
         Images count by the tokens they take, not by what is on them.
         """

@@ -70,7 +70,7 @@ class DataSettings:
 
     @property
     def limits(self) -> Limits:
-        """Sizes that rows are cut to."""
+        """Sizes that rows are truncated to."""
         return Limits(
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,

@@ -3,8 +3,8 @@
 import bisect
 from collections.abc import Sequence
 
-# Widths of bins that are compared, in longest sequences. Much wider ones hardly hold less padding, and attention goes
-# by the square of the width.
+# Widths of bins that are compared, in longest sequences: each wider one leaves room for less padding, and costs more
+# attention, which goes by the square of the width.
 _WIDTH_FACTORS = (1.0, 1.25, 1.5, 2.0, 3.0)
 # Pairs of tokens that cost attention as much as the rest of a token costs, see cost().
 _PAIRS_PER_TOKEN = 4096

@@ -1,4 +1,4 @@
-"""Batches under a token budget: whole, tight, and drawn anew."""
+"""Batches under a token budget: whole, tight, and sampled anew."""
 
 from collections import Counter
 
@@ -115,7 +115,7 @@ def test_completions_of_a_prompt_stay_together(bucket):
     assert meeting == sorted(meeting)
     assert meeting[0] < 2 < meeting[1]
     assert meeting[-1] == 16
-    # Which completions meet, and which prompts, is drawn anew.
+    # Which completions meet, and which prompts, is sampled anew.
     groups = [{frozenset(row for row in batch if prompts[row] == 0) for batch in plan(4, seed)} for seed in (0, 1)]
     assert groups[0] != groups[1]
     assert {frozenset(batch) for batch in plan(16)} != {frozenset(batch) for batch in plan(16, seed=1)}

@@ -47,7 +47,7 @@ class Gradients(Callback):
 
 
 def gathered(gradient):
-    """A tensor that ranks share, from all of them."""
+    """A tensor that is sharded over ranks, from all of them."""
     return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
@@ -57,7 +57,7 @@ def exact_norm(module, hidden):
 
 
 class FixedSplit(L.LightningDataModule):
-    """The same rows in given batches; every rank takes its share."""
+    """The same rows in given batches; every rank takes its shard."""
 
     def __init__(self, file, batches):
         super().__init__()

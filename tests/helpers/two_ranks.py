@@ -33,12 +33,12 @@ from lenvm_lightning.models.adapters import LoRA
 from lenvm_lightning.training.callbacks import ResumableCheckpoint, latest_checkpoint
 from lenvm_lightning.training.fsdp import FullySharded, gather_full_weights
 
-PICTURE = 2046  # tiny-vl's token for a patch
+IMAGE = 2046  # tiny-vl's token for a patch
 SPLIT = [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11]]
 RANKS = {"accelerator": "cpu", "devices": 2}
 
 
-def together(work: Callable[[int], object], kill: Callable[[], bool] | None = None) -> None:
+def in_two_ranks(work: Callable[[int], object], kill: Callable[[], bool] | None = None) -> None:
     """Let two forked processes do something, and kill both of them, if so wanted, as soon as a moment has come."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -171,7 +171,7 @@ class Mixed(L.LightningDataModule):
         collate = self.source.collator()
         batch = collate([self.source.train_rows[i] for i in range(2)])
         ids = batch["input_ids"].clone()
-        ids[ids == PICTURE] = 50
+        ids[ids == IMAGE] = 50
         return [batch, {**batch, "input_ids": ids, "vision": {}}]
 
     def train_dataloader(self) -> DataLoader:
@@ -272,7 +272,7 @@ def killed(folder: Path, text: str, strategy: str) -> None:
     def run(name: str, kill: Callable[[], bool] | None = None) -> None:
         recipe = folder / f"{strategy}-{name}.yaml"
         recipe.write_text(training + (MEASURE if name == "killed" else ""))
-        together(lambda rank: main(["run", str(recipe), "--runs", str(folder / strategy), "--name", name]), kill)
+        in_two_ranks(lambda rank: main(["run", str(recipe), "--runs", str(folder / strategy), "--name", name]), kill)
 
     run("undisturbed")
     run("killed", lambda: reached(folder / strategy / "killed" / "checkpoints", 4))
@@ -293,7 +293,7 @@ def drive(work: Mapping[str, Callable[..., object]], words: list[str]) -> None:
     for name in names:
         began = time.monotonic()
         if name in work:
-            together(partial(work[name], Path(folder), text, vision))
+            in_two_ranks(partial(work[name], Path(folder), text, vision))
         else:
             killed(Path(folder), text, name)
         print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)

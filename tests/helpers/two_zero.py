@@ -180,7 +180,7 @@ def trained(text: str, folder: Path, kind: str, resume: bool) -> L.Trainer:
     )  # fmt: skip
     start = folder / "step-000000002.ckpt" if resume else None
     if start is not None:
-        (start / "latest").write_text("of a stranger")  # which DeepSpeed would follow
+        (start / "latest").write_text("somewhere else")  # which DeepSpeed would follow
     torch.manual_seed(3 + 5 * resume + trainer.global_rank)  # dropout of its own in every rank
     trainer.fit(model, TextRollouts(text, batch_tokens=700, val_share=0.2), ckpt_path=start, weights_only=True)
     return trainer

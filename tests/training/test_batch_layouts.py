@@ -119,7 +119,7 @@ def test_the_vision_tower_sees_every_image_once(laid_out, way):
 
 def test_equal_prompts_share_and_others_do_not(laid_out):
     rows = random_rows()
-    rows[2] = {**rows[2], "input_ids": [6, *rows[2]["input_ids"][1:]]}  # the same prompt, cut elsewhere
+    rows[2] = {**rows[2], "input_ids": [6, *rows[2]["input_ids"][1:]]}  # the same prompt, truncated elsewhere
     rows[5] = {**rows[5], "paths": ("other.png",)}
     assert Collator(0, None, "shared")(rows)["layout"].prompts == [0, 1, 2, 3, 1, 4, 1]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
-from datamodules.batching import plan_batches
+from datamodules.batch_planning import plan_batches
 from lenvm_lightning.batch import Layout, LengthBatch
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 from lenvm_lightning.objectives import token_losses
@@ -126,7 +126,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=250, help="rows to time")
     parser.add_argument("--planned", type=int, default=20_000, help="rows whose padding is printed beside theirs")
     parser.add_argument("--median", type=int, default=128, help="median tokens of a row")
-    parser.add_argument("--longest", type=int, default=1024, help="tokens a row is cut to")
+    parser.add_argument("--longest", type=int, default=1024, help="tokens a row is truncated to")
     parser.add_argument("--max-tokens", type=int, default=4096, help="tokens of a batch, padding included")
     parser.add_argument("--hidden", type=int, default=512, help="width of the backbone, a multiple of 64")
     parser.add_argument("--layers", type=int, default=1, help="its layers")

@@ -23,8 +23,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from lenvm_lightning import BackboneConfig, TextLenVM, VisionLenVM
-from lenvm_lightning.planning.dry_run import GRADIENTS, STATES, WEIGHTS, Rehearsal, Settings, Shape, build
+from lenvm_lightning.planning.dry_run import DryRun
+from lenvm_lightning.planning.memory_kinds import GRADIENTS, STATES, WEIGHTS
 from lenvm_lightning.planning.plan import plan
+from lenvm_lightning.planning.planned_model import build
+from lenvm_lightning.planning.settings import BatchShape, PlanSettings
 from lenvm_lightning.training.module import LenVMModule
 
 MIB = 2.0**20
@@ -40,23 +43,23 @@ _VISION = {
                       "out_hidden_size": 512},
 }  # fmt: skip
 _GRID = (1, 24, 24)
-_ROWS, _PICTURES = Shape("text", 4, 512), Shape("vision", 4, 384, _GRID, 144)
+_ROWS, _IMAGES = BatchShape("text", 4, 512), BatchShape("vision", 4, 384, _GRID, 144)
 _FEW = {**_TEXT, "vocab_size": 16_384}
 # Backbone, what is changed of it, batch, settings of the Trainer, settings of the module. With the vocabulary of a real
 # model the optimizer step takes the most; in the others it is what the forward pass keeps, or the backward pass makes.
-CASES: dict[str, tuple[str, dict[str, Any], Shape, dict[str, Any], dict[str, Any]]] = {
-    "real vocabulary": ("tiny-text", _TEXT, Shape("text", 2, 128), {}, {}),
+CASES: dict[str, tuple[str, dict[str, Any], BatchShape, dict[str, Any], dict[str, Any]]] = {
+    "real vocabulary": ("tiny-text", _TEXT, BatchShape("text", 2, 128), {}, {}),
     "text": ("tiny-text", _FEW, _ROWS, {}, {}),
     "text, 2 accumulated": ("tiny-text", _FEW, _ROWS, {"accumulate": 2}, {}),
     "text, checkpointing": ("tiny-text", _FEW, _ROWS, {}, {"gradient_checkpointing": True}),
     "text, bf16-mixed": ("tiny-text", _FEW, _ROWS, {"precision": "bf16-mixed"}, {}),
     "text, bf16-true": ("tiny-text", _FEW, _ROWS, {"precision": "bf16-true"}, {}),
-    "vision": ("tiny-vl", _VISION, _PICTURES, {}, {}),
-    "vision, tower trained": ("tiny-vl", _VISION, _PICTURES, {}, {"freeze_vision": False}),
+    "vision": ("tiny-vl", _VISION, _IMAGES, {}, {}),
+    "vision, tower trained": ("tiny-vl", _VISION, _IMAGES, {}, {"freeze_vision": False}),
 }
 QUICK = {
-    "text": ("tiny-text", {"vocab_size": 50_000, "hidden_size": 256}, Shape("text", 4, 256), {}, {}),
-    "vision": ("tiny-vl", {"text_config": {"vocab_size": 50_000}}, Shape("vision", 4, 256, _GRID, 144), {}, {}),
+    "text": ("tiny-text", {"vocab_size": 50_000, "hidden_size": 256}, BatchShape("text", 4, 256), {}, {}),
+    "vision": ("tiny-vl", {"text_config": {"vocab_size": 50_000}}, BatchShape("vision", 4, 256, _GRID, 144), {}, {}),
 }
 
 
@@ -72,7 +75,7 @@ def train(case: tuple[Any, ...], steps: int, give_back: bool, results: Any) -> N
     if give_back:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**18)
     # Libraries and the Trainer are loaded by the first step of any model.
-    fit((backbone, {}, Shape("", 2, shape.image_tokens + 8, shape.grid, shape.image_tokens), options, {}), 1)
+    fit((backbone, {}, BatchShape("", 2, shape.image_tokens + 8, shape.grid, shape.image_tokens), options, {}), 1)
     before = status("VmRSS")
     fit(case, steps)
     results.send(status("VmHWM") - before)
@@ -82,8 +85,8 @@ def fit(case: tuple[Any, ...], steps: int) -> None:
     """Train by Lightning's Trainer on one batch again and again."""
     shape, settings = case[2], settings_of(case)
     sample = module_of(("tiny-vl" if shape.grid else "tiny-text", {}, shape, {}, {}))
-    build(sample, None)
-    batch = Rehearsal(sample, settings, None).batch(shape, shape.rows)
+    build(sample, None, settings)
+    batch = DryRun(sample, settings, None).batch(shape, shape.rows)
     del sample
     text = batch["input_ids"] == 0
     batch["input_ids"] += text * torch.randint(2, 1000, batch["input_ids"].shape)
@@ -95,8 +98,8 @@ def fit(case: tuple[Any, ...], steps: int) -> None:
     trainer.fit(module_of(case), DataLoader([batch] * (steps * settings.accumulate), batch_size=None))
 
 
-def settings_of(case: tuple[Any, ...]) -> Settings:
-    return Settings(**{"gpu": False, **case[3]})
+def settings_of(case: tuple[Any, ...]) -> PlanSettings:
+    return PlanSettings(**{"gpu": False, **case[3]})
 
 
 def status(key: str) -> float:

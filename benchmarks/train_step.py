@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from datamodules.batching import plan_batches
+from datamodules.batch_planning import plan_batches
 from datamodules.report import padding_share
 from datamodules.tokenise import encode_completion, encode_prompt, tokenizer_of
 from lenvm_lightning.models.processors import load_processor
@@ -334,7 +334,7 @@ def parse() -> argparse.Namespace:
     buckets.add_argument("--rollouts", type=Path, help="JSONL file whose lengths to use")
     buckets.add_argument("--processor", default="tiny-text", help="tokenizer for --rollouts, where it stores no ids")
     buckets.add_argument("--rows", type=int, default=400, help="rows to time")
-    buckets.add_argument("--longest", type=int, default=1024, help="tokens a row is cut to")
+    buckets.add_argument("--longest", type=int, default=1024, help="tokens a row is truncated to")
     buckets.add_argument("--max-tokens", type=int, default=2048, help="padded tokens of a batch")
     buckets.add_argument("--epochs", type=int, default=5, help="timed passes over the rows in each order")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")

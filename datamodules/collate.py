@@ -1,5 +1,6 @@
 """Rows of the table to a padded batch."""
 
+import itertools
 from collections import OrderedDict
 from typing import Any
 
@@ -78,15 +79,16 @@ class Collator:
         for i, row in enumerate(rows):
             size, prompt = len(row["input_ids"]), int(row["prompt_length"])
             kept = size - prompt
-            # Of a completion that was cut twice, by its limit and by ours, only the part kept here is known.
+            # Of a truncated completion that our limit shortens once more, only the part kept here is known.
             length = kept if row["censored"] else int(row["length"])
             input_ids[i, :size] = torch.as_tensor(row["input_ids"], dtype=torch.int64)
             attention_mask[i, :size] = 1
             remaining[i], mask[i] = label_states(prompt, kept, length, width)
         images = [row["images"] for row in rows]
         layout = self._layout_of(rows) if self._layout != "rows" else None
-        if layout is not None and layout.kind == "shared":
-            images = [images[layout.prompts.index(prompt)] for prompt in range(max(layout.prompts) + 1)]
+        if layout is not None and layout.kind == "shared":  # those of each prompt once, from the first of its rows
+            first_rows = [layout.prompts.index(prompt) for prompt in range(max(layout.prompts) + 1)]
+            images = [images[row] for row in first_rows]
         batch = LengthBatch(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -102,6 +104,7 @@ class Collator:
         return batch
 
     def _layout_of(self, rows: list[dict[str, Any]]) -> Layout:
+        """Rows of one prompt are those with equal tokens and images: a long prompt may have been cut elsewhere."""
         seen: dict[tuple[Any, ...], int] = {}
         prompts = []
         for row in rows:
@@ -109,11 +112,14 @@ class Collator:
             key = (row["prompt_index"], row["paths"], tokens.numpy().tobytes())
             prompts.append(seen.setdefault(key, len(seen)))
         lengths = [len(row["input_ids"]) for row in rows]
-        return Layout(self._layout, lengths, [int(row["prompt_length"]) for row in rows], prompts)
+        prompt_lengths = [int(row["prompt_length"]) for row in rows]
+        return Layout(self._layout, lengths, prompt_lengths, prompts)
 
     def _vision(self, images: list[list[Image.Image]]) -> dict[str, Tensor]:
         if not any(images):
             return {}
-        # One flat list for processors that see a batch as a stream of images, a list a row where rows matter.
-        given = [row for row in images if row] if all(images) else [image for row in images for image in row]
+        # A list a row where rows matter, one flat list for processors that see a batch as a stream of images.
+        given: list[Any] = images
+        if not all(images):
+            given = list(itertools.chain.from_iterable(images))
         return dict(self._image_processor(images=given, return_tensors="pt"))

@@ -51,7 +51,7 @@ _EMPTY_ROW: dict[str, Any] = {
 
 
 def default_cache_dir() -> Path:
-    """``$LENVM_CACHE``, else a folder in the user's cache."""
+    """`$LENVM_CACHE`, else a folder in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LENVM_CACHE") or Path(home) / "lenvm_lightning")
 
@@ -98,16 +98,15 @@ def _index_lines(files: list[str]) -> tuple[list[dict[str, Any]], str]:
 
 def _read_lines(batch: dict[str, list[Any]]) -> list[tuple[str, bytes, Path]]:
     """(place, content, folder) of each indexed line."""
-    out = []
-    handles = {path: open(path, "rb") for path in set(batch["file"])}  # noqa: SIM115 (closed below)
-    try:
-        for path, number, offset in zip(batch["file"], batch["line"], batch["offset"], strict=True):
-            handles[path].seek(offset)
-            out.append((f"{path}:{number}", handles[path].readline(), Path(path).parent))
-    finally:
-        for handle in handles.values():
-            handle.close()
-    return out
+    lines = []
+    with contextlib.ExitStack() as opened:
+        files = {path: opened.enter_context(open(path, "rb")) for path in set(batch["file"])}
+        for row in range(len(batch["file"])):
+            path = batch["file"][row]
+            files[path].seek(batch["offset"][row])
+            place = f"{path}:{batch['line'][row]}"
+            lines.append((place, files[path].readline(), Path(path).parent))
+    return lines
 
 
 def _encode_line(
@@ -123,7 +122,7 @@ def _encode_line(
             row, cuts = encode_rollout(processor, rollout, limits, prompts)
             rows.append({**row, "place": place, "problem": "", "notes": (notes if number == 0 else []) + cuts})
         except ValueError as error:
-            # With its images, so that the table is made anew once they are mended.
+            # With its images, so that the table is made anew once they are fixed.
             images = {"images": rollout.images, "image_stamps": [stamp(path) for path in rollout.images]}
             rows.append({**_EMPTY_ROW, **images, "place": place, "problem": str(error), "notes": []})
     return rows
@@ -140,7 +139,7 @@ def _encode_lines(batch: dict[str, list[Any]], processor: Any, limits: Limits) -
         try:
             text = line.decode("utf-8").rstrip()  # an error at the end of a line is said to be in that line
             record = json.loads(text)
-            if "\\ud" in text.lower():  # half a surrogate pair, as left by a cut, is no text
+            if "\\ud" in text.lower():  # half a surrogate pair, as truncation leaves it, is no text
                 json.dumps(record, ensure_ascii=False).encode("utf-8")
         except UnicodeError as error:
             rows.append({**_EMPTY_ROW, "place": place, "problem": f"not UTF-8 text: {error}", "notes": []})
@@ -156,7 +155,7 @@ def _encode_lines(batch: dict[str, list[Any]], processor: Any, limits: Limits) -
 def _encode_in_process(
     *batch: Any, encode: Callable[..., dict[str, list[Any]]], parent: int, **options: Any
 ) -> dict[str, list[Any]]:
-    """``encode``, in a forked worker with one thread: no fork takes OpenMP's along, and it would wait forever."""
+    """`encode`, in a forked worker with one thread: no fork takes OpenMP's along, and it would wait forever."""
     if os.getpid() != parent:
         torch.set_num_threads(1)
     return encode(*batch, **options)
@@ -219,12 +218,12 @@ def build_table(
         processor: tokenizer or processor of the backbone.
         limits: sizes to cut to.
         files: JSONL files.
-        dataset: arguments of ``datasets.load_dataset`` for rollouts kept as a dataset, in either layout.
+        dataset: arguments of `datasets.load_dataset` for rollouts kept as a dataset, in either layout.
         cache_dir: where tables are kept.
         num_proc: processes; by default one a core, fewer for few rows.
 
     Returns:
-        The table, one row a completion, rows with a ``problem`` included, and its key.
+        The table, one row a completion, rows with a `problem` included, and its key.
 
     Raises:
         DataError: there is not a single line, the dataset cannot be loaded, or the cache not be written.
@@ -287,7 +286,8 @@ def _building(root: Path) -> Iterator[Path]:
 
 
 def _images_unchanged(table: Dataset) -> bool:
+    """Whether every image is the file that it was when its rows were tokenised."""
     stamps: dict[str, str] = {}
-    for paths, marks in zip(table["images"], table["image_stamps"], strict=True):
-        stamps.update(zip(paths, marks, strict=True))
-    return all(stamp(path) == mark for path, mark in stamps.items())
+    for paths, stamps_of_row in zip(table["images"], table["image_stamps"], strict=True):
+        stamps.update(zip(paths, stamps_of_row, strict=True))
+    return all(stamp(path) == before for path, before in stamps.items())

@@ -36,7 +36,7 @@ class Limits:
 
 
 def load_image(path: str, limits: Limits) -> Image.Image:
-    """Open an image as RGB, scaled down to at most ``max_pixels``.
+    """Open an image as RGB, scaled down to at most `max_pixels`.
 
     Raises:
         ValueError: missing, unreadable or oversized; the text says which.
@@ -55,7 +55,7 @@ def encode_prompt(processor: Any, rollout: Rollout, images: list[Image.Image]) -
 
 
 def encode_completion(tokenizer: Any, rollout: Rollout) -> list[int]:
-    """Generated ids, EOS included: the recorded ones, or the text's with EOS unless it was cut.
+    """Generated ids, EOS included: the recorded ones, or the text's with EOS unless it was truncated.
 
     Raises:
         ValueError: nothing was generated, or an id that the vocabulary does not have.
@@ -95,21 +95,17 @@ def encode_rollout(
             load its images once.
 
     Returns:
-        The row: ``input_ids``, ``prompt_length`` (tokens of the prompt in it), ``length`` (tokens of the whole
-        completion, EOS included), ``censored``, ``prompt_id``, ``split``, ``images``; and notes about cuts.
+        The row: `input_ids`, `prompt_length` (tokens of the prompt in it), `length` (tokens of the whole
+        completion, EOS included), `censored`, `prompt_id`, `split`, `images`; and notes about cuts.
 
     Raises:
         ValueError: the rollout cannot be used; the text says why.
     """
     if rollout.images and not hasattr(processor, "image_processor"):
         raise ValueError("the rollout has images, but the model reads text only: use datamodules.VisionRollouts")
+    # 1. Token ids.
     completion = encode_completion(tokenizer_of(processor), rollout)
-    key = json.dumps([rollout.messages, rollout.images])
-    if key not in prompts:
-        prompts[key] = encode_prompt(processor, rollout, [load_image(path, limits) for path in rollout.images])
-    prompt = prompts[key]
-    if not prompt:
-        raise ValueError("empty prompt")
+    prompt = _encode_prompt_once(processor, rollout, limits, prompts)
     marks = {getattr(processor, f"{kind}_token_id", None) for kind in ("image", "video")} - {None}
     if not marks.isdisjoint(completion if rollout.images else prompt + completion):
         raise ValueError("an image or video token of the model stands where there is no image")
@@ -118,6 +114,7 @@ def encode_rollout(
         notes.append(f"split {rollout.split!r} is neither train nor test: it counts as train")
     if rollout.token_ids and not rollout.censored and not _may_end(tokenizer_of(processor), completion[-1]):
         notes.append(f"it counts as ended by itself, but its last token, {completion[-1]}, is no end of sequence")
+    # 2. A prompt that is too long loses its beginning, what is too long even so the end of its completion.
     if len(prompt) > limits.prompt:
         if rollout.images:
             raise ValueError(
@@ -142,6 +139,21 @@ def encode_rollout(
         "generator": rollout.generator or "",
     }
     return row, notes
+
+
+def _encode_prompt_once(processor: Any, rollout: Rollout, limits: Limits, prompts: dict[str, list[int]]) -> list[int]:
+    """Token ids of a prompt, from `prompts` where it was met before.
+
+    Raises:
+        ValueError: it is empty, or one of its images cannot be read.
+    """
+    key = json.dumps([rollout.messages, rollout.images])
+    if key not in prompts:
+        images = [load_image(path, limits) for path in rollout.images]
+        prompts[key] = encode_prompt(processor, rollout, images)
+    if not prompts[key]:
+        raise ValueError("empty prompt")
+    return prompts[key]
 
 
 def stamp(path: str) -> str:

@@ -36,12 +36,12 @@ def tree_layout(parents: Sequence[int]) -> tuple[Tensor, Tensor]:
     return seen, depth
 
 
-def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: "PreTrainedConfig") -> Tensor:
-    """Who sees whom where trees lie one after the other: of its own tree, the trunk and its own branch up to itself.
+def packed_trees_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: "PreTrainedConfig") -> Tensor:
+    """Who sees whom where trees are packed into rows: of its own tree, the prefix and its own branch up to itself.
 
     Args:
-        tree: number of each token's tree within its row. Shape (K, W), int64.
-        branch: 0 = a token of the trunk, else the number of its branch. Shape (K, W), int64.
+        tree: number of each token's tree within its row; -1 = filler. Shape (K, W), int64.
+        branch: 0 = a token of the prefix, else the number of its branch. Shape (K, W), int64.
         depth: tokens from the root to it. Shape (K, W), int64.
         kind: of attention, one of `KINDS`; windows and chunks count in depth.
         config: of the language model, for the size of windows and chunks.
@@ -50,10 +50,11 @@ def forest_mask(tree: Tensor, branch: Tensor, depth: Tensor, kind: str, config: 
         True = token t (row) sees token s (column). Shape (K, 1, W, W).
     """
     width = tree.shape[1]
-    seen = torch.ones(width, width, dtype=torch.bool, device=tree.device).tril()
-    seen = (
-        seen & (tree[:, :, None] == tree[:, None]) & ((branch[:, None] == 0) | (branch[:, :, None] == branch[:, None]))
-    )
+    earlier = torch.ones(width, width, dtype=torch.bool, device=tree.device).tril()
+    same_tree = tree[:, :, None] == tree[:, None]
+    in_prefix = branch[:, None] == 0
+    same_branch = branch[:, :, None] == branch[:, None]
+    seen = earlier & same_tree & (in_prefix | same_branch)
     if kind == "sliding_attention":
         seen &= depth[:, :, None] - depth[:, None] < config.sliding_window
     elif kind == "chunked_attention":

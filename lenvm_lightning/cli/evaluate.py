@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import LenVMError
-from ..evaluation.settings import default_of, options_of_command_line, parser_of, read_settings
+from ..evaluation.read_settings import default_of, options_of_command_line, parser_of, read_settings
 from .main import as_process
 
 _EXAMPLES = """examples:

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     control.add_argument("--at-most", type=int, metavar="N", help="aim at no more than so many (--max-tokens N cuts)")
     control.add_argument("--at-least", type=int, metavar="N", help="aim at no fewer than so many")
     control.add_argument("--tilt", type=float, metavar="BETA", help="below 0 shorter, above 0 longer; try -5")
+    control.add_argument("--control", metavar="TEXT", help="any control as text, such as equal-to:128:hard")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("-n", type=int, default=1, help="completions (default: 1)")
     known = fields_of(SamplingParams)
@@ -117,6 +118,10 @@ def _control(arguments: argparse.Namespace) -> "Control | None":
     Raises:
         GenerationError: a number that means nothing.
     """
+    if arguments.control is not None:
+        from ..decoding.control_text import parse_control
+
+        return parse_control(arguments.control)
     numbers = {name: getattr(arguments, name) for name in ("equal_to", "at_most", "at_least", "tilt")}
     given = [(name, number) for name, number in numbers.items() if number is not None]
     if not given:

@@ -47,7 +47,7 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
     """Measure; goes on where an earlier call with the same settings stopped, and only tells where it is complete.
 
     Args:
-        settings: of one task, from `settings.read_settings`.
+        settings: of one task, from `read_settings`.
         root: where the folder goes, unless the settings name one.
         command: what was typed, for the report.
 

@@ -64,7 +64,7 @@ class LenVMHarness(HFLM):
         gamma: of a length value model whose folder does not say.
         max_gen_toks: tokens of a completion where the task does not say, the end included.
         seed: of the completions, where a task samples.
-        slots: completions written side by side; chosen by memory where None.
+        rows: completions written side by side; chosen by memory where None.
         dtype: of the weights; the checkpoint's own on a GPU and float32 on a CPU where None.
         device: a GPU if there is one, where None or where ``cuda`` names one that there is not.
         batch_size: of scoring alone.

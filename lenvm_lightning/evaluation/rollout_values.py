@@ -8,7 +8,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from datamodules.batching import plan_batches
+from datamodules.batch_planning import plan_batches
 from datamodules.collate import Collator
 
 from ..decoding.arguments import reads_images

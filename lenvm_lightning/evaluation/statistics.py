@@ -165,7 +165,7 @@ def _frontier(tokens: Ints, right: NDArray[np.bool_], weights: Floats) -> Fronti
 def at_length(frontier: Frontier, length: float) -> float:
     """Return Pass@1 at a mean length, between two budgets on the straight line (a mixture of both).
 
-    Beyond the ends it is that of the end: a mean length above the one of the uncut completions, which no budget
+    Beyond the ends it is that of the end: a mean length above the one of whole completions, which no budget
     reaches, gives their Pass@1.
     """
     return float(np.interp(length, frontier.lengths, frontier.passes))

@@ -76,12 +76,16 @@ def _dataclass_of(cls: type, name: str) -> type | None:
 
 
 def _annotation(cls: type, name: str) -> Any:
-    """Type of an argument of a class, or of a base class that it is handed on to; None where nothing says."""
+    """Type of an argument of a class, or of what it is handed on to: a base class, or a dataclass of its settings.
+
+    None where nothing says.
+    """
     for owner in cls.__mro__:
         parameter = inspect.signature(owner).parameters.get(name) if "__init__" in vars(owner) else None
         if parameter is not None:
             return None if parameter.annotation is inspect.Parameter.empty else parameter.annotation
-    return None
+    settings = getattr(cls, "settings_class", None)
+    return next((field.type for field in fields(settings) if field.name == name), None) if settings else None
 
 
 def _names_inside(cls: type, known: Collection[str]) -> dict[str, str]:

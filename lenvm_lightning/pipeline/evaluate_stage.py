@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..evaluation import tasks as evaluation_tasks
-from ..evaluation.settings import EvaluationSettings, read_settings
+from ..evaluation.read_settings import read_settings
+from ..evaluation.settings import EvaluationSettings
 from ..evaluation.task import RecipeTask, Task
 from ..rollouts.sample import is_server
 from ..utils.locked_folder import write_whole
@@ -117,7 +118,7 @@ def _runs_of(task: EvaluationSettings) -> list[str]:
 
 
 def _with_runs(task: EvaluationSettings, folder: Path) -> EvaluationSettings:
-    """With the folders of its runs: in a recipe ``base`` is the run itself, other names or patterns its variants."""
+    """With the folders of its runs: in a recipe `base` is the run itself, other names or patterns its variants."""
     if not _runs_of(task):
         return task
     found: list[str] = []

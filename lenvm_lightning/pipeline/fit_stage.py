@@ -29,7 +29,7 @@ from ..training.callbacks import (
     latest_checkpoint,
 )
 from ..training.deepspeed import ZeRO
-from ..training.fsdp import FullySharded, is_sharded, whole_weights
+from ..training.fsdp import FullySharded, gather_full_weights, is_sharded
 from ..training.loggers import open_loggers
 from ..training.module import LenVMModule
 from .report import as_results, as_table, card_of_run, next_commands
@@ -198,7 +198,7 @@ def run_fit(cli: FitCLI, folder: RunFolder, fresh: bool) -> int:
     else:
         found = trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
         metrics = found[0] if found else {}  # limit_val_batches: 0
-    with whole_weights(cli.model):
+    with gather_full_weights(cli.model):
         if trainer.is_global_zero:
             _finish(cli, folder, trainer, metrics)
     if isinstance(trainer.strategy, ZeRO):

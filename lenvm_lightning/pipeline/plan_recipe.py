@@ -9,17 +9,19 @@ from datamodules import RolloutsDataModule
 
 from ..errors import CheckpointError, RecipeError
 from ..models.backbone import load_config
-from ..planning.dry_run import COPIES, KINDS, LANGUAGE, Settings, Shape, Step
+from ..planning.dry_run import DryRunStep
+from ..planning.memory_kinds import COPIES, HEAD, KINDS, LANGUAGE, RECOMPUTE, VISION
 from ..planning.plan import NOT_COUNTED, Plan, plan
+from ..planning.settings import BatchShape, PlanSettings
 from ..training.module import LenVMModule
-from ..training.strategies import name_of, refused
+from ..training.strategies import name_of, unsupported_settings
 from .fit_stage import FitCLI, parse_fit
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
 
-_ANSWER = 64  # tokens beside the picture, in the shortest rows that are planned for
-_SAID = {LANGUAGE: "activations, language model", "vision tower": "activations, vision tower",
-         "value head": "activations, value head", COPIES: "weights cast to 16 bits"}  # fmt: skip
+_ANSWER = 64  # tokens beside the image, in the shortest rows that are planned for: a question, a short answer
+_SAID = {LANGUAGE: "activations, language model", VISION: "activations, vision tower",
+         HEAD: "activations, value head", COPIES: "weights cast to 16 bits"}  # fmt: skip
 
 
 def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | None]]) -> int:
@@ -45,26 +47,31 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
     if not isinstance(model, LenVMModule) or not isinstance(data, RolloutsDataModule):
         raise RecipeError(f"{path} trains {type(model).__name__}; only length value models on rollouts can be planned")
     settings = settings_of(cli)
-    if problems := refused(model.settings, settings.strategy, settings.precision, data.kind != "text"):
+    if problems := unsupported_settings(model.settings, settings.strategy, settings.precision, data.kind != "text"):
         raise RecipeError(f"{path} cannot be trained:\n  " + "\n  ".join(problems))
     found = plan(model, shapes_of(model, data, arguments.row_tokens), settings)
     if arguments.json:
         print(json.dumps(as_json(found, str(path), arguments.tflops, arguments.tokens)))
     else:
         print(describe(found, model, str(path), arguments.tflops, arguments.tokens))
-        if data.layout != "rows":
-            print(f"Batches are planned as padded rows; layout: {data.layout} takes as much at most.")
+        if data.settings.layout != "rows":
+            print(f"Batches are planned as padded rows; layout: {data.settings.layout} takes as much at most.")
     return 0
 
 
-def settings_of(cli: FitCLI) -> Settings:
+def settings_of(cli: FitCLI) -> PlanSettings:
     """What the Trainer of a recipe would do."""
     trainer = cli.config_init["trainer"]
     devices, strategy = trainer["devices"], trainer["strategy"]
     if isinstance(devices, str) and "," in devices:
         devices = devices.split(",")
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
-    return Settings(
+    if isinstance(devices, list):
+        count = len(devices)
+    elif str(devices).isdigit():
+        count = int(devices)
+    else:
+        count = 1  # auto: nobody knows here where it will run
+    return PlanSettings(
         precision=str(trainer["precision"] or "32-true"),
         accumulate=trainer["accumulate_grad_batches"],
         devices=max(1, count) * trainer["num_nodes"],
@@ -73,8 +80,8 @@ def settings_of(cli: FitCLI) -> Settings:
     )
 
 
-def shapes_of(model: LenVMModule, data: RolloutsDataModule, row_tokens: int | None = None) -> list[Shape]:
-    """The batches that take the most: of the longest rows, and with pictures also of the shortest, which are many.
+def shapes_of(model: LenVMModule, data: RolloutsDataModule, row_tokens: int | None = None) -> list[BatchShape]:
+    """The batches that take the most: of the longest rows, and with images also of the shortest, which are many.
 
     Args:
         model: for the backbone's config.
@@ -82,23 +89,23 @@ def shapes_of(model: LenVMModule, data: RolloutsDataModule, row_tokens: int | No
         row_tokens: plan for rows of so many tokens instead of the longest.
 
     Raises:
-        RecipeError: pictures for a backbone that takes none, or none that this could make.
+        RecipeError: images for a backbone that takes none, or none that this could make.
     """
-    length = min(row_tokens or data.limits.max_length, data.limits.max_length)
-    name = "longest rows" if length == data.limits.max_length else f"rows of {length:,}"
-    longest = Shape(name, max(1, data.batch_tokens // length), length)
+    length = min(row_tokens or data.settings.limits.max_length, data.settings.limits.max_length)
+    name = "longest rows" if length == data.settings.limits.max_length else f"rows of {length:,}"
+    longest = BatchShape(name, max(1, data.settings.batch_tokens // length), length)
     if data.kind == "text":
         return [longest]
-    grid, tokens = _picture(model, data)
+    grid, tokens = _largest_image(model, data)
     length = max(length, tokens + _ANSWER)
-    longest = Shape(name, max(1, data.batch_tokens // length), length, grid, tokens)
+    longest = BatchShape(name, max(1, data.settings.batch_tokens // length), length, grid, tokens)
     short = min(tokens + _ANSWER, length)
-    most = Shape("most pictures", max(1, data.batch_tokens // short), short, grid, tokens)
+    most = BatchShape("most images", max(1, data.settings.batch_tokens // short), short, grid, tokens)
     return [longest, most] if row_tokens is None and most.rows > longest.rows else [longest]
 
 
-def _picture(model: LenVMModule, data: RolloutsDataModule) -> tuple[tuple[int, int, int], int]:
-    """Grid and tokens of the largest picture, about square, that a row may have."""
+def _largest_image(model: LenVMModule, data: RolloutsDataModule) -> tuple[tuple[int, int, int], int]:
+    """Grid and tokens of the largest image, about square, that a row may have."""
     backbone = model.settings.backbone
     config = load_config(backbone.source, backbone.overrides, trust_remote_code=backbone.trust_remote_code)
     tower = getattr(config, "vision_config", None)
@@ -107,11 +114,11 @@ def _picture(model: LenVMModule, data: RolloutsDataModule) -> tuple[tuple[int, i
     missing = [name for name in ("patch_size", "spatial_merge_size", "temporal_patch_size") if not hasattr(tower, name)]
     if missing:
         raise RecipeError(
-            f"pictures of a {config.model_type} cannot be planned: its vision_config has no {', '.join(missing)} "
+            f"images of a {config.model_type} cannot be planned: its vision_config has no {', '.join(missing)} "
             "(those of Qwen's vision-language models can)"
         )
-    pixels = [limit for limit in (data.limits.max_pixels, _processor_pixels(data)) if limit]
-    room = data.limits.prompt - _ANSWER // 2  # a prompt with its picture that is longer is refused
+    pixels = [limit for limit in (data.settings.limits.max_pixels, _processor_pixels(data)) if limit]
+    room = data.settings.limits.prompt - _ANSWER // 2  # a prompt with its image that is longer is unsupported_settings
     merged = (tower.patch_size * tower.spatial_merge_size) ** 2
     tokens = max(1, min([room, *(limit // merged for limit in pixels)]))
     rows = math.isqrt(tokens)
@@ -120,7 +127,7 @@ def _picture(model: LenVMModule, data: RolloutsDataModule) -> tuple[tuple[int, i
 
 
 def _processor_pixels(data: RolloutsDataModule) -> int | None:
-    """The most pixels that the image processor leaves of a picture; None where it is not there to be asked."""
+    """The most pixels that the image processor leaves of an image; None where it is not there to be asked."""
     try:
         size: Any = getattr(data.processor.image_processor, "size", None) or {}
     except (CheckpointError, AttributeError):
@@ -131,7 +138,7 @@ def _processor_pixels(data: RolloutsDataModule) -> int | None:
 # -- output -----------------------------------------------------------------------------------------------------------
 
 
-def _times(found: Plan, step: Step, tflops: float | None, tokens: float | None) -> dict[str, float]:
+def _times(found: Plan, step: DryRunStep, tflops: float | None, tokens: float | None) -> dict[str, float]:
     """Tokens and operations of an optimizer step, and how long it and the whole training take at a given speed."""
     s = found.settings
     numbers = {
@@ -139,7 +146,7 @@ def _times(found: Plan, step: Step, tflops: float | None, tokens: float | None) 
         "tokens_per_optimizer_step": step.shape.tokens * s.accumulate * s.devices,
         "rows_per_optimizer_step": step.shape.rows * s.accumulate * s.devices,
         "tflop_per_optimizer_step_and_device": sum(step.flops.values()) * s.accumulate / 1e12,
-        "recomputed_tflop": step.flops.get("recompute", 0) * s.accumulate / 1e12,
+        "recomputed_tflop": step.flops.get(RECOMPUTE, 0) * s.accumulate / 1e12,
     }
     if tflops:
         numbers["optimizer_step_s"] = numbers["tflop_per_optimizer_step_and_device"] / tflops
@@ -200,7 +207,7 @@ def _parameter_rows(found: Plan) -> list[tuple[str, list[str]]]:
     return [*rows, ("all", [f"{total:,}" for total in totals])]
 
 
-def _memory_lines(step: Step) -> list[str]:
+def _memory_lines(step: DryRunStep) -> list[str]:
     """Memory of a batch by part: one column a phase, at its fullest moment."""
     unit, name = (2**30, "GiB") if step.peak >= 2**30 else (2**20, "MiB")
     phases, shape = step.memory, step.shape

@@ -11,8 +11,8 @@ import lightning as L
 import yaml
 
 from ..errors import RecipeError, nearest
-from ..evaluation.settings import has
-from ..evaluation.settings import mistakes as mistakes_of_task
+from ..evaluation.read_settings import has
+from ..evaluation.read_settings import mistakes as mistakes_of_task
 from ..training.callbacks import ResumableCheckpoint
 from ..training.loggers import RUN_FOLDER, needs_save_dir
 from .class_arguments import Mistake, load_class, mistakes_of_arguments, mistakes_of_class, unknown_keys

@@ -1,4 +1,4 @@
-"""A tally of memory: every tensor that a step makes, by kind, without a byte of it being there.
+"""A tracker of memory: every tensor that a step makes, by kind, without a byte of it being there.
 
 Works on real tensors, where it sees what the kernels return, and on fake ones, which have a shape and no memory: a
 training step of a model of any size then takes seconds on a laptop and shows what a real one would hold, and when.
@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from .memory_kinds import COPIES, FORWARD, IN_VISION_TOWER, WEIGHTS
+
 _aten = torch.ops.aten
 # Real tensors with more elements become fake beside a fake model. Smaller ones stay, since modelling code looks into
 # grids of images, positions and masks to decide what it does.
@@ -34,7 +36,7 @@ _CPU_ATTENTION: dict[Any, Callable[..., int]] = {
 }
 
 
-class MemoryTally(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of all live tensors by kind, the most there were, and the floating-point operations.
 
     A tensor is of the kind that `making` says when it is made, unless `own` says otherwise. Views count
@@ -73,8 +75,8 @@ class MemoryTally(TorchDispatchMode):
         self.now[kind] += nbytes  # type: ignore[assignment]
 
     def own_weights(self, parameter: Tensor, nbytes: float | None = None) -> None:
-        """Say that a tensor is a weight; a cast of it in the forward pass is a ``weight copy``, not an activation."""
-        self.own(parameter, "weights", nbytes)
+        """Say that a tensor is a weight; a cast of it in the forward pass is a `weight copy`, not an activation."""
+        self.own(parameter, WEIGHTS, nbytes)
         self._weights.add(parameter.untyped_storage()._cdata)
 
     def _forget(self, key: int) -> None:
@@ -91,13 +93,13 @@ class MemoryTally(TorchDispatchMode):
         finally:
             self.kind, self.phase = before
 
-    def watch(self, module: nn.Module, kind: str, phase: str = "forward") -> None:
+    def watch(self, module: nn.Module, kind: str, phase: str = FORWARD) -> None:
         """What a module makes in the forward pass is of this kind, and happens in this phase."""
         before: list[tuple[str, str]] = []
 
         def enter(*_: Any) -> None:
             before.append((self.kind, self.phase))
-            if self.phase == "forward":
+            if self.phase == FORWARD:
                 self.kind, self.phase = kind, phase
 
         def leave(*_: Any) -> None:
@@ -128,7 +130,7 @@ class MemoryTally(TorchDispatchMode):
             out = tree_map_only(Tensor, self._unless_small, out)
         kind = self.kind
         if func is _aten._to_copy.default and args[0].untyped_storage()._cdata in self._weights:
-            kind = "weight copies" if self.phase in ("forward", "vision") else kind
+            kind = COPIES if self.phase in (FORWARD, IN_VISION_TOWER) else kind
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._entries:
                 self.own(tensor, kind)

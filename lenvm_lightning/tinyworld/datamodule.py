@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.batching import ResumableLoader, TokenBudgetBatches, plan_batches
+from datamodules.batch_planning import plan_batches
+from datamodules.batching import ResumableLoader, TokenBudgetBatches
 from datamodules.tokenise import tokenizer_of
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.tinyworld import corpus

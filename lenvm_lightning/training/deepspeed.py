@@ -1,14 +1,14 @@
-"""Training with DeepSpeed's ZeRO: moments (stage 1), gradients too (2), weights too (3) shared out over ranks.
+"""Training with DeepSpeed's ZeRO: moments (stage 1), gradients too (2), weights too (3) sharded over ranks.
 
-``fit.trainer.strategy: deepspeed_stage_2`` trains that way, and so do Lightning's other names for DeepSpeed. What is
+`fit.trainer.strategy: deepspeed_stage_2` trains that way, and so do Lightning's other names for DeepSpeed. What is
 computed is what DDP computes, token mean included: DeepSpeed adds up gradients of a sum, and where it divides them by a
 loss scale, before it clips, it is told to divide by the number of tokens.
 
-Weights, gradients and moments are float32. With ``bf16-mixed`` the matrices are multiplied in bfloat16, as under DDP,
+Weights, gradients and moments are float32. With `bf16-mixed` the matrices are multiplied in bfloat16, as under DDP,
 and the head is not; DeepSpeed's own bfloat16 would cast all of it.
 
-In stage 3, too, every rank first builds the whole model in the memory of its machine, to be shared out afterwards. For
-models of which a machine cannot hold as many copies as it has ranks, ``strategy: fsdp`` builds only one.
+In stage 3, too, every rank first builds the whole model in the memory of its machine, to be sharded afterwards. For
+models of which a machine cannot hold as many copies as it has ranks, `strategy: fsdp` builds only one.
 """
 
 import os
@@ -27,7 +27,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, RecipeError
-from .deepspeed_checkpoint import TAG, look_through, read_weights
+from .deepspeed_checkpoint import TAG, read_optimizer_states, read_weights
 from .fsdp import keep_in_step
 
 
@@ -35,7 +35,7 @@ class EnginePrecision(DeepSpeedPrecision):
     """Leaves weights and batches as they are, and computes in bfloat16 where autocast does.
 
     Args:
-        precision: of the Trainer; `refused` says which.
+        precision: of the Trainer; `unsupported_settings` says which.
     """
 
     def convert_module(self, module: nn.Module) -> nn.Module:
@@ -52,7 +52,7 @@ class EnginePrecision(DeepSpeedPrecision):
 
     @contextmanager
     def forward_context(self) -> Iterator[None]:
-        """Autocast, for what runs outside the engine; within, ``torch_autocast`` in its settings says the same."""
+        """Autocast, for what runs outside the engine; within, `torch_autocast` in its settings says the same."""
         from deepspeed.accelerator import get_accelerator
 
         half = self.precision == "bf16-mixed"
@@ -85,7 +85,7 @@ class ZeRO(DeepSpeedStrategy):
                 f"{wrong[0]} in the settings of DeepSpeed casts the value head, too: set trainer.precision"
             )
         if self.stage not in (1, 2, 3):
-            raise RecipeError("DeepSpeed without ZeRO shares out nothing: use strategy: ddp")
+            raise RecipeError("DeepSpeed without ZeRO shards nothing: use strategy: ddp")
         self.config.setdefault("zero_force_ds_cpu_optimizer", False)  # torch's AdamW is fused on CPUs, too
 
     @classmethod
@@ -102,7 +102,7 @@ class ZeRO(DeepSpeedStrategy):
 
     @property
     def stage(self) -> int:
-        """What is shared out: 1 moments, 2 gradients too, 3 weights too."""
+        """What is sharded: 1 moments, 2 gradients too, 3 weights too."""
         assert isinstance(self.config, dict)
         return int(self.config.get("zero_optimization", {}).get("stage", 0))
 
@@ -131,7 +131,7 @@ class ZeRO(DeepSpeedStrategy):
         return False
 
     def setup_environment(self) -> None:
-        """Let the ranks meet, on CPUs as well.
+        """Open the process group, on CPUs as well.
 
         Raises:
             RecipeError: DeepSpeed takes another kind of device than the Trainer.
@@ -158,7 +158,7 @@ class ZeRO(DeepSpeedStrategy):
         self._init_deepspeed_distributed()
 
     def model_sharded_context(self) -> AbstractContextManager:  # type: ignore[override]
-        """Build the model as usual: pretrained weights are shared out when they are there."""
+        """Build the model as usual: pretrained weights are sharded when they are there."""
         return nullcontext()
 
     def _format_config(self) -> None:
@@ -188,7 +188,7 @@ class ZeRO(DeepSpeedStrategy):
         return self._engine, optimizer
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
-        """An engine only where weights are shared out; elsewhere every rank has them all."""
+        """An engine only where weights are sharded; elsewhere every rank has them all."""
         import deepspeed
 
         self.release()
@@ -204,7 +204,7 @@ class ZeRO(DeepSpeedStrategy):
         self.model = self._engine
 
     def release(self) -> None:
-        """Let go of the engine, its hooks and all it holds; weights stay as they are, shared out or not."""
+        """Let go of the engine, its hooks and all it holds; weights stay as they are, sharded or not."""
         if self._engine is not None:
             self._engine.module_forward_pre_hook.remove()
             self._engine.module_forward_post_hook.remove()
@@ -238,7 +238,7 @@ class ZeRO(DeepSpeedStrategy):
         return {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a folder: shares of all ranks by DeepSpeed, and the rest in a file of its own, without objects."""
+        """Write a folder: shards of all ranks by DeepSpeed, and the rest in a file of its own, without objects."""
         path = Path(self.broadcast(filepath))
         super().save_checkpoint({}, path, storage_options)
         if self.is_global_zero:
@@ -260,11 +260,11 @@ class ZeRO(DeepSpeedStrategy):
         assert self.lightning_module is not None
         if self.lightning_module.trainer.state.fn != TrainerFn.FITTING:
             self._put(read_weights(path))
-        elif (ranks := len(look_through(path))) != self.world_size:
+        elif (ranks := len(read_optimizer_states(path))) != self.world_size:
             raise CheckpointError(
                 f"{path} was written by {ranks} ranks, and can be resumed by as many; here are {self.world_size}"
             )
-        else:  # by its name: else it would take the folder that a file names, which nobody has looked through
+        else:  # by its name: else it would take the folder that a file names, which nobody has read safely
             strict = self.lightning_module.strict_loading
             found, _ = self._engine.load_checkpoint(
                 path, TAG, load_module_strict=strict, load_lr_scheduler_states=False
@@ -274,7 +274,7 @@ class ZeRO(DeepSpeedStrategy):
         return torch.load(path / METADATA_FILE, weights_only=True)
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
-        """Put weights into the module, of which each rank may hold a share."""
+        """Put weights into the module, of which each rank may hold a shard."""
         assert self.lightning_module is not None
         if self.stage < 3:
             self.lightning_module.load_state_dict(weights, strict=False)

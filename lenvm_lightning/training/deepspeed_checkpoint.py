@@ -26,11 +26,11 @@ _KNOWN: list[Any] = [
 
 
 def is_zero_checkpoint(folder: Path) -> bool:
-    """Whether ranks of DeepSpeed wrote their shares into this folder."""
+    """Whether ranks of DeepSpeed wrote their shards into this folder."""
     return (folder / TAG).is_dir()
 
 
-def look_through(folder: Path) -> list[dict[str, Any]]:
+def read_optimizer_states(folder: Path) -> list[dict[str, Any]]:
     """What the optimizers of all ranks wrote, in their order, after every file has been read without running anything.
 
     DeepSpeed itself unpickles whatever its files hold, code included; what has been through here holds none.
@@ -41,44 +41,66 @@ def look_through(folder: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: a file is missing, damaged, or holds other objects than DeepSpeed's files do.
     """
-    found = {}
-    for path in sorted((folder / TAG).glob("*.pt")):
-        try:
-            with torch.serialization.safe_globals(_KNOWN):
-                found[path.name] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, IndexError, EOFError, pickle.UnpicklingError) as error:
-            strange = re.search(r"GLOBAL ([\w.]+)", str(error))
-            reason = f"it holds {strange[1]}, which is none of DeepSpeed's" if strange else "it is damaged"
-            raise CheckpointError(f"{path} cannot be read safely: {reason}") from error
+    contents = {path.name: _read_safely(path) for path in sorted((folder / TAG).glob("*.pt"))}
+    # Ranks are numbered without a gap, and each file says how many there were.
     optimizers: list[dict[str, Any]] = []
-    while (state := found.get(f"zero_pp_rank_{len(optimizers)}_mp_rank_00_optim_states.pt")) is not None:
-        optimizers.append(state["optimizer_state_dict"])
-    ranks = optimizers[0]["partition_count"] if optimizers else 0
-    if len(optimizers) != (max(ranks) if isinstance(ranks, list) else ranks) or not optimizers:
+    while (content := contents.get(f"zero_pp_rank_{len(optimizers)}_mp_rank_00_optim_states.pt")) is not None:
+        optimizers.append(content["optimizer_state_dict"])
+    if not optimizers or len(optimizers) != _ranks_that_wrote(optimizers[0]):
         raise CheckpointError(f"{folder} is not whole: it holds what {len(optimizers)} of its ranks wrote")
     return optimizers
+
+
+def _read_safely(path: Path) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_KNOWN):
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, RuntimeError, IndexError, EOFError, pickle.UnpicklingError) as error:
+        unsupported = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds {unsupported[1]}, which is none of DeepSpeed's" if unsupported else "it is damaged"
+        raise CheckpointError(f"{path} cannot be read safely: {reason}") from error
+
+
+def _ranks_that_wrote(optimizer: dict[str, Any]) -> int:
+    """Number of ranks; stages 1 and 2 say it for each group of parameters."""
+    ranks = optimizer["partition_count"]
+    return max(ranks) if isinstance(ranks, list) else ranks
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint, by name, on the CPU.
 
     Raises:
-        CheckpointError: see `look_through`.
+        CheckpointError: see `read_optimizer_states`.
     """
-    shares = look_through(folder)
-    third = shares[0]["zero_stage"] == 3
-    name = "zero_pp_rank_0_mp_rank_00_model_states.pt" if third else "mp_rank_00_model_states.pt"
+    optimizers = read_optimizer_states(folder)
+    weights_are_sharded = optimizers[0]["zero_stage"] == 3
+    name = "zero_pp_rank_0_mp_rank_00_model_states.pt" if weights_are_sharded else "mp_rank_00_model_states.pt"
     try:
         model = torch.load(folder / TAG / name, map_location="cpu", mmap=True, weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{folder} is not whole: {name} is missing") from error
-    if not third:
-        return dict(model["module"])
-    # Every rank holds, of every weight and one after the other, a share of the same size; the last are filled up.
-    flat = [torch.cat([group.flatten() for group in share["fp32_flat_groups"]]) for share in shares]
-    weights, begin = {}, 0
-    for key, shape in ((key, shape) for group in model["param_shapes"] for key, shape in group.items()):
-        count, size = math.prod(shape), -(-math.prod(shape) // len(flat))
-        weights[key] = torch.cat([share[begin : begin + size] for share in flat])[:count].view(shape)
-        begin += size
+    return _join_shards(optimizers, model["param_shapes"]) if weights_are_sharded else dict(model["module"])
+
+
+def _join_shards(optimizers: list[dict[str, Any]], shapes_of_groups: list[dict[str, torch.Size]]) -> dict[str, Tensor]:
+    """Weights of stage 3: every rank holds, of each and one after the other, a shard of the same size.
+
+    Args:
+        optimizers: of all ranks.
+        shapes_of_groups: shape of each weight by name, in the order of the shards.
+    """
+    flat = []  # all shards of each rank
+    for optimizer in optimizers:
+        groups = [group.flatten() for group in optimizer["fp32_flat_groups"]]
+        flat.append(torch.cat(groups))
+    weights = {}
+    begin = 0
+    for shapes in shapes_of_groups:
+        for name, shape in shapes.items():
+            count = math.prod(shape)
+            size = -(-count // len(flat))  # rounded up: the last shards are filled up
+            shards = [shards_of_rank[begin : begin + size] for shards_of_rank in flat]
+            weights[name] = torch.cat(shards)[:count].view(shape)
+            begin += size
     return weights

@@ -1,7 +1,7 @@
-"""Weights shared out over ranks with torch's ``fully_shard`` (FSDP2), and put together again.
+"""Weights sharded over ranks with torch's `fully_shard` (FSDP2), and gathered again.
 
-``fit.trainer.strategy: fsdp`` trains that way. Gradients are averaged over ranks as under DDP, so what is computed is
-the same; each rank keeps its share of weights, gradients and moments.
+`fit.trainer.strategy: fsdp` trains that way. Gradients are averaged over ranks as under DDP, so what is computed is
+the same; each rank keeps its shard of weights, gradients and moments.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ from ..errors import CheckpointError, RecipeError
 from ..models.hub_files import some
 from ..models.value_model import LengthValueModel
 from .deepspeed_checkpoint import is_zero_checkpoint, read_weights
-from .fsdp_checkpoint import INDEX, load_shares, read_index
+from .fsdp_checkpoint import INDEX, load_shards, read_index
 
 _WEIGHTS = "state_dict"  # what Lightning calls them in its checkpoints
 
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with everything shared out over all ranks of all machines.
+    """Lightning's strategy for FSDP2, with everything sharded over all ranks of all machines.
 
     Args:
-        save_distributed_checkpoint: every rank writes its share, into a folder; False gathers all in one file.
+        save_distributed_checkpoint: every rank writes its shard, into a folder; False gathers all in one file.
         options: more for ModelParallelStrategy (process_group_backend, timeout).
     """
 
@@ -48,12 +48,12 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
 
     def setup_environment(self) -> None:
-        """Let the ranks meet; by itself the strategy would take those of one machine for tensor parallelism."""
+        """Open the process group; by itself the strategy would take the ranks of a machine for tensor parallelism."""
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore weights and moments; without ``strict_loading``, only those weights that were kept.
+        """Restore weights and moments; without `strict_loading`, only those weights that were kept.
 
         Raises:
             CheckpointError: it cannot be read safely, or holds other weights.
@@ -66,41 +66,41 @@ class FullySharded(ModelParallelStrategy):
         there, own = _stored_weights(path), get_model_state_dict(self.model)
         if self.lightning_module.strict_loading and (other := own.keys() ^ there.keys()):
             raise CheckpointError(f"{path} does not hold the weights of the model: {some(sorted(other))}")
-        weights = {key: share for key, share in own.items() if key in there}
-        load_shares({_WEIGHTS: weights}, path)
+        weights = {key: shard for key, shard in own.items() if key in there}
+        load_shards({_WEIGHTS: weights}, path)
         self.model.load_state_dict(weights, strict=False)
         for number, optimizer in enumerate(self.optimizers):
             moments = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
-            load_shares(moments, path)
+            load_shards(moments, path)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=moments[f"optimizer_{number}"])
         return torch.load(path / METADATA_FILE, weights_only=True)
 
 
 @contextlib.contextmanager
-def one_copy(mesh: DeviceMesh | None) -> Iterator[None]:
+def rank0_init(mesh: DeviceMesh | None) -> Iterator[None]:
     """Within it, models are built with weights in the first process only; in others they take no memory.
 
     Args:
-        mesh: ranks to share out over; None changes nothing.
+        mesh: ranks to shard over; None changes nothing.
     """
     with torch.device("meta") if mesh is not None and dist.get_rank() > 0 else contextlib.nullcontext():
         yield
 
 
 def shard(model: LengthValueModel, mesh: DeviceMesh, precision: str) -> None:
-    """Share out the weights of the first process over all, in place.
+    """Shard the weights of the first process over all, in place.
 
     Every decoder layer is gathered when its turn comes, and the head in float32 whatever the precision. All else,
-    embedding and vision tower, is gathered once a step: a rank whose batch has no picture never calls the tower, and
+    embedding and vision tower, is gathered once a step: a rank whose batch has no image never calls the tower, and
     where a part is gathered all ranks wait for each other.
 
     Args:
-        model: built in all processes within `one_copy`.
-        mesh: of the strategy, with the dimensions ``data_parallel`` and ``tensor_parallel``.
-        precision: the Trainer's. With ``bf16-mixed`` layers are gathered in bfloat16; gradients are added in float32.
+        model: built in all processes within `rank0_init`.
+        mesh: of the strategy, with the dimensions `data_parallel` and `tensor_parallel`.
+        precision: the Trainer's. With `bf16-mixed` layers are gathered in bfloat16; gradients are added in float32.
 
     Raises:
-        RecipeError: a mesh for tensor parallelism, or weights that cannot be shared out.
+        RecipeError: a mesh for tensor parallelism, or weights that cannot be sharded.
     """
     if (size := mesh["tensor_parallel"].size()) > 1:
         raise RecipeError(
@@ -108,7 +108,7 @@ def shard(model: LengthValueModel, mesh: DeviceMesh, precision: str) -> None:
             "to the number of all devices, or use strategy: fsdp, which does so"
         )
     if any(not p.is_floating_point() for p in model.parameters()):
-        raise RecipeError("quantised weights cannot be shared out over ranks: train them with strategy: ddp")
+        raise RecipeError("quantised weights cannot be sharded over ranks: train them with strategy: ddp")
     weights = model.state_dict() if dist.get_rank() == 0 else {}
     half = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
     gathered = torch.bfloat16 if precision == "bf16-mixed" else None
@@ -122,11 +122,11 @@ def shard(model: LengthValueModel, mesh: DeviceMesh, precision: str) -> None:
         for part in model.modules():
             if isinstance(part, FSDPModule):
                 part.set_force_sum_reduction_for_comms(True)  # gloo cannot average; it is divided afterwards
-    _deal_out(model, weights, mesh.device_type)
+    _shard_from_rank0(model, weights, mesh.device_type)
 
 
-def _deal_out(model: nn.Module, weights: dict[str, Any], device: str) -> None:
-    """Give every rank its share of the first one's weights, and the buffers that no state dict holds."""
+def _shard_from_rank0(model: nn.Module, weights: dict[str, Any], device: str) -> None:
+    """Give every rank its shard of the first one's weights, and the buffers that no state dict holds."""
     if dist.get_rank() > 0:
         model.to_empty(device=torch.device(device, torch.cuda.current_device()) if device == "cuda" else device)
     set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
@@ -139,12 +139,12 @@ def _deal_out(model: nn.Module, weights: dict[str, Any], device: str) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether weights are shared out over ranks, by FSDP or by DeepSpeed."""
+    """Whether weights are sharded over ranks, by FSDP or by DeepSpeed."""
     return any(isinstance(part, FSDPModule) for part in module.modules()) or _is_zero3(module)
 
 
 def _is_zero3(module: nn.Module) -> bool:
-    """Whether DeepSpeed has shared out the weights."""
+    """Whether DeepSpeed has sharded the weights."""
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
@@ -161,8 +161,8 @@ def is_in_step(model: LengthValueModel) -> bool:
 
 
 @contextlib.contextmanager
-def whole_weights(module: nn.Module) -> Iterator[None]:
-    """Within it, the first process holds all weights, to be saved; the others hold their share as before.
+def gather_full_weights(module: nn.Module) -> Iterator[None]:
+    """Within it, the first process holds all weights, to be saved; the others hold their shard as before.
 
     All ranks must enter; what happens inside may be the first one's business alone. Nothing can be computed.
     """
@@ -173,22 +173,22 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
     whole: Mapping[str, Any] = (  # empty in all ranks but the first
         _gather(module) if _is_zero3(module) else get_model_state_dict(module, options=options)
     )
-    shares: list[tuple[nn.Module, str, Any]] = []
+    shards: list[tuple[nn.Module, str, Any]] = []
     for prefix, part in module.named_modules():
         for name, parameter in part._parameters.items():
             full = whole.get(f"{prefix}.{name}" if prefix else name)
             if parameter is not None and full is not None:
-                shares.append((part, name, parameter))
+                shards.append((part, name, parameter))
                 part._parameters[name] = nn.Parameter(full, requires_grad=parameter.requires_grad)
     try:
         yield
     finally:
-        for part, name, parameter in shares:
+        for part, name, parameter in shards:
             part._parameters[name] = parameter
 
 
 def _gather(module: nn.Module) -> dict[str, Tensor]:
-    """Weights that DeepSpeed has shared out, on the CPU of the first process; one part after the other is gathered."""
+    """Weights that DeepSpeed has sharded, on the CPU of the first process; one part after the other is gathered."""
     import deepspeed
 
     whole = {}
@@ -206,7 +206,7 @@ def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     Needs no other process, whatever the number of ranks that wrote it.
 
     Args:
-        checkpoint: folder that ranks wrote their shares into, or a file that holds everything.
+        checkpoint: folder that ranks wrote their shards into, or a file that holds everything.
 
     Returns:
         Tensors by the names they have in `LenVMModule`, on the CPU.
@@ -218,12 +218,12 @@ def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     if path.is_file():
         weights: Mapping[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)[_WEIGHTS]
     elif (path / INDEX).is_file():
-        weights = _read_shares(path)
+        weights = _read_shards(path)
     elif is_zero_checkpoint(path):
         weights = read_weights(path)
     else:
         raise CheckpointError(
-            f"{path} is no checkpoint of training: neither a file nor a folder with the shares of ranks (looked for "
+            f"{path} is no checkpoint of training: neither a file nor a folder with the shards of ranks (looked for "
             f"{path / INDEX}). Give one from the folder checkpoints of a run."
         )
     if not weights:
@@ -232,7 +232,7 @@ def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
 
 
 def _stored_weights(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """Shapes and types of the weights whose shares are in a folder."""
+    """Shapes and types of the weights whose shards are in a folder."""
     prefix = f"{_WEIGHTS}."
     return {
         name.removeprefix(prefix): stored
@@ -241,10 +241,10 @@ def _stored_weights(folder: Path) -> dict[str, TensorStorageMetadata]:
     }
 
 
-def _read_shares(folder: Path) -> dict[str, Tensor]:
+def _read_shards(folder: Path) -> dict[str, Tensor]:
     stored = _stored_weights(folder)
     empty = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in stored.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is what no_dist asks for
-        load_shares({_WEIGHTS: empty}, folder, no_dist=True)
+        load_shards({_WEIGHTS: empty}, folder, no_dist=True)
     return empty

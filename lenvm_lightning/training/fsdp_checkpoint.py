@@ -1,6 +1,6 @@
-"""Reading the shares that FSDP's ranks wrote, with no object in them made but those that are known.
+"""Reading the shards that FSDP's ranks wrote, with no object in them made but those that are known.
 
-``torch.distributed.checkpoint`` unpickles its index, and whatever is no tensor, code included.
+`torch.distributed.checkpoint` unpickles its index, and whatever is no tensor, code included.
 """
 
 import io
@@ -34,7 +34,7 @@ class _Unpickler(pickle.Unpickler):
             return found
         if name in _KNOWN.get(module, ()):
             return super().find_class(module, name)
-        raise CheckpointError(f"it holds {module}.{name}, which no index of shares does")
+        raise CheckpointError(f"it holds {module}.{name}, which no index of shards does")
 
 
 class _Reader(dcp.FileSystemReader):
@@ -57,7 +57,7 @@ class _Planner(dcp.DefaultLoadPlanner):
 
 
 def read_index(folder: Path) -> Metadata:
-    """What there is in a folder of shares: names, shapes, types.
+    """What there is in a folder of shards: names, shapes, types.
 
     Raises:
         CheckpointError: there is no such index, it is damaged, or holds other objects than an index does.
@@ -68,12 +68,12 @@ def read_index(folder: Path) -> Metadata:
     except (OSError, EOFError, pickle.UnpicklingError, CheckpointError) as error:
         raise CheckpointError(f"{folder / INDEX} cannot be read safely: {error}") from error
     if not isinstance(found, Metadata):
-        raise CheckpointError(f"{folder / INDEX} is no index of shares, but {type(found).__name__}")
+        raise CheckpointError(f"{folder / INDEX} is no index of shards, but {type(found).__name__}")
     return found
 
 
-def load_shares(state: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
-    """Read into the tensors of ``state``, shared out or not.
+def load_shards(state: dict[str, Any], folder: Path, no_dist: bool = False) -> None:
+    """Read into the tensors of `state`, sharded or not.
 
     Args:
         state: what is wanted, by name; nested.

@@ -21,13 +21,14 @@ from ..models.value_model import LengthValueModel
 from ..objectives import LossConfig, state_weights, token_losses
 from ..returns import lambda_returns
 from . import fsdp
-from .batch_layouts import row_logits, try_out
+from .batch_layouts import row_logits
 from .build import build_model, prepare_for_training, set_train_mode, value_model_config
 from .checkpoint_contents import check_contents, keep_what_is_trained, kept_names
+from .layout_check import check_layout
 from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
 from .optimizers import OptimizerConfig, optimizer_and_schedule, precision_warning
 from .settings import LenVMSettings
-from .strategies import name_of, refused
+from .strategies import name_of, unsupported_settings
 from .token_mean import SUM_SCALE, divide_by_tokens, or_one
 
 
@@ -215,12 +216,12 @@ class LenVMModule(L.LightningModule):
             return
         if self._trainer is not None:
             name, precision = name_of(self.trainer.strategy), str(self.trainer.precision)
-            if problems := refused(self.settings, name, precision, self.reads_images):
+            if problems := unsupported_settings(self.settings, name, precision, self.reads_images):
                 raise RecipeError("the strategy and the settings contradict each other:\n  " + "\n  ".join(problems))
         data = getattr(self._trainer, "datamodule", None)
         facts = data.facts if data is not None else None
         config = value_model_config(self.settings, facts)
-        with fsdp.one_copy(self.device_mesh):
+        with fsdp.rank0_init(self.device_mesh):
             self.model = build_model(self.settings, config, facts.p50 / 2 if facts else None)
         self.tail_after_cut = facts.tail_after_cut if facts else None
         if data is not None and self.settings.loss.weight == "completion":
@@ -240,10 +241,12 @@ class LenVMModule(L.LightningModule):
         """
         if (warning := precision_warning(self.settings.optimizer, str(self.trainer.precision))) is not None:
             rank_zero_warn(warning)
-        trial = getattr(getattr(self.trainer, "datamodule", None), "trial", None)
-        if trial is not None and (batches := trial()) is not None:
+        batches_of = getattr(getattr(self.trainer, "datamodule", None), "layout_check_batches", None)
+        batches = batches_of() if batches_of is not None else None
+        if batches is not None:
+            plain, laid_out = map(self.trainer.strategy.batch_to_device, batches)
             with self.trainer.precision_plugin.forward_context():
-                try_out(self.lenvm, *map(self.trainer.strategy.batch_to_device, batches))
+                check_layout(self.lenvm, plain, laid_out)
 
     def on_train_start(self) -> None:
         """Set train mode, see `set_train_mode`."""

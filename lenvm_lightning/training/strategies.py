@@ -1,4 +1,4 @@
-"""Strategies by name: what each shares out over ranks, and what it cannot train."""
+"""Strategies by name: what each shards over ranks, and what it cannot train."""
 
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
 
@@ -18,20 +18,20 @@ def name_of(strategy: Strategy | str) -> str:
 
 
 def stage_of(name: str) -> int:
-    """What is shared out: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too."""
+    """What is sharded: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too."""
     if name.startswith("deepspeed"):
         return next((int(letter) for letter in name if letter.isdigit()), 2)
     return 3 if name.startswith(("fsdp", "fullyshard", "modelparallel")) else 0
 
 
-def refused(settings: LenVMSettings, name: str, precision: str, vision: bool) -> list[str]:
+def unsupported_settings(settings: LenVMSettings, name: str, precision: str, reads_images: bool) -> list[str]:
     """What a strategy would compute otherwise, or not at all.
 
     Args:
         settings: of the module.
         name: of the strategy, from `name_of`.
         precision: of the Trainer.
-        vision: pictures are read.
+        reads_images: True = the module reads images.
 
     Returns:
         A sentence for every setting; none where all can be trained.
@@ -48,7 +48,7 @@ def refused(settings: LenVMSettings, name: str, precision: str, vision: bool) ->
             "strategy: deepspeed_stage_2 in a recipe, or lenvm_lightning.training.deepspeed.ZeRO(stage=2)"
         )
     if backbone.quantise is not None and stage == 3:
-        found.append("quantised weights cannot be shared out over ranks: train them with strategy: ddp")
+        found.append("quantised weights cannot be sharded over ranks: train them with strategy: ddp")
     if not name.startswith("deepspeed"):
         return found
     precision = _MEANT.get(precision, precision)
@@ -61,14 +61,14 @@ def refused(settings: LenVMSettings, name: str, precision: str, vision: bool) ->
         found.append(f"strategy: {name}: nobody has tried it on disks: use deepspeed_stage_3_offload")
     if backbone.dtype != "float32" and not (settings.lora and backbone.dtype == "bfloat16"):
         found.append(f"dtype: {backbone.dtype}: DeepSpeed trains weights in float32: set dtype: float32")
-    if vision and not backbone.freeze_vision:
+    if reads_images and not backbone.freeze_vision:
         found.append(
             "freeze_vision: false: DeepSpeed adds up gradients in the order they come, which is another one in ranks "
-            "whose batch has no pictures: use strategy: fsdp or ddp"
+            "whose batch has no images: use strategy: fsdp or ddp"
         )
-    if vision and stage == 3:
+    if reads_images and stage == 3:
         found.append(
-            "pictures: in stage 3 ranks wait for each other in every layer, and those without pictures never call the "
+            "images: in stage 3 ranks wait for each other in every layer, and those without images never call the "
             "vision tower: use strategy: deepspeed_stage_2 or fsdp"
         )
     return found

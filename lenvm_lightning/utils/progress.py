@@ -202,15 +202,19 @@ class CompletionProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until all are there, at the rate until now; None before the first one is."""
+        """Time until all are there, at the rate until now; None before the first one is.
+
+        Lengths of completions are spread so widely that one which is under way has in the mean about as much to come as
+        one that has not begun: the short ones are not among those under way for long. So each that is missing counts
+        whole, however much of it is written. At the very end, when few long ones are left and the rate falls, this says
+        too little.
+        """
         rate = self.tokens_per_s
         under_way = self.tokens - self._new_tokens
         length = expected_length(self._finished, self._finished_tokens, under_way, self._limit)
         if rate is None or length is None:
             return None
-        missing = self._total - self._finished - self._failed
-        # A completion that is not finished has one token to come at least, however long it is already.
-        return max(missing * length - under_way, missing) / rate
+        return (self._total - self._finished - self._failed) * length / rate
 
     def show(self, *, at_once: bool = False) -> None:
         """Show how far it is, unless it was shown a moment ago."""

@@ -15,8 +15,8 @@ from lenvm_lightning.evaluation import evaluate as evaluation
 from lenvm_lightning.evaluation import models
 from lenvm_lightning.evaluation.plots import as_png, new_figure
 from lenvm_lightning.evaluation.prepare import prepare
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Results
-from lenvm_lightning.evaluation.settings import read_settings
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ def test_stopped_by_a_signal(here, capsys, monkeypatch, number, status):
         (["--prompts", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--generator", "no/such-model"], ["no/such-model"]),
         (["--model", "m"], ["small takes no 'model'"]),
-        (["--options", "{slot: 3}"], ["small takes no 'slot'; did you mean 'slots'?"]),
+        (["--options", "{row: 3}"], ["small takes no 'row'; did you mean 'rows'?"]),
         (["--options", "7"], ["options must be a mapping such as {concurrency: 64}, found 7"]),
         (["--generator", "http://127.0.0.1:9"], ["no server answers at http://127.0.0.1:9"]),
     ],

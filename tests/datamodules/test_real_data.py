@@ -29,7 +29,7 @@ def test_real_rollouts_become_batches(kind, module, processor, tmp_path):
     data.setup()
     assert len(data.train_rows) + len(data.val_rows) == 240
     assert data.val_prompts > 3  # every tenth prompt of the files says `test`
-    assert data.facts.cut_share == 0.0
+    assert data.facts.truncated_share == 0.0
     batch = next(iter(data.train_dataloader()))
     assert int(batch["attention_mask"].sum()) <= 4096
     assert bool((batch["remaining"][batch["mask"]] >= 0).all())

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from rollout_rows import row_facts
 
 from datamodules import TextRollouts, VisionRollouts
-from datamodules.report import collect_facts, describe_facts
+from datamodules.report import BatchFacts, collect_facts, describe_facts
 from lenvm_lightning.errors import DataError
 
 
@@ -26,24 +27,24 @@ def set_up(tmp_path):
     return set_up
 
 
-def facts(cut):
-    lengths = [*range(10, 110), *[200] * cut]
-    rows = len(lengths)
-    return collect_facts(lengths, [n == 200 for n in lengths], ["a"] * rows, [""] * rows, [""] * rows)
+def described(truncated):
+    """What is said of 100 completions of 10 to 109 tokens, and some truncated at 200."""
+    rows = row_facts([*range(10, 110), *[200] * truncated], censored=lambda length: length == 200)
+    return describe_facts(collect_facts(rows), BatchFacts(count=3, padding=0.1), held_out=5, held_out_prompts=1)
 
 
-def test_a_gamma_that_cuts_make_too_small_is_said_to_be():
-    text = describe_facts(facts(cut=0), 5, 1, 0.1, 3)
+def test_a_gamma_that_truncation_makes_too_small_is_said_to_be():
+    text = described(truncated=0)
     assert "gamma suggested 0.9" in text
     assert "≥" not in text
-    text = describe_facts(facts(cut=1), 5, 1, 0.1, 3)  # under 1%: the percentile is known, the longest is not
+    text = described(truncated=1)  # under 1%: the percentile is known, the longest is not
     assert "99th percentile 109, longest ≥ 200" in text
     assert "at least" not in text
-    text = describe_facts(facts(cut=50), 5, 1, 0.1, 3)
+    text = described(truncated=50)
     assert "median 84 tokens, 99th percentile ≥ 200, longest ≥ 200" in text
     assert "gamma suggested at least 0.97724" in text
     assert "`gamma: auto` may be too small" in text
-    assert "median ≥ 200 tokens" in describe_facts(facts(cut=150), 5, 1, 0.1, 3)
+    assert "median ≥ 200 tokens" in described(truncated=150)
 
 
 @pytest.mark.parametrize("split", ["test", "val", "validation", "dev", "eval", "testmini"])
@@ -129,20 +130,20 @@ def test_prompts_left_out_are_not_trained_on_too(set_up, said):
 
 def test_completions_of_a_prompt_meet(set_up, said):
     lines = [line(f"p{i % 6}", "train") for i in range(48)] + [line("q", "test")]
-    data = set_up(*lines, together=8, batch_tokens=512)
+    data = set_up(*lines, completions_per_batch=8, batch_tokens=512)
     for batch in data.train_dataloader().batch_sampler:
         prompts = [data.train_rows[row]["prompt_id"] for row in batch]
         assert {prompts.count(prompt) for prompt in prompts} == {8}
     assert "8.0 completions of a prompt meet in a batch" in said[-1]
     set_up(*lines, batch_tokens=512)
     assert "meet in a batch" not in said[-1]
-    set_up(*lines, together=8, batch_tokens=100)  # holds fewer than 8 rows
+    set_up(*lines, completions_per_batch=8, batch_tokens=100)  # holds fewer than 8 rows
     assert "8.0 completions" not in said[-1]
 
 
 def test_what_a_layout_leaves_is_told(set_up, said):
     lines = [line(f"p{i % 6}", "train") for i in range(48)] + [line("q", "test")]
-    data = set_up(*lines, together=8, batch_tokens=512, layout="shared")
+    data = set_up(*lines, completions_per_batch=8, batch_tokens=512, layout="shared")
     ((row, prompt),) = {(len(r["input_ids"]), r["prompt_length"]) for r in data.train_rows}
     share = (prompt + 8 * (row - prompt)) / (8 * row)
     assert f"layout: shared computes a prompt once a batch, which leaves {share:.1%} of the tokens" in said[-1]
@@ -151,15 +152,15 @@ def test_what_a_layout_leaves_is_told(set_up, said):
     assert layout.kind == "shared"
     assert len(layout.prompts) // 8 == max(layout.prompts) + 1
     set_up(*(line(f"p{i}", "train") for i in range(48)), line("q", "test"), layout="shared")
-    assert "leaves 100.0% of the tokens: few completions of a prompt meet, set together" in said[-1]
+    assert "leaves 100.0% of the tokens: few completions of a prompt meet, set completions_per_batch" in said[-1]
     set_up(*lines, layout="packed")
     assert "of the tokens (packed)" in said[-1]
 
 
-def test_a_layout_is_tried_on_rows_that_share(set_up):
+def test_a_layout_is_checked_on_rows_that_share_prompts(set_up):
     lines = [line(f"p{i % 6}", "train") for i in range(48)] + [line("q", "test")]
-    assert set_up(*lines).trial() is None
-    plain, shared = set_up(*lines, layout="shared").trial()
+    assert set_up(*lines).layout_check_batches() is None
+    plain, shared = set_up(*lines, layout="shared").layout_check_batches()
     assert "layout" not in plain
     assert shared["layout"].prompts == [0, 0, 1, 1]
     assert plain["row"].tolist() == shared["row"].tolist()
@@ -167,21 +168,22 @@ def test_a_layout_is_tried_on_rows_that_share(set_up):
 
 def test_layouts_that_cannot_be(set_up, vision_rollouts, tmp_path):
     with pytest.raises(
-        DataError, match=r"layout: packed fills gaps .* got together: 4; set layout: shared, or together: 1"
+        DataError,
+        match=r"packed fills gaps .* got completions_per_batch: 4; set layout: shared, or completions_per_batch: 1",
     ):
-        set_up(line("p"), layout="packed", together=4)
+        set_up(line("p"), layout="packed", completions_per_batch=4)
     with pytest.raises(DataError, match="layout must be one of rows, packed, shared; got tree"):
         set_up(line("p"), layout="tree")
-    with pytest.raises(DataError, match="layout: packed is for text; with pictures set layout: shared, or rows"):
+    with pytest.raises(DataError, match="layout: packed is for text; with images set layout: shared, or rows"):
         VisionRollouts(str(vision_rollouts), layout="packed")
-    with pytest.raises(DataError, match=r"layout: packed is for text, but .* has pictures"):
+    with pytest.raises(DataError, match=r"layout: packed is for text, but .* has images"):
         TextRollouts(str(vision_rollouts), processor="tiny-vl", cache_dir=str(tmp_path), layout="packed").setup()
 
 
 def test_settings_that_cannot_be(set_up):
     with pytest.raises(DataError) as caught:
-        set_up(line("p"), together=0, train_prompts=0, train_completions=-1)
-    for text in ("together must be at least 1, got 0", "train_prompts must be at least 1, got 0",
+        set_up(line("p"), completions_per_batch=0, train_prompts=0, train_completions=-1)
+    for text in ("completions_per_batch must be at least 1, got 0", "train_prompts must be at least 1, got 0",
                  "train_completions must be at least 1, got -1"):  # fmt: skip
         assert text in str(caught.value)
 
@@ -190,6 +192,7 @@ def test_settings_that_cannot_be(set_up):
 def said(monkeypatch):
     texts = []
     monkeypatch.setattr("datamodules.rollouts.rank_zero_info", texts.append)
+    monkeypatch.setattr("datamodules.split.rank_zero_info", texts.append)
     return texts
 
 

@@ -82,7 +82,7 @@ def batch_of(table, processor, limits):
 def test_a_bad_line_is_named_and_the_others_are_kept(build, tiny_vl, tmp_path, line, problem):
     draw(tmp_path / "a.png")
     draw(tmp_path / "big.png", (200, 100))
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     good = {"messages": SEEN, "images": ["a.png"], "completion": "Three."}
     table = build(tiny_vl, good, b"", line, good, max_prompt_length=200, max_image_pixels=10_000)
@@ -106,7 +106,7 @@ def test_notes_tell_of_unknown_keys_and_cuts(build, tiny_text):
     assert table[0]["notes"] == [
         "unknown key 'finish_reson'; did you mean 'finish_reason'?",
         "it counts as ended by itself, but its last token, 5, is no end of sequence",
-        f"prompt of {prompt} tokens cut to its last 8",
+        f"prompt of {prompt} tokens truncated to its last 8",
         "completion of 30 tokens is longer than the limit, its last 18 are left out (labels keep the whole length)",
     ]
     assert (table[0]["prompt_length"], table[0]["length"], len(table[0]["input_ids"])) == (8, 30, 20)
@@ -135,7 +135,7 @@ def test_text_is_tokenised_as_the_generator_saw_it(build, tiny_text):
     prompt = tiny_text("<|im_start|>user\nAdd 3 and 4, please.<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     answer = tiny_text(" So 7.")["input_ids"]
     assert table[0]["input_ids"] == [*prompt, *answer, tiny_text.eos_token_id]
-    assert table[1]["input_ids"] == [*prompt, *answer]  # it was cut: nobody generated an EOS
+    assert table[1]["input_ids"] == [*prompt, *answer]  # it was truncated: nobody generated an EOS
     assert table["censored"] == [False, True]
     assert table["length"] == [len(answer) + 1, len(answer)]
 
@@ -155,22 +155,22 @@ def test_cuts_never_shift_a_label(tiny_text, text_rollouts, tmp_path, limits):
         assert not any(table["problem"])
         return batch_of(table, tiny_text, limits)
 
-    whole, cut = batch(Limits()), batch(Limits(**limits))
-    assert cut["input_ids"].shape[1] < whole["input_ids"].shape[1]
+    whole, truncated = batch(Limits()), batch(Limits(**limits))
+    assert truncated["input_ids"].shape[1] < whole["input_ids"].shape[1]
     shorter = 0
     for i in range(len(whole["row"])):
-        mask, cut_mask = whole["mask"][i], cut["mask"][i]
+        mask, truncated_mask = whole["mask"][i], truncated["mask"][i]
         labels, tokens = whole["remaining"][i][mask], whole["input_ids"][i][mask]
-        kept = int(cut_mask.sum())
+        kept = int(truncated_mask.sum())
         shorter += kept < len(labels)
-        offset = len(labels) - kept if whole["censored"][i] else 0  # counts of a censored row go to the new cut
-        assert torch.equal(cut["remaining"][i][cut_mask], labels[:kept] - offset)
-        assert torch.equal(cut["input_ids"][i][cut_mask], tokens[:kept])
+        offset = len(labels) - kept if whole["censored"][i] else 0  # counts of a censored row go to the new end
+        assert torch.equal(truncated["remaining"][i][truncated_mask], labels[:kept] - offset)
+        assert torch.equal(truncated["input_ids"][i][truncated_mask], tokens[:kept])
         assert labels.tolist() == list(range(len(labels) - 1, -1, -1))
         if kept == len(labels) and not whole["censored"][i]:
-            assert cut["input_ids"][i][cut_mask][-1] == tiny_text.eos_token_id  # 0 stays at EOS
+            assert truncated["input_ids"][i][truncated_mask][-1] == tiny_text.eos_token_id  # 0 stays at EOS
     assert (shorter > 0) == ("max_length" in limits)
-    assert (cut["remaining"][~cut["mask"]] == 0).all()
+    assert (truncated["remaining"][~truncated["mask"]] == 0).all()
 
 
 # -- images ---------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Calls:
 
 
 def in_use():
-    """Models in single precision that have been tried in slots, as each is once."""
+    """Models in single precision that have been checked in rows, as each is once."""
     models = build("tiny-text"), value_model("tiny-text", torch.float32)
     generate(*models, [[5]], control=Tilt(-1), max_tokens=1)
     return models

@@ -76,8 +76,8 @@ def test_guided_completions_do_not_depend_on_those_beside_them():
     """What makes a killed run the same: after a kill other completions are written side by side."""
     requests = [PromptRequest(prompt, (0,), Tilt(-5)) for prompt in load_prompts("tiny-math", limit=4)]
 
-    def write(slots):
-        generator = LocalGenerator.load("tiny-text", slots=slots)
+    def write(rows):
+        generator = LocalGenerator.load("tiny-text", rows=rows)
         generator.lenvm = LengthValueModel.from_pretrained("tiny-text-lenvm", dtype="float32")
         answers = generator.sample(requests, SamplingParams(max_tokens=40, seed=1))
         return {answer.prompt_id: (answer.result.token_ids, answer.result.logprob) for answer in answers}

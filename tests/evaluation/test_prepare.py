@@ -4,7 +4,8 @@ import pytest
 
 from lenvm_lightning.errors import EvaluationError
 from lenvm_lightning.evaluation.prepare import identity_of, name_of_folder, prepare
-from lenvm_lightning.evaluation.settings import filled, read_settings
+from lenvm_lightning.evaluation.read_settings import read_settings
+from lenvm_lightning.evaluation.settings import filled
 
 
 def prepared(task, **given):

@@ -47,7 +47,7 @@ class Gradients(Callback):
 
 
 def gathered(gradient):
-    """A tensor that ranks share, from all of them."""
+    """A tensor that is sharded over ranks, from all of them."""
     return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
@@ -57,7 +57,7 @@ def exact_norm(module, hidden):
 
 
 class FixedSplit(L.LightningDataModule):
-    """The same rows in given batches; every rank takes its share."""
+    """The same rows in given batches; every rank takes its shard."""
 
     def __init__(self, file, batches):
         super().__init__()
@@ -68,7 +68,7 @@ class FixedSplit(L.LightningDataModule):
 
     def train_dataloader(self):
         mine = self.batches[self.trainer.global_rank :: self.trainer.world_size]
-        return DataLoader(self.source.train_rows, batch_sampler=mine, collate_fn=self.source._collator())
+        return DataLoader(self.source.train_rows, batch_sampler=mine, collate_fn=self.source.collator())
 
 
 def gradient(file, batches, *, accumulate=1, clip=None, model_options=None, callbacks=(), **trainer_options):

@@ -4,7 +4,7 @@ import os
 
 
 class Harm:
-    """What a checkpoint of a stranger may hold."""
+    """What a checkpoint from somebody else may hold."""
 
     def __reduce__(self):
         return os.system, ("touch harmed",)

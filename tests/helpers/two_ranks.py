@@ -31,14 +31,14 @@ from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.models.adapters import LoRA
 from lenvm_lightning.training.callbacks import ResumableCheckpoint, latest_checkpoint
-from lenvm_lightning.training.fsdp import FullySharded, whole_weights
+from lenvm_lightning.training.fsdp import FullySharded, gather_full_weights
 
-PICTURE = 2046  # tiny-vl's token for a patch
+IMAGE = 2046  # tiny-vl's token for a patch
 SPLIT = [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11]]
 RANKS = {"accelerator": "cpu", "devices": 2}
 
 
-def together(work: Callable[[int], object], kill: Callable[[], bool] | None = None) -> None:
+def in_two_ranks(work: Callable[[int], object], kill: Callable[[], bool] | None = None) -> None:
     """Let two forked processes do something, and kill both of them, if so wanted, as soon as a moment has come."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -123,14 +123,14 @@ class Types(L.Callback):
         model.register_forward_hook(lambda m, i, o: self.seen.update(logits=str(o.dtype)))
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        """Every rank has a share of each."""
+        """Every rank has a shard of each."""
         model = pl_module.model
         self.seen["gradient inside"] = str(model.backbone.layers[0].mlp.up_proj.weight.grad.dtype)
         self.seen["gradient of the head"] = str(model.v_head.summary.weight.grad.dtype)
 
 
 def precisions(folder: Path, text: str, vision: str, rank: int) -> None:
-    """Gradients and types of shares that are gathered in half precision."""
+    """Gradients and types of shards that are gathered in half precision."""
     found = {}
     for precision in ("32-true", "bf16-mixed", "bf16-true"):
         types = Types()
@@ -158,7 +158,7 @@ def validated(text: str, **options: Any) -> dict[str, float]:
 
 
 class Mixed(L.LightningDataModule):
-    """One batch a rank: pictures in the first, the other without."""
+    """One batch a rank: images in the first, the other without."""
 
     def __init__(self, vision: str) -> None:
         super().__init__()
@@ -167,11 +167,11 @@ class Mixed(L.LightningDataModule):
         self.facts, self.val_prompts = self.source.facts, 1
 
     def batches(self) -> list[LengthBatch]:
-        """Rows with their pictures, and the same rows but that their picture tokens are read as a word."""
-        collate = self.source._collator()
+        """Rows with their images, and the same rows but that their image tokens are read as a word."""
+        collate = self.source.collator()
         batch = collate([self.source.train_rows[i] for i in range(2)])
         ids = batch["input_ids"].clone()
-        ids[ids == PICTURE] = 50
+        ids[ids == IMAGE] = 50
         return [batch, {**batch, "input_ids": ids, "vision": {}}]
 
     def train_dataloader(self) -> DataLoader:
@@ -180,7 +180,7 @@ class Mixed(L.LightningDataModule):
 
 
 def mixed_gradient(vision: str, freeze_vision: bool, **options: Any) -> torch.Tensor:
-    """Of a step in which only one batch has pictures."""
+    """Of a step in which only one batch has images."""
     L.seed_everything(0, verbose=False)
     backbone = BackboneConfig("tiny-vl", dtype="float64", freeze_vision=freeze_vision)
     model = VisionLenVM(backbone, gamma=0.97, optimizer=OptimizerConfig(lr=1e-30))
@@ -189,13 +189,13 @@ def mixed_gradient(vision: str, freeze_vision: bool, **options: Any) -> torch.Te
     return record.seen[0]
 
 
-def pictures(folder: Path, text: str, vision: str, rank: int) -> None:
+def images(folder: Path, text: str, vision: str, rank: int) -> None:
     """The tower is called by one rank only: that must not stop the other."""
     found = {}
     for freeze in (True, False):
         found[f"fsdp {freeze}"] = mixed_gradient(vision, freeze, strategy=FullySharded(), devices=2)
         found[f"ddp {freeze}"] = mixed_gradient(vision, freeze, strategy="ddp", devices=2)
-    torch.save(found, folder / f"pictures-{rank}.pt")
+    torch.save(found, folder / f"images-{rank}.pt")
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def checkpoints(folder: Path, text: str, vision: str, rank: int) -> None:
     """Weights of a run, of the same run that goes on from a checkpoint, and of the model directory."""
     for name, whole, lora, precision in (
         ("adapters", False, LoRA(rank=4), "32-true"),
-        ("shares", False, None, "32-true"),
+        ("shards", False, None, "32-true"),
         ("whole", True, None, "32-true"),
         ("halved", False, None, "bf16-true"),
     ):
@@ -232,11 +232,11 @@ def checkpoints(folder: Path, text: str, vision: str, rank: int) -> None:
             weights = {key: gathered(p).detach().clone() for key, p in module.named_parameters()}
             if rank == 0:
                 torch.save(weights, folder / f"{name}-{'resumed' if resume else 'through'}.pt")
-        with whole_weights(module):
+        with gather_full_weights(module):
             if rank == 0:
                 module.save_pretrained(folder / f"{name}-model", trainer.datamodule.processor)
         ids = torch.arange(40, 60)[None]
-        with torch.no_grad():  # by the shares, as before
+        with torch.no_grad():  # by the shards, as before
             logits = module.eval().model(ids, torch.ones_like(ids))
         if rank == 0:
             torch.save(logits, folder / f"{name}-logits.pt")
@@ -272,7 +272,7 @@ def killed(folder: Path, text: str, strategy: str) -> None:
     def run(name: str, kill: Callable[[], bool] | None = None) -> None:
         recipe = folder / f"{strategy}-{name}.yaml"
         recipe.write_text(training + (MEASURE if name == "killed" else ""))
-        together(lambda rank: main(["run", str(recipe), "--runs", str(folder / strategy), "--name", name]), kill)
+        in_two_ranks(lambda rank: main(["run", str(recipe), "--runs", str(folder / strategy), "--name", name]), kill)
 
     run("undisturbed")
     run("killed", lambda: reached(folder / strategy / "killed" / "checkpoints", 4))
@@ -293,11 +293,11 @@ def drive(work: Mapping[str, Callable[..., object]], words: list[str]) -> None:
     for name in names:
         began = time.monotonic()
         if name in work:
-            together(partial(work[name], Path(folder), text, vision))
+            in_two_ranks(partial(work[name], Path(folder), text, vision))
         else:
             killed(Path(folder), text, name)
         print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    drive({f.__name__: f for f in (gradients, precisions, metrics, pictures, checkpoints)}, sys.argv[1:])
+    drive({f.__name__: f for f in (gradients, precisions, metrics, images, checkpoints)}, sys.argv[1:])

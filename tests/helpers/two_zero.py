@@ -25,7 +25,7 @@ from lenvm_lightning import BackboneConfig, OptimizerConfig, TextLenVM, VisionLe
 from lenvm_lightning.models.adapters import LoRA
 from lenvm_lightning.training.callbacks import ResumableCheckpoint
 from lenvm_lightning.training.deepspeed import ZeRO
-from lenvm_lightning.training.fsdp import whole_weights
+from lenvm_lightning.training.fsdp import gather_full_weights
 
 # Two windows of two micro-batches a rank, and a last one of a single one.
 BATCHES = [[0], [1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11], [12], [13, 14, 15], [16, 17], [18], [19, 20, 21], [22]]
@@ -42,7 +42,7 @@ class Descent(TextLenVM):
 
 
 class VisualDescent(VisionLenVM):
-    """The same with pictures."""
+    """The same with images."""
 
     configure_optimizers = Descent.configure_optimizers
 
@@ -100,7 +100,7 @@ def steps(folder: Path, text: str, vision: str, rank: int) -> None:
     torch.save(found, folder / f"steps-{rank}.pt")
 
 
-def pictures(folder: Path, text: str, vision: str, rank: int) -> None:
+def images(folder: Path, text: str, vision: str, rank: int) -> None:
     """The tower is frozen, and called by one rank only."""
     found = {}
     for name, strategy in (("ddp", "ddp"), ("1", ZeRO(stage=1)), ("2", ZeRO(stage=2))):
@@ -109,7 +109,7 @@ def pictures(folder: Path, text: str, vision: str, rank: int) -> None:
         trainer = L.Trainer(max_epochs=1, strategy=strategy, callbacks=[start], **RANKS, **QUIET)
         trainer.fit(model, Mixed(vision))
         found[name] = flat(model) - start.weights
-    torch.save(found, folder / f"pictures-{rank}.pt")
+    torch.save(found, folder / f"images-{rank}.pt")
 
 
 def layouts(folder: Path, text: str, vision: str, rank: int) -> None:
@@ -119,7 +119,9 @@ def layouts(folder: Path, text: str, vision: str, rank: int) -> None:
         L.seed_everything(0, verbose=False)
         model, start = Descent(SMALL), Start()
         trainer = L.Trainer(max_epochs=1, strategy=strategy, callbacks=[start], limit_val_batches=0, **RANKS, **QUIET)
-        trainer.fit(model, TextRollouts(text, batch_tokens=700, val_share=0.2, layout="shared", together=2))
+        trainer.fit(
+            model, TextRollouts(text, batch_tokens=700, val_share=0.2, layout="shared", completions_per_batch=2)
+        )
         found[name] = flat(model) - start.weights
     torch.save(found, folder / f"layouts-{rank}.pt")
 
@@ -178,7 +180,7 @@ def trained(text: str, folder: Path, kind: str, resume: bool) -> L.Trainer:
     )  # fmt: skip
     start = folder / "step-000000002.ckpt" if resume else None
     if start is not None:
-        (start / "latest").write_text("of a stranger")  # which DeepSpeed would follow
+        (start / "latest").write_text("somewhere else")  # which DeepSpeed would follow
     torch.manual_seed(3 + 5 * resume + trainer.global_rank)  # dropout of its own in every rank
     trainer.fit(model, TextRollouts(text, batch_tokens=700, val_share=0.2), ckpt_path=start, weights_only=True)
     return trainer
@@ -189,7 +191,7 @@ def checkpoint(kind: str, folder: Path, text: str, vision: str, rank: int) -> No
     for resume in (False, True):
         trainer = trained(text, folder / kind, kind, resume)
         module = trainer.lightning_module
-        with whole_weights(module):
+        with gather_full_weights(module):
             if rank == 0:
                 weights = {key: p.detach().clone() for key, p in module.named_parameters()}
                 torch.save(weights, folder / f"{kind}-{'resumed' if resume else 'through'}.pt")
@@ -205,5 +207,5 @@ def checkpoint(kind: str, folder: Path, text: str, vision: str, rank: int) -> No
 
 
 if __name__ == "__main__":
-    work: dict[str, Callable[..., object]] = {f.__name__: f for f in (steps, pictures, layouts, metrics)}
+    work: dict[str, Callable[..., object]] = {f.__name__: f for f in (steps, images, layouts, metrics)}
     drive(work | {kind: partial(checkpoint, kind) for kind in KINDS}, sys.argv[1:])

@@ -366,7 +366,7 @@ def test_settings_that_contradict_each_other_are_all_named():
 def test_four_bits_are_not_shared_out_over_ranks():
     module = text_module(**WAYS["qlora"])
     module.trainer = L.Trainer(accelerator="cpu", strategy=FullySharded(), logger=False)
-    with pytest.raises(RecipeError, match="cannot be shared out over ranks: train them with strategy: ddp"):
+    with pytest.raises(RecipeError, match="cannot be sharded over ranks: train them with strategy: ddp"):
         module.configure_model()
 
 

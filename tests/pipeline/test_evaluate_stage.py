@@ -6,9 +6,9 @@ import pytest
 
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import RecipeError
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Results
-from lenvm_lightning.evaluation.settings import read_settings
-from lenvm_lightning.pipeline import evaluate_stage as stages
+from lenvm_lightning.pipeline import variants as stages
 from lenvm_lightning.pipeline.evaluate_stage import plan_tasks
 from lenvm_lightning.pipeline.recipe import read_recipe
 from lenvm_lightning.pipeline.variants import run_variants

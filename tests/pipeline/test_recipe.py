@@ -14,7 +14,7 @@ from places import CONFIGS
 
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import BackboneConfig, LoRA, LossConfig, OptimizerConfig, TextLenVM, VisionLenVM
-from lenvm_lightning.evaluation.settings import fields_of_task
+from lenvm_lightning.evaluation.read_settings import fields_of_task
 from lenvm_lightning.models.adapters import add_adapter
 from lenvm_lightning.pipeline.evaluate_stage import needs_generator, plan_tasks
 from lenvm_lightning.pipeline.fit_stage import FitCLI, parse_fit
@@ -214,12 +214,12 @@ def test_paper_settings(real):
     settings, data, trainer = cli.model.settings, cli.datamodule, cli.config_init["trainer"]
     assert (settings.gamma, settings.loss, settings.head_dropout) == (expected.get("gamma", 0.997), LossConfig(), 0.0)
     assert settings.backbone.gradient_checkpointing
-    assert data.limits.max_length == expected["max_length"]
-    assert data.limits.max_pixels == (262144 if expected["vision"] else None)
+    assert data.settings.max_length == expected["max_length"]
+    assert data.settings.max_pixels == (262144 if expected["vision"] else None)
     assert (trainer["max_epochs"], trainer["precision"]) == (2, "bf16-mixed")
     devices = expected.get("devices", 1)
     strategy, per_machine = trainer["strategy"], trainer["devices"]
-    sequences = data.batch_tokens * trainer["accumulate_grad_batches"] * devices / expected.get("row", 1000)
+    sequences = data.settings.batch_tokens * trainer["accumulate_grad_batches"] * devices / expected.get("row", 1000)
     assert 900 < sequences < 1100
     assert strategy == expected.get("strategy", "fsdp" if devices > 1 else "auto")
     assert (devices == 1 and per_machine == "auto") or per_machine * trainer["num_nodes"] == devices

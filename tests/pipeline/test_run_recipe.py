@@ -131,8 +131,8 @@ def test_contradictions_are_named_before_anything_starts(here, capsys):
         (
             "data",
             {"max_length": "1", "batch_tokens": "0", "max_pixels": "0", "num_workers": "-1", "num_proc": "0",
-             "val_completions": "0", "val_share": "5", "max_bad_share": "-1", "together": "0", "train_prompts": "0",
-             "train_completions": "0"},
+             "val_completions": "0", "val_share": "5", "max_bad_share": "-1", "completions_per_batch": "0",
+             "train_prompts": "0", "train_completions": "0"},
         ),
         ("data", {"max_prompt_length": "4096"}),
     ],

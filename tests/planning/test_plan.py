@@ -12,37 +12,35 @@ from lenvm_lightning import OptimizerConfig, TextLenVM, VisionLenVM
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.models.adapters import LoRA
-from lenvm_lightning.planning.dry_run import (
+from lenvm_lightning.planning.dry_run import NF4_BITS, DryRun
+from lenvm_lightning.planning.memory_kinds import (
     BUCKETS,
     COPIES,
     GATHERED,
     GRADIENTS,
     LANGUAGE,
     MASTER,
-    NF4_BITS,
     OPTIMIZER,
     RECOMPUTED,
     STATES,
     TEMPORARY,
     VISION,
     WEIGHTS,
-    Rehearsal,
-    Settings,
-    Shape,
-    build,
 )
 from lenvm_lightning.planning.plan import on_one_device, plan
+from lenvm_lightning.planning.planned_model import build
+from lenvm_lightning.planning.settings import BatchShape, PlanSettings
 
-TEXT = Shape("text", 3, 96)
-VISUAL = Shape("vision", 3, 64, (1, 8, 8), 16)
-CPU = Settings(gpu=False)
+TEXT = BatchShape("text", 3, 96)
+VISUAL = BatchShape("vision", 3, 64, (1, 8, 8), 16)
+CPU = PlanSettings(gpu=False)
 
 
 def run(module, shape, settings, fake=None):
-    build(module, fake, settings.precision)
-    tally = Rehearsal(module, settings, fake)
-    tally.optimizer_step()
-    return tally.run(shape, shape.rows)
+    build(module, fake, settings)
+    dry_run = DryRun(module, settings, fake)
+    dry_run.optimizer_step()
+    return dry_run.run(shape, shape.rows)
 
 
 def tiny(module_class, **options):
@@ -59,8 +57,8 @@ def nothing():
     ("module_class", "shape", "settings", "options"),
     [
         (TextLenVM, TEXT, CPU, {}),
-        (TextLenVM, TEXT, Settings("bf16-mixed", 4), {"gradient_checkpointing": True, "lam": 0.9}),
-        (VisionLenVM, VISUAL, Settings("bf16-true", gpu=False), {}),
+        (TextLenVM, TEXT, PlanSettings("bf16-mixed", 4), {"gradient_checkpointing": True, "lam": 0.9}),
+        (VisionLenVM, VISUAL, PlanSettings("bf16-true", gpu=False), {}),
         (VisionLenVM, VISUAL, CPU, {"freeze_vision": False, "gradient_checkpointing": True}),
     ],
     ids=["text", "text-mixed-checkpointing", "vision-halved", "vision-trained-checkpointing"],
@@ -78,7 +76,7 @@ def test_a_step_without_memory_is_the_real_one(module_class, shape, settings, op
 def text():
     """A plan of the tiny text model, and its parameters."""
     module = tiny(TextLenVM)
-    [step] = plan(module, [TEXT], Settings(accumulate=2)).steps
+    [step] = plan(module, [TEXT], PlanSettings(accumulate=2)).steps
     return step, module.model
 
 
@@ -96,7 +94,7 @@ def test_the_parts_that_stay(text):
 def test_an_optimizer_that_is_not_fused_makes_roots_of_all_moments_at_once_on_a_gpu():
     matrices = 196_608 + 262_144 + 128**2 + 128
     for gpu, least in ((True, 4 * matrices), (False, 4 * 262_144)):
-        [step] = plan(tiny(TextLenVM), [TEXT], Settings("16-mixed", 2, gpu=gpu)).steps
+        [step] = plan(tiny(TextLenVM), [TEXT], PlanSettings("16-mixed", 2, gpu=gpu)).steps
         assert least <= step.memory[OPTIMIZER][TEMPORARY] < 2.1 * least
 
 
@@ -113,10 +111,10 @@ def test_operations_by_hand(text):
 
 def test_activations_grow_with_rows_and_checkpointing_keeps_few():
     def activations(shape, **options):
-        [step] = plan(tiny(TextLenVM, **options), [shape], Settings()).steps
+        [step] = plan(tiny(TextLenVM, **options), [shape], PlanSettings()).steps
         return step
 
-    one, two = activations(TEXT), activations(Shape("text", 6, 96))
+    one, two = activations(TEXT), activations(BatchShape("text", 6, 96))
     assert two.memory["forward"][LANGUAGE] / one.memory["forward"][LANGUAGE] == pytest.approx(2, rel=0.01)
     saving = activations(TEXT, gradient_checkpointing=True)
     assert saving.memory["forward"][LANGUAGE] < 0.6 * one.memory["forward"][LANGUAGE]  # four layers only
@@ -126,9 +124,9 @@ def test_activations_grow_with_rows_and_checkpointing_keeps_few():
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_more_pictures_are_what_they_would_be_if_all_were_run(freeze):
-    shape = Shape("vision", 5, 64, (1, 8, 8), 16)
-    settings = Settings("bf16-mixed", 2)
+def test_more_images_are_what_they_would_be_if_all_were_run(freeze):
+    shape = BatchShape("vision", 5, 64, (1, 8, 8), 16)
+    settings = PlanSettings("bf16-mixed", 2)
     [planned] = plan(tiny(VisionLenVM, freeze_vision=freeze), [shape], settings).steps
     module = tiny(VisionLenVM, freeze_vision=freeze)
     every = run(module, shape, settings, nothing())
@@ -140,7 +138,7 @@ def test_more_pictures_are_what_they_would_be_if_all_were_run(freeze):
 
 
 def test_frozen_vision_has_neither_gradient_nor_states():
-    found = plan(tiny(VisionLenVM), [VISUAL], Settings())
+    found = plan(tiny(VisionLenVM), [VISUAL], PlanSettings())
     vision = found.parameters[VISION]
     trained = sum(part.trained for part in found.parameters.values())
     assert vision.trained == 0 < vision.frozen
@@ -153,10 +151,10 @@ def test_frozen_vision_has_neither_gradient_nor_states():
 def alone():
     """A step on one device, as a function of (devices, strategy)."""
     module = tiny(TextLenVM)
-    [step] = plan(module, [TEXT], Settings("bf16-mixed", 2)).steps
+    [step] = plan(module, [TEXT], PlanSettings("bf16-mixed", 2)).steps
 
     def on(devices=1, strategy="auto"):
-        return on_one_device(step, module.model, False, Settings("bf16-mixed", 2, devices, strategy)).memory
+        return on_one_device(step, module.model, False, PlanSettings("bf16-mixed", 2, devices, strategy)).memory
 
     return on
 
@@ -176,13 +174,13 @@ def test_data_parallel_devices_hold_everything_and_buckets(alone):
         ("fsdp", [STATES, GRADIENTS, WEIGHTS]),
     ],
 )
-def test_sharded_devices_hold_a_share(alone, strategy, divided):
-    shared = alone(4, strategy)
+def test_sharded_devices_hold_a_shard(alone, strategy, divided):
+    sharded = alone(4, strategy)
     for phase, memory in alone().items():
         for kind in (WEIGHTS, GRADIENTS, STATES):
-            assert shared[phase][kind] == memory[kind] / (4 if kind in divided else 1)
-        assert shared[phase].get(MASTER, 0) == (memory[GRADIENTS] / 4 if strategy[-1] in "12" else 0)
-    assert (GATHERED in shared["forward"]) == (WEIGHTS in divided)
+            assert sharded[phase][kind] == memory[kind] / (4 if kind in divided else 1)
+        assert sharded[phase].get(MASTER, 0) == (memory[GRADIENTS] / 4 if strategy[-1] in "12" else 0)
+    assert (GATHERED in sharded["forward"]) == (WEIGHTS in divided)
     assert alone()["forward"][COPIES] > 0
 
 
@@ -196,9 +194,9 @@ def test_what_is_offloaded_is_not_on_the_device(alone, stage, gone, devices):
 
 def test_adapters_and_four_bits():
     whole = tiny(TextLenVM)
-    before = plan(whole, [TEXT], Settings("bf16-mixed", 2))
+    before = plan(whole, [TEXT], PlanSettings("bf16-mixed", 2))
     module = tiny(TextLenVM, lora=LoRA(rank=4), quantise="nf4", optimizer=OptimizerConfig("paged_adamw_8bit"))
-    found = plan(module, [TEXT], Settings("bf16-mixed", 2))
+    found = plan(module, [TEXT], PlanSettings("bf16-mixed", 2))
     linears = [m for m in whole.model.backbone.modules() if isinstance(m, torch.nn.Linear)]
     adapters, head = found.parameters["adapters"], found.parameters["value head"]
     assert adapters.trained == 4 * sum(m.in_features + m.out_features for m in linears)
@@ -218,14 +216,14 @@ def test_four_bits_keep_what_bitsandbytes_keeps():
     Under autocast on a CPU, and only there, PEFT casts what goes into adapters first; a GPU is planned for.
     """
     options = {"lora": LoRA(), "quantise": "nf4", "dtype": "bfloat16", "gradient_checkpointing": True}
-    settings = Settings("bf16-mixed", 2, gpu=False)
+    settings = PlanSettings("bf16-mixed", 2, gpu=False)
     [planned] = plan(tiny(TextLenVM, **options), [TEXT], settings).steps
     module = tiny(TextLenVM, **options)
     module.configure_model()
     module.on_train_start()
-    rehearsal = Rehearsal(module, settings, None)
-    rehearsal.optimizer_step()
-    real = rehearsal.run(TEXT, 0)
+    dry_run = DryRun(module, settings, None)
+    dry_run.optimizer_step()
+    real = dry_run.run(TEXT, 0)
     for phase in ("forward", "backward"):
         for kind in (GRADIENTS, STATES):
             assert planned.memory[phase][kind] == real.memory[phase][kind]
@@ -240,7 +238,7 @@ def test_four_bits_keep_what_bitsandbytes_keeps():
 
 def test_a_precision_nobody_knows():
     with pytest.raises(RecipeError, match="transformer-engine"):
-        Settings("transformer-engine")
+        PlanSettings("transformer-engine")
 
 
 # -- command ----------------------------------------------------------------------------------------------------------
@@ -268,20 +266,21 @@ def test_command_on_a_real_config(capsys):
 
 
 def test_command_for_people(capsys):
-    words = "--fit.trainer.devices 2 --fit.model.backbone.keep_layers 1 --fit.data.layout shared --fit.data.together 4"
+    words = "--fit.trainer.devices 2 --fit.model.backbone.keep_layers 1"
+    words += " --fit.data.layout shared --fit.data.completions_per_batch 4"
     assert main(["plan", "vlm_lenvm", *words.split()]) == 0
     text = capsys.readouterr().out
     for words in (
         "2 devices",
         "vision tower",
         "communication buckets",
-        "most pictures",
+        "most images",
         "image tokens",
         "Not counted",
         "layout: shared",
     ):
         assert words in text
-    assert "51 x 80 tokens" in text  # 16 image tokens of the largest picture that the processor leaves, and 64 beside
+    assert "51 x 80 tokens" in text  # 16 image tokens of the largest image that the processor leaves, and 64 beside
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ from lenvm_lightning.pipeline.run_folder import RunFolder
 from lenvm_lightning.training.deepspeed import ZeRO
 from lenvm_lightning.training.fsdp import full_weights
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
-from lenvm_lightning.training.strategies import name_of, refused, stage_of
+from lenvm_lightning.training.strategies import name_of, stage_of, unsupported_settings
 
 ROUNDING = 1e-6  # of sums in float32; the mean of the micro-batches' means is half a gradient away
 
 
-def together(folder: Path, text: Path, vision: Path, names: list[str]) -> Path:
+def two_ranks(folder: Path, text: Path, vision: Path, names: list[str]) -> Path:
     """What two ranks found, see two_zero.py."""
     pytest.importorskip("deepspeed")
     return drive("two_zero.py", folder, text, vision, names)
@@ -34,15 +34,15 @@ def together(folder: Path, text: Path, vision: Path, names: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, text_rollouts, vision_rollouts):
-    return together(
+    return two_ranks(
         tmp_path_factory.mktemp("zero"), text_rollouts, vision_rollouts, ["steps", "metrics", "whole-3", "adapters-2"]
     )
 
 
 @pytest.fixture(scope="module")
 def more(tmp_path_factory, text_rollouts, vision_rollouts):
-    names = ["pictures", "layouts", "whole-1", "whole-2", "offloaded-2", "offloaded-3", "adapters-3"]
-    return together(tmp_path_factory.mktemp("more"), text_rollouts, vision_rollouts, names)
+    names = ["images", "layouts", "whole-1", "whole-2", "offloaded-2", "offloaded-3", "adapters-3"]
+    return two_ranks(tmp_path_factory.mktemp("more"), text_rollouts, vision_rollouts, names)
 
 
 # -- what is computed -------------------------------------------------------------------------------------------------
@@ -76,8 +76,8 @@ def test_metrics_are_those_of_ddp(two, stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", RANKS)
-def test_pictures_in_one_rank_only(more, rank):
-    found = load(more / f"pictures-{rank}.pt")
+def test_images_in_one_rank_only(more, rank):
+    found = load(more / f"images-{rank}.pt")
     assert all(relative(found[stage], found["ddp"]) < ROUNDING for stage in ("1", "2"))
 
 
@@ -122,7 +122,7 @@ def test_going_on_from_other_checkpoints(more, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["deepspeed_stage_2", "deepspeed_stage_3"])
 def test_killed_recipe(tmp_path, text_rollouts, vision_rollouts, strategy, capsys):
-    together(tmp_path, text_rollouts, vision_rollouts, [strategy])
+    two_ranks(tmp_path, text_rollouts, vision_rollouts, [strategy])
     same_after_a_kill(tmp_path / strategy)
     stopped = RunFolder(tmp_path / strategy / "killed")
     stopped.results.unlink()
@@ -135,17 +135,17 @@ def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copy = tmp_path / "step-000000004.ckpt"
     shutil.copytree(two / "whole-3" / copy.name, copy)
-    share = copy / "checkpoint" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
-    state = torch.load(share, weights_only=False)
-    with share.open("wb") as file:
+    shard = copy / "checkpoint" / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    state = torch.load(shard, weights_only=False)
+    with shard.open("wb") as file:
         torch.save({**state, "more": Harm()}, file, pickle_module=pickle)
     with pytest.raises(CheckpointError, match=r"cannot be read safely: it holds posix\.system"):
         full_weights(copy)
-    share.write_bytes(b"abc")
+    shard.write_bytes(b"abc")
     with pytest.raises(CheckpointError, match="cannot be read safely: it is damaged"):
         full_weights(copy)
     assert not (tmp_path / "harmed").exists()
-    share.unlink()
+    shard.unlink()
     with pytest.raises(CheckpointError, match="is not whole: it holds what 1 of its ranks wrote"):
         full_weights(copy)
 
@@ -159,7 +159,7 @@ def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):
 )
 def test_stages(name, stage):
     assert stage_of(name) == stage
-    assert refused(TextLenVM("tiny-text").settings, name, "32-true", vision=stage < 3) == []
+    assert unsupported_settings(TextLenVM("tiny-text").settings, name, "32-true", reads_images=stage < 3) == []
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_stages(name, stage):
     ],
 )
 def test_what_a_strategy_cannot_train(name, changed, precision, vision, words):
-    (sentence,) = refused(make_module(TextLenVM, "tiny-text", **changed).settings, name, precision, vision)
+    (sentence,) = unsupported_settings(make_module(TextLenVM, "tiny-text", **changed).settings, name, precision, vision)
     assert words in sentence
 
 
@@ -190,7 +190,7 @@ def test_names_are_told_by_what_is_made_of_them(name):
 
 def test_plans_refuse_what_training_refuses(capsys):
     assert main(["plan", "vlm_qlora", "--fit.trainer.devices", "2", "--fit.trainer.strategy", "fsdp"]) == 2
-    assert "quantised weights cannot be shared out over ranks" in capsys.readouterr().err
+    assert "quantised weights cannot be sharded over ranks" in capsys.readouterr().err
 
 
 def test_a_trainer_is_built_for_each_name(tmp_path):

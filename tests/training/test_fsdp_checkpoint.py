@@ -1,4 +1,4 @@
-"""Folders of shares are read without running anything that they hold."""
+"""Folders of shards are read without running anything that they hold."""
 
 import pickle
 
@@ -9,7 +9,7 @@ from harm import Harm
 
 from lenvm_lightning.errors import CheckpointError
 from lenvm_lightning.training.fsdp import full_weights
-from lenvm_lightning.training.fsdp_checkpoint import INDEX, load_shares, read_index
+from lenvm_lightning.training.fsdp_checkpoint import INDEX, load_shards, read_index
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_what_is_there_is_read(folder):
     state = {"state_dict": {"w": torch.zeros(6)}, "lr": 0.0}
-    load_shares(state, folder, no_dist=True)
+    load_shards(state, folder, no_dist=True)
     assert state["state_dict"]["w"].tolist() == [0, 1, 2, 3, 4, 5]
     assert state["lr"] == 0.5
     assert set(read_index(folder).state_dict_metadata) == {"state_dict.w", "lr", "harm"}
@@ -30,7 +30,7 @@ def test_what_is_there_is_read(folder):
 
 def test_an_object_is_not_made(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"f cannot be read: rank 0: .*posix\.system"):
-        load_shares({"harm": None}, folder, no_dist=True)
+        load_shards({"harm": None}, folder, no_dist=True)
     assert not (tmp_path / "harmed").exists()
 
 
@@ -45,7 +45,7 @@ def test_an_index_of_one_rank_is_not_read(folder, tmp_path):
     (folder / INDEX).unlink()
     (folder / f"__0{INDEX}").write_bytes(pickle.dumps(Harm()))
     with pytest.raises(CheckpointError, match=r"f cannot be read: .*No such file"):
-        load_shares({"lr": 0.0}, folder, no_dist=True)
+        load_shards({"lr": 0.0}, folder, no_dist=True)
     assert not (tmp_path / "harmed").exists()
 
 
@@ -58,4 +58,4 @@ def test_damaged_indices(folder, content, words):
 
 def test_what_is_not_there(folder):
     with pytest.raises(CheckpointError, match=r"f cannot be read: rank 0: .*more"):
-        load_shares({"more": torch.zeros(1)}, folder, no_dist=True)
+        load_shards({"more": torch.zeros(1)}, folder, no_dist=True)

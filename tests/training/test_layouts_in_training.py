@@ -59,7 +59,7 @@ def train(files, kind, layout, folder, *, steps=STEPS, resume=None, save=False, 
     L.seed_everything(0, verbose=False)
     module, rollouts = (TextLenVM, TextRollouts) if kind == "text" else (VisionLenVM, VisionRollouts)
     model = make_module(module, "tiny-text" if kind == "text" else "tiny-vl", lr=1e-3, warmup_steps=0, **settings)
-    together = 1 if layout == "packed" else 4
+    completions_per_batch = 1 if layout == "packed" else 4
     callbacks = [record := Record(), Throughput()]
     if save:
         callbacks.append(ResumableCheckpoint(str(folder), every_n_steps=STEPS // 2))
@@ -67,7 +67,9 @@ def train(files, kind, layout, folder, *, steps=STEPS, resume=None, save=False, 
         **QUIET, max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=callbacks, num_sanity_val_steps=0,
         val_check_interval=steps, check_val_every_n_epoch=None, default_root_dir=folder, log_every_n_steps=1,
     )  # fmt: skip
-    data = rollouts(files[kind], layout=layout, together=together, batch_tokens=1024, val_share=0.2)
+    data = rollouts(
+        files[kind], layout=layout, completions_per_batch=completions_per_batch, batch_tokens=1024, val_share=0.2
+    )
     trainer.fit(model, data, ckpt_path=resume)
     return record, {name: value.clone() for name, value in model.state_dict().items()}, trainer
 
@@ -86,7 +88,10 @@ def test_sharing_gives_the_curve_of_padded_rows(files, tmp_path, kind, settings)
 
 @pytest.mark.parametrize(("kind", "layout"), [("text", "packed"), ("vision", "shared")])
 def test_a_resumed_run_ends_with_the_same_weights(files, tmp_path, kind, layout):
-    options = {"head_dropout": 0.2, "save": True}  # dropout draws random numbers, which the trial must not disturb
+    options = {
+        "head_dropout": 0.2,
+        "save": True,
+    }  # dropout draws random numbers, which the check of the layout must not disturb
     record, whole, _ = train(files, kind, layout, tmp_path / "whole", **options)
     half = tmp_path / "whole" / f"step-{STEPS // 2:09d}.ckpt"
     rest, ours, trainer = train(files, kind, layout, tmp_path / "rest", resume=half, **options)

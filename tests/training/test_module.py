@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rollout_rows import row_facts
 
-from datamodules.report import collect_facts, describe_facts
+from datamodules.report import BatchFacts, collect_facts, describe_facts
 from lenvm_lightning import BackboneConfig, LossConfig, TextLenVM, VisionLenVM
 
 SMALL = BackboneConfig("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1})
@@ -39,13 +40,14 @@ def test_module_anchors_by_default():
 
 
 def test_the_data_tell_the_module_the_tail():
-    facts = collect_facts([3, 6, 8, 10, 10], [False, False, False, True, True], list("aabbc"), [""] * 5, [""] * 5)
+    facts = collect_facts(row_facts([3, 6, 8, 10, 10], censored=lambda length: length == 10))
     module = TextLenVM(SMALL)
     data = SimpleNamespace(facts=facts, val_prompts=1)
     module._trainer = SimpleNamespace(datamodule=data, strategy="auto", precision="32-true")
     module.configure_model()
     assert module.tail_after_cut == facts.tail_after_cut == 7.0
-    assert "cut at their limit 40.0%, 7 more tokens expected there" in describe_facts(facts, 1, 1, 0.0, 1)
+    described = describe_facts(facts, BatchFacts(count=1), held_out=1, held_out_prompts=1)
+    assert "truncated at their limit 40.0%, 7 more tokens expected there" in described
 
 
 def test_lambda_returns_are_the_target_below_one():

@@ -15,8 +15,8 @@ from lenvm_lightning.errors import CheckpointError, DataError, RecipeError
 from lenvm_lightning.models.value_model import LenVMConfig
 from lenvm_lightning.pipeline.fit_stage import parse_fit
 from lenvm_lightning.pipeline.run_folder import RunFolder
-from lenvm_lightning.training.batch_layouts import sharing_ways
 from lenvm_lightning.training.fsdp import FullySharded, full_weights, is_sharded, keep_in_step, shard
+from lenvm_lightning.training.layout_plan import sharing_ways
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
 
 
@@ -29,7 +29,7 @@ def alone(text_rollouts):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, text_rollouts, vision_rollouts, alone):
     """The folder of everything that two ranks found."""
-    names = ["gradients", "precisions", "metrics", "pictures", "checkpoints", "fsdp"]
+    names = ["gradients", "precisions", "metrics", "images", "checkpoints", "fsdp"]
     return drive("two_ranks.py", tmp_path_factory.mktemp("two"), text_rollouts, vision_rollouts, names)
 
 
@@ -78,20 +78,20 @@ def test_metrics(two, text_rollouts, way):
 
 
 @pytest.mark.parametrize("freeze", [True, False])
-def test_only_one_rank_has_pictures(two, vision_rollouts, freeze):
+def test_only_one_rank_has_images(two, vision_rollouts, freeze):
     from two_ranks import mixed_gradient
 
     expected = mixed_gradient(str(vision_rollouts), freeze, accumulate_grad_batches=2)
     assert float(expected.norm()) > 0
     for rank in RANKS:
-        found = load(two / f"pictures-{rank}.pt")
+        found = load(two / f"images-{rank}.pt")
         for way in ("fsdp", "ddp"):
             assert relative(found[f"{way} {freeze}"], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["adapters", "shares", "whole", "halved"])
+@pytest.mark.parametrize("kind", ["adapters", "shards", "whole", "halved"])
 def test_going_on_from_a_checkpoint(two, kind):
-    """A folder of shares, or one file: weights are those of the run that was not interrupted, dropout included."""
+    """A folder of shards, or one file: weights are those of the run that was not interrupted, dropout included."""
     through, resumed = (load(two / f"{kind}-{name}.pt") for name in ("through", "resumed"))
     assert all(torch.equal(resumed[key], through[key]) for key in through)
     stored = full_weights(two / kind / "step-000000004.ckpt")
@@ -103,7 +103,7 @@ def test_going_on_from_a_checkpoint(two, kind):
     assert (two / kind / "step-000000004.ckpt").is_dir() == (kind != "whole")
 
 
-@pytest.mark.parametrize("kind", ["adapters", "shares", "whole"])
+@pytest.mark.parametrize("kind", ["adapters", "shards", "whole"])
 def test_models_of_ranks(two, kind):
     """The model directory, and the newest checkpoint, give what the ranks computed together."""
     ids = torch.arange(40, 60)[None]
@@ -178,7 +178,7 @@ def test_tensor_parallelism_is_refused():
 def test_quantised_weights_are_refused():
     model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), pretrained=False)
     model.backbone.norm.weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(RecipeError, match="quantised weights cannot be shared out"):
+    with pytest.raises(RecipeError, match="quantised weights cannot be sharded"):
         shard(model, mesh(1), "32-true")
 
 
@@ -222,5 +222,7 @@ def test_lightnings_own_fsdp_is_refused(monkeypatch):
     model = TextLenVM("tiny-text")
     model.trainer = L.Trainer(accelerator="cpu", **QUIET)
     monkeypatch.setattr(model.trainer._accelerator_connector, "strategy", FSDPStrategy())
-    with pytest.raises(RecipeError, match=r"strategy: fsdp in a recipe, or lenvm_lightning\.sharding\.FullySharded"):
+    with pytest.raises(
+        RecipeError, match=r"strategy: fsdp in a recipe, or lenvm_lightning\.training\.fsdp\.FullySharded"
+    ):
         model.configure_model()

@@ -32,7 +32,7 @@ def _start(runs: Path, model: dict[str, str]) -> Fork:
         "data.val_completions": "20",
         "data.train_prompts": "400",
         "data.train_completions": "3",
-        "data.together": "2",
+        "data.completions_per_batch": "2",
         "trainer.max_epochs": "3",
         "trainer.accumulate_grad_batches": "2",
         "trainer.limit_train_batches": "15",  # an odd number: the window at the end of each epoch is a short one

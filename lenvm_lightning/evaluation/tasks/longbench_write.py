@@ -73,7 +73,7 @@ def count_words(text: str) -> int:
     return len(_CHINESE.findall(text)) + len(_LATIN.findall(text))
 
 
-def length_score(words: int, required: int) -> float:
+def words_score(words: int, required: int) -> float:
     """Return S_l in [0, 100].
 
     Args:
@@ -182,7 +182,7 @@ class LongbenchWriteTask(Task):
         found = {
             "required": required,
             "words": words,
-            "score": length_score(words, required),
+            "score": words_score(words, required),
             "lang": meta["lang"],
             "type": meta["type"],
         }

@@ -7,7 +7,7 @@ import lightning as L
 import torch
 
 from ...batch import LengthBatch
-from ..batch_layouts import plan_batch
+from ..layout_plan import plan_batch
 
 
 class Throughput(L.Callback):

@@ -4,9 +4,9 @@ import pytest
 
 from lenvm_lightning.errors import EvaluationError
 from lenvm_lightning.evaluation import tasks
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Measure
 from lenvm_lightning.evaluation.samples import Sample
-from lenvm_lightning.evaluation.settings import read_settings
 from lenvm_lightning.evaluation.systems import budget_systems
 from lenvm_lightning.evaluation.task import Measured
 from lenvm_lightning.rollouts.generators.interface import GeneratedText

@@ -7,9 +7,9 @@ import pytest
 from places import SHARED
 
 from lenvm_lightning.errors import DataError
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Measure
 from lenvm_lightning.evaluation.samples import Sample
-from lenvm_lightning.evaluation.settings import read_settings
 from lenvm_lightning.evaluation.systems import constraint_systems
 from lenvm_lightning.evaluation.task import Measured
 from lenvm_lightning.evaluation.tasks.lifebench import (

@@ -10,11 +10,11 @@ from lenvm_lightning.cli.evaluate import main
 from lenvm_lightning.errors import DataError, EvaluationError
 from lenvm_lightning.evaluation import tasks
 from lenvm_lightning.evaluation.prepare import prepare
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Measure, Results
 from lenvm_lightning.evaluation.samples import Sample
-from lenvm_lightning.evaluation.settings import read_settings
 from lenvm_lightning.evaluation.task import Measured
-from lenvm_lightning.evaluation.tasks.longbench_write import count_words, language_of, length_score, load_items
+from lenvm_lightning.evaluation.tasks.longbench_write import count_words, language_of, load_items, words_score
 from lenvm_lightning.guidance import EqualTo
 from lenvm_lightning.rollouts.generators.interface import GeneratedText
 
@@ -44,9 +44,9 @@ def file(tmp_path):
     (100, 400, 0), (1, 400, 0), (0, 400, 0),  # a third is 0 already
 ])  # fmt: skip
 def test_score_by_hand(words, required, score):
-    assert length_score(words, required) == pytest.approx(score)
+    assert words_score(words, required) == pytest.approx(score)
     with pytest.raises(ValueError, match="at least 1 word"):
-        length_score(5, 0)
+        words_score(5, 0)
 
 
 @pytest.mark.parametrize(("text", "words"), [
@@ -113,7 +113,7 @@ def test_the_protocol_of_the_benchmark(file):
 
 
 def written(system, lang, required, words, tokens, prompt="p", number=0, **more):
-    found = {"required": required, "words": words, "score": length_score(words, required), "lang": lang, "type": "t"}
+    found = {"required": required, "words": words, "score": words_score(words, required), "lang": lang, "type": "t"}
     ids = [5] * tokens
     return Sample(system, prompt, number, tokens, "stop", -0.5 * tokens, {**found, **more}, "", ids)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 import pytest
 
 from lenvm_lightning.evaluation import answers, lifebench, tasks
-from lenvm_lightning.evaluation.settings import COMMON, mistakes, read_settings
+from lenvm_lightning.evaluation.read_settings import mistakes, read_settings
+from lenvm_lightning.evaluation.settings import COMMON
 from lenvm_lightning.evaluation.task import DataSource, Task
 from lenvm_lightning.utils.settings import COUNT, NUMBER, setting
 

@@ -114,7 +114,7 @@ def test_order_and_interruption_do_not_matter(text, expected):
 
 
 @pytest.mark.parametrize("rows", [1, 4, 64])
-def test_slots_do_not_matter(text, tiny_text, expected, rows):
+def test_the_number_of_rows_does_not_matter(text, tiny_text, expected, rows):
     few = requests(text_prompts(10), 3) if rows == 64 else requests(text_prompts(10)[:rows], 2)
     other = LocalGenerator(text.model, tiny_text, "text", rows=rows)
     found = tokens(results(other, few, SamplingParams(max_tokens=120, seed=7)))

@@ -8,8 +8,8 @@ import torch
 
 from lenvm_lightning import LengthValueModel, LenVMConfig
 from lenvm_lightning.batch import Layout
-from lenvm_lightning.training.batch_layouts import plan_batch
 from lenvm_lightning.training.callbacks import ResumableCheckpoint, SmallModelThreads, Throughput
+from lenvm_lightning.training.layout_plan import plan_batch
 
 
 @pytest.fixture

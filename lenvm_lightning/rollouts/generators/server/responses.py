@@ -71,7 +71,8 @@ class ResponseReader:
         """Whether a stop text ended it, and no end token; servers that take the text out and say nothing hide it."""
         extra = choice.model_extra or {}
         named = extra.get("stop_reason", extra.get("matched_stop"))  # vLLM's name, SGLang's; ids are end tokens
-        return isinstance(named, str) or any(text.endswith(stop) for stop in self._stop)
+        # The token that completes a stop text may go on behind it, so the text need not end there.
+        return isinstance(named, str) or any(stop in text for stop in self._stop)
 
     def _make_ids(self, text: str, ended: bool, counted: int | None) -> list[int]:
         if self._encoding is None:

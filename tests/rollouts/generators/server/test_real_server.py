@@ -19,6 +19,7 @@ from lenvm_lightning.cli.evaluate import main as lenvm_eval
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.errors import GeneratorError
 from lenvm_lightning.evaluation.results import Results
+from lenvm_lightning.models.backbone import load_processor
 from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.server import ServerGenerator
 from lenvm_lightning.rollouts.prompts import load_prompts
@@ -119,6 +120,20 @@ def test_it_is_told_what_it_needs_to_know(served, model):
     requests = [PromptRequest(prompt, (0,)) for prompt in load_prompts("tiny-math", limit=20)]
     with pytest.raises(GeneratorError, match=r"refuses every request.*Server is pinned to .*requested 'another'"):
         list(wrong.sample(requests, SamplingParams(max_tokens=4)))
+
+
+def test_stop_texts_end_completions(served, model):
+    generator = ServerGenerator(served.url, model, retries=0)
+    requests = [PromptRequest(prompt, (0,)) for prompt in load_prompts("tiny-math", limit=12)]
+    answers = list(generator.sample(requests, SamplingParams(max_tokens=60, seed=1, stop=("the ",))))
+    eos = load_processor(model).eos_token_id
+    stopped = [answer.result for answer in answers if "the " in answer.result.text]
+    assert 0 < len(stopped) < 12
+    for answer in answers:
+        result = answer.result
+        assert result.text.count("the ") == (result in stopped)
+        ended_by_token = result.finish_reason == "stop" and result not in stopped
+        assert (result.token_ids[-1] == eos) == ended_by_token
 
 
 def test_a_dead_server_ends_the_run_and_the_next_one_goes_on(served, model, tmp_path):

@@ -127,7 +127,8 @@ def test_stop_texts_are_sent_to_every_kind_of_server(server, kind):
 @pytest.mark.parametrize(
     ("text", "extra", "ended_by_token"),
     [
-        ("Four. END", {}, False),  # left in its place: by transformers serve
+        ("Four. END", {}, False),  # left in its place
+        ("Four. ENDING", {}, False),  # with the rest of its token, as by transformers serve
         ("Four. ", {"stop_reason": "END"}, False),  # vLLM
         ("Four. ", {"matched_stop": "END"}, False),  # SGLang
         ("Four. ", {"stop_reason": None}, True),

@@ -1,4 +1,4 @@
-"""``lenvm export``: a model directory out of a run, a checkpoint or an adapter."""
+"""`lenvm export`: a model directory out of a run, a checkpoint or an adapter."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ _PROBE = 64  # tokens on which source and target are compared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``lenvm export``."""
+    """Arguments of `lenvm export`."""
     parser.add_argument("source", metavar="SOURCE", help="a run, one of its checkpoints, a model directory or a hub id")
     parser.add_argument("target", type=Path, metavar="TARGET", help="directory to write; must not be there yet")
     parser.add_argument("--adapter", action="store_true", help="keep adapter and head by themselves, do not merge")
@@ -117,7 +117,7 @@ def _probe(model: "LengthValueModel") -> "torch.Tensor":
 
     vocabulary: int = model.backbone.config.get_text_config().vocab_size
     ids = torch.arange(_PROBE, device=model.backbone.device)[None] * 7919 % vocabulary
-    ids[ids == getattr(model.backbone.config, "image_token_id", -1)] = 0  # there is no picture
+    ids[ids == getattr(model.backbone.config, "image_token_id", -1)] = 0  # there is no image
     with torch.inference_mode():
         return model.value(model(ids))
 

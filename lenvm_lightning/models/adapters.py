@@ -1,10 +1,10 @@
-"""LoRA and QLoRA: a frozen language model with adapters (PEFT), in four bits if wished (bitsandbytes).
+"""LoRA and QLoRA: a frozen language model with adapters (PEFT), in four bits where asked for (bitsandbytes).
 
 Adapters sit on the linear layers of the language model alone. Vision tower, projector and value head never carry one
 and are never quantised; the head is trained whole, in float32, outside PEFT, which would lose it on export.
 
-A directory with an adapter is PEFT's own layout (``adapter_config.json``, ``adapter_model.safetensors``, keys as of
-``AutoModel``) plus the head and the config of every length value model directory.
+A directory with an adapter is PEFT's own layout (`adapter_config.json`, `adapter_model.safetensors`, keys as of
+`AutoModel`) plus the head and the config of every length value model directory.
 """
 
 import copy
@@ -33,13 +33,13 @@ _IN_FILES = "base_model.model."  # what PEFT puts before every key
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters: ``W x + alpha / rank · B A x`` with only A and B trained.
+    """Low-rank adapters: `W x + alpha / rank · B A x` with only A and B trained.
 
     Attributes:
         rank: rows of A.
         alpha: strength; what is added is scaled by alpha / rank.
         dropout: on the input of A, while training.
-        targets: ``all-linear``, or the last names of the layers that get one, such as ``[q_proj, v_proj]``.
+        targets: `all-linear`, or the last names of the layers that get one, such as `[q_proj, v_proj]`.
     """
 
     rank: int = 16
@@ -229,7 +229,7 @@ def digest_of_frozen(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def merge(backbone: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A plain backbone whose weights are ``W + alpha / rank · B A``, for saving.
+    """A plain backbone whose weights are `W + alpha / rank · B A`, for saving.
 
     Sums are computed in float32. Weights in four bits are unpacked first, to the very numbers that were computed with
     in training: the merged model is of the quantised base, not of the one it was made from.

@@ -58,7 +58,7 @@ def token_types(config: PreTrainedConfig, input_ids: Tensor) -> Tensor:
 
 
 def cache_argument(module: torch.nn.Module) -> str:
-    """What a model calls its cache: ``cache`` since transformers 5.24, ``past_key_values`` before."""
+    """What a model calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
     return "cache" if takes_argument(module, "cache") else "past_key_values"
 
 
@@ -135,16 +135,16 @@ def load_backbone(
 
     Args:
         source: hub id, directory or embedded name.
-        pretrained: load the weights; False gives random ones of the same shape. Within ``torch.device("meta")``
+        pretrained: load the weights; False gives random ones of the same shape. Within `torch.device("meta")`
             nothing is read but the shapes.
         overrides: entries of the config to change, nested where the config is.
         keep_layers: load only so many layers of the language model, the first ones, with the norm after the last;
             None loads all. A vision tower stays whole.
-        dtype: of the weights, or ``auto`` for the checkpoint's own.
-        attn_implementation: ``sdpa``, ``flash_attention_2``, …; transformers' choice where None.
+        dtype: of the weights, or `auto` for the checkpoint's own.
+        attn_implementation: `sdpa`, `flash_attention_2`, …; transformers' choice where None.
         trust_remote_code: run modelling code that comes with the checkpoint.
-        quantise: ``nf4`` keeps the linear layers of the language model in four bits, scales quantised once more, and
-            computes in ``dtype``; vision tower, projector and embeddings stay as they are.
+        quantise: `nf4` keeps the linear layers of the language model in four bits, scales quantised once more, and
+            computes in `dtype`; vision tower, projector and embeddings stay as they are.
 
     Returns:
         The model, in eval mode.
@@ -262,7 +262,7 @@ def _in_four_bits(
 
 
 def _fill_missing(model: PreTrainedModel, missing: set[str], source: Source) -> None:
-    """Takes the input embedding from a tied ``lm_head.weight``; any other missing weight is an error."""
+    """Takes the input embedding from a tied `lm_head.weight`; any other missing weight is an error."""
     embedding = model.get_input_embeddings()
     name = next(n for n, module in model.named_modules() if module is embedding) + ".weight"
     if name in missing and getattr(model.config, "tie_word_embeddings", False):
@@ -287,7 +287,7 @@ def save_backbone(folder: Path, backbone: PreTrainedModel) -> None:
 
 
 def _as_published(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The backbone inside the class it is published as, whose key names and ``architectures`` other tools expect.
+    """The backbone inside the class it is published as, whose key names and `architectures` other tools expect.
 
     A backbone that transformers has no such class for is returned as it is.
     """

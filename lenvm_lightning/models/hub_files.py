@@ -60,7 +60,7 @@ def some(texts: list[str]) -> str:
 
 
 def read_tensors(source: Source, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a model's shards whose key ``wanted`` accepts, without reading the others."""
+    """Tensors of a model's shards whose key `wanted` accepts, without reading the others."""
     index = find_file(source, "model.safetensors.index.json")
     if index is None:
         names = ["model.safetensors"]
@@ -75,7 +75,7 @@ def read_tensors(source: Source, wanted: Callable[[str], bool]) -> Iterator[tupl
 
 
 def tensors_of_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a safetensors file whose key ``wanted`` accepts.
+    """Tensors of a safetensors file whose key `wanted` accepts.
 
     Raises:
         CheckpointError: the file is damaged.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ValueHead(nn.Module):
-    """``W2 · SiLU(W1 · h + b1) + b2``, one logit a position, always computed in float32 or better.
+    """`W2 · SiLU(W1 · h + b1) + b2`, one logit a position, always computed in float32 or better.
 
     Args:
         hidden_size: width H of the backbone's last hidden state.
@@ -21,7 +21,7 @@ class ValueHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def reset(self, bias: float) -> None:
-        """Start over: predictions close to the constant whose logit is ``bias``."""
+        """Start over: predictions close to the constant whose logit is `bias`."""
         self.fc.reset_parameters()
         nn.init.normal_(self.summary.weight, std=0.1 * self.fc.in_features**-0.5)
         nn.init.constant_(self.summary.bias, bias)
@@ -39,5 +39,5 @@ class ValueHead(nn.Module):
 
 
 def keep_float32(before: Tensor, after: Tensor) -> Tensor:
-    """``after``, but with the digits of ``before`` where it was cast to half precision."""
+    """`after`, but with the digits of `before` where it was cast to half precision."""
     return before.to(after.device, torch.float32) if after.dtype in (torch.bfloat16, torch.float16) else after

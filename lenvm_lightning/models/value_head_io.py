@@ -24,7 +24,7 @@ _HEAD_PREFIX = "v_head."
 
 
 def _head_key(key: str) -> str | None:
-    """Name inside the head of a checkpoint key: with prefix ``…v_head.``, or bare."""
+    """Name inside the head of a checkpoint key: with prefix `…v_head.`, or bare."""
     for name in HEAD_KEYS:
         if key == name or key.endswith(_HEAD_PREFIX + name):
             return name
@@ -74,7 +74,7 @@ def check_head(head: dict[str, Tensor], expected: dict[str, Tensor], source: Sou
 
 
 def read_lenvm_config(source: Source) -> dict[str, Any]:
-    """Content of ``lenvm_config.json``; empty for published directories, which have none."""
+    """Content of `lenvm_config.json`; empty for published directories, which have none."""
     path = find_file(source, CONFIG_FILE)
     return read_json(path) if path else {}
 

@@ -47,17 +47,17 @@ from .value_head_io import CONFIG_FILE, check_head, read_head, read_lenvm_config
 
 @dataclasses.dataclass
 class LenVMConfig:
-    """What a value model must remember beside its weights; stored as ``lenvm_config.json``.
+    """What a value model must remember beside its weights; stored as `lenvm_config.json`.
 
     Attributes:
         gamma: the discount it was trained with.
         target: what its head regresses on, see `LengthTarget`.
-        length_scale: tokens at which the ``normalised`` target reaches 1.
+        length_scale: tokens at which the `normalised` target reaches 1.
         backbone: name or path of the model that training started from.
         rollouts: what is known of the training rollouts: generator, sampling settings, lengths.
         dropout: dropout before each linear layer of the head, while training.
-        base: how the weights under an adapter are loaded: ``dtype``, ``quantise``, ``keep_layers``, and their
-            ``digest``; empty for a model that holds its own.
+        base: how the weights under an adapter are loaded: `dtype`, `quantise`, `keep_layers`, and their
+            `digest`; empty for a model that holds its own.
 
     Raises:
         ValueError: a gamma, target or length scale that means nothing.
@@ -86,7 +86,7 @@ class LengthValueModel(nn.Module):
     """Predicts at every position how many tokens are still to come.
 
     Args:
-        backbone: headless transformers model (``AutoModel``), text or vision-language.
+        backbone: headless transformers model (`AutoModel`), text or vision-language.
         config: gamma, target and provenance.
 
     Example:
@@ -124,7 +124,7 @@ class LengthValueModel(nn.Module):
         """A value model with a fresh head.
 
         Args:
-            source: hub id, directory, or the name of an embedded model (``tiny-text``, ``tiny-vl``).
+            source: hub id, directory, or the name of an embedded model (`tiny-text`, `tiny-vl`).
             config: gamma, target, provenance.
             pretrained: load the backbone's weights; False starts from its shape with random ones.
             overrides: entries of the backbone's config to change, nested for vision-language models;
@@ -205,7 +205,7 @@ class LengthValueModel(nn.Module):
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], processor: Any = None) -> None:
-        """Write the published layout: a Hugging Face directory, ``value_head.safetensors``, ``lenvm_config.json``.
+        """Write the published layout: a Hugging Face directory, `value_head.safetensors`, `lenvm_config.json`.
 
         A model with adapters writes these instead of whole weights, in PEFT's layout; see `save_merged`.
 
@@ -297,7 +297,7 @@ class LengthValueModel(nn.Module):
         Args:
             input_ids: token ids. Shape (B, T).
             attention_mask: 1 = real token, 0 = padding. Shape (B, T).
-            inputs: what else the backbone takes: ``pixel_values``, ``image_grid_thw``, ``position_ids``,
+            inputs: what else the backbone takes: `pixel_values`, `image_grid_thw`, `position_ids`,
                 the cache (the mask then covers what is in there too), …
 
         Returns:
@@ -305,24 +305,24 @@ class LengthValueModel(nn.Module):
         """
         cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers renames it
         inputs.setdefault("use_cache", cache is not None)
-        pictures = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
+        has_images = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
         if inputs.get("position_ids") is None:
-            if self._takes_token_types and pictures:
+            if self._takes_token_types and has_images:
                 # Such backbones (Qwen-VL) count positions themselves; without types as plain text, silently.
                 inputs.setdefault("mm_token_type_ids", token_types(self.backbone.config, input_ids))
             elif self.takes_positions and (attention_mask is None or attention_mask.ndim == 2):
                 inputs["position_ids"] = self._positions(input_ids, attention_mask, cache)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
-        if pictures and cache is not None:
+        if has_images and cache is not None:
             cache.lenvm_offset = getattr(self.backbone, "rope_deltas", None)
         return self.v_head(hidden)
 
     def _positions(self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor | None:
-        """Positions where transformers counts others: padding on the left, and text after pictures in a cache.
+        """Positions where transformers counts others: padding on the left, and text after images in a cache.
 
         Shape (B, T); None where it counts right.
         """
-        offset = getattr(cache, "lenvm_offset", None)  # (b, 1): a picture takes fewer positions than tokens
+        offset = getattr(cache, "lenvm_offset", None)  # (b, 1): an image takes fewer positions than tokens
         if attention_mask is None:
             if cache is None or not self._takes_token_types:
                 return None
@@ -333,11 +333,11 @@ class LengthValueModel(nn.Module):
         return positions + offset.repeat_interleave(len(positions) // len(offset), dim=0).to(positions.device)
 
     def value(self, logits: Tensor) -> Tensor:
-        """Discounted value of each state, in [-1, 0]. Same shape as ``logits``."""
+        """Discounted value of each state, in [-1, 0]. Same shape as `logits`."""
         return self.config.rule.value(logits)
 
     def remaining(self, logits: Tensor) -> Tensor:
-        """Predicted tokens still to come, EOS included. Same shape as ``logits``."""
+        """Predicted tokens still to come, EOS included. Same shape as `logits`."""
         return self.config.rule.remaining(logits)
 
     @property
@@ -365,7 +365,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _load_adapted(source: Source, base: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
-    """An adapter on its base, which is loaded as it was in training unless ``options`` say otherwise."""
+    """An adapter on its base, which is loaded as it was in training unless `options` say otherwise."""
     stored = {key: base.get(key) for key in ("quantise", "keep_layers")}
     backbone = adapters.load_adapted(source, **{"dtype": base.get("dtype", "auto"), **stored, **options})
     same = _name(backbone.dtype) == base.get("dtype") and not set(options) & {"quantise", "keep_layers"}

@@ -18,7 +18,7 @@ class PromptMaker(Protocol):
     """Makes the first `count` prompts of a set."""
 
     def __call__(self, name: str, split: str | None, count: int, seed: int) -> "Sequence[Prompt]":
-        """The prompts of `split` (``train``, ``test``, or None for both); another seed gives others."""
+        """The prompts of `split` (`train`, `test`, or None for both); another seed gives others."""
 
 
 class RolloutMaker(Protocol):

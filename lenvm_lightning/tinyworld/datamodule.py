@@ -20,7 +20,7 @@ class TinyCorpus(L.LightningDataModule):
     """Documents of the tiny world, drawn and tokenised at the start (about 3,000 a second) and seen once.
 
     Args:
-        kind: ``text`` or ``vision``.
+        kind: `text` or `vision`.
         documents: how many to learn from.
         val_documents: how many to validate on; new ones, of the same kind.
         max_length: tokens of a row; what is longer is cut.
@@ -141,7 +141,7 @@ def _image_text(document: corpus.Document) -> str:
 
 
 class _Collator:
-    """Pads rows on the right; ``completion`` is True on the tokens of the completion."""
+    """Pads rows on the right; `completion` is True on the tokens of the completion."""
 
     def __init__(self, pad_token_id: int, image_processor: Any) -> None:
         self._pad, self._image_processor = pad_token_id, image_processor

@@ -18,7 +18,7 @@ class TinyLanguageModel(L.LightningModule):
     """A tiny generator, trained from random weights: Muon on the matrices inside, AdamW on embeddings and the rest.
 
     Args:
-        name: ``tiny-text`` or ``tiny-vl``; its folder gives shape and tokenizer.
+        name: `tiny-text` or `tiny-vl`; its folder gives shape and tokenizer.
         lr: peak learning rate; linear warm-up, then a cosine to 0.
         warmup_steps: optimizer steps of warm-up.
         weight_decay: on matrices only.

@@ -21,7 +21,7 @@ class PromptSet(Sequence[Prompt]):
 
     Args:
         name: one of `SETS`.
-        split: ``train``, ``test``, or None for both in the order drawn; the hash of a problem decides, and the tiny
+        split: `train`, `test`, or None for both in the order drawn; the hash of a problem decides, and the tiny
             models never saw a test problem.
         count: how many.
         seed: another one gives other prompts.
@@ -93,7 +93,7 @@ def check(meta: Mapping[str, Any], text: str, tokens: int) -> bool | None:
         tokens: how many it has, EOS included.
 
     Returns:
-        Whether the last ``\boxed{}`` holds the answer, or whether the length constraint was met (EOS not counted;
+        Whether the last `\boxed{}` holds the answer, or whether the length constraint was met (EOS not counted;
         "equal to" within a tenth); None where there is nothing to check.
     """
     if "answer" in meta:

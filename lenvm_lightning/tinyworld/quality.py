@@ -53,7 +53,7 @@ def compare(folder: Path, name: str, prompts: int = 64) -> dict[str, dict[str, Q
         prompts: held-out prompts of each set.
 
     Returns:
-        By prompt set: ``trained`` and ``shipped``.
+        By prompt set: `trained` and `shipped`.
     """
     from ..rollouts.generators.local import LocalGenerator
 

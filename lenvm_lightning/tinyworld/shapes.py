@@ -57,7 +57,7 @@ class ShapesProblem:
     Attributes:
         grid: cells a side.
         things: what the image shows, in reading order.
-        form: ``count`` (of what matches ``target``; all shapes if empty), ``more`` (of two colours), ``sum`` (digits).
+        form: `count` (of what matches `target`; all shapes if empty), `more` (of two colours), `sum` (digits).
         target: the words that the question is about.
         hint: one of the hints about the length of the answer, or an empty string.
     """

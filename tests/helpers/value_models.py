@@ -66,7 +66,7 @@ def pictures() -> list[Image.Image]:
     return images
 
 
-def picture_inputs(family: str, side: str = "right", rows: tuple[int, ...] = (0, 1, 2, 3)) -> dict[str, Tensor]:
+def image_inputs(family: str, side: str = "right", rows: tuple[int, ...] = (0, 1, 2, 3)) -> dict[str, Tensor]:
     """Questions of different lengths about pictures, tokenised the way the family wants it."""
     words = ["How many?", "How many red shapes are there in the picture?", "Why?", "Count them all, please."]
     texts = [QUESTION.format(words[row]) for row in rows]

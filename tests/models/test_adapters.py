@@ -259,7 +259,7 @@ for folder, expected in torch.load(sys.argv[1], weights_only=True).items():
 
 
 def test_round_trips_in_a_fresh_process(text_rollouts, vision_rollouts, tmp_path):
-    """Full, LoRA and QLoRA, text and pictures, as they are and merged: trained here, read elsewhere."""
+    """Full, LoRA and QLoRA, text and images, as they are and merged: trained here, read elsewhere."""
     cases = {}
     for way, settings in WAYS.items():
         for kind, file, data_class, module_class in (

@@ -21,7 +21,7 @@ from transformers import (
     Gemma3nTextConfig,
     LongcatFlashConfig,
 )
-from value_models import build, picture_inputs, text_inputs
+from value_models import build, image_inputs, text_inputs
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import CheckpointError
@@ -36,7 +36,7 @@ HEAD_KEYS = ["fc.bias", "fc.weight", "summary.bias", "summary.weight"]
 
 
 def inputs_of(family: str) -> dict[str, Tensor]:
-    return text_inputs("left") if family in ("tiny-text", "untied") else picture_inputs(family)
+    return text_inputs("left") if family in ("tiny-text", "untied") else image_inputs(family)
 
 
 def trained(family: str) -> LengthValueModel:

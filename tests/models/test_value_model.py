@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import (
     DynamicCache,
 )
-from value_models import IMAGE_TOKEN, VOCABULARY, build, picture_inputs, text_inputs
+from value_models import IMAGE_TOKEN, VOCABULARY, build, image_inputs, text_inputs
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import CheckpointError
@@ -39,7 +39,7 @@ def rows_of(logits: Tensor, mask: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("family", ["tiny-text", "gpt2", *FAMILIES])
 def test_one_logit_a_position(family):
     model = build(family)
-    inputs = picture_inputs(family) if family in FAMILIES else text_inputs("right")
+    inputs = image_inputs(family) if family in FAMILIES else text_inputs("right")
     with torch.no_grad():
         logits = model(**inputs)
     assert logits.shape == inputs["input_ids"].shape
@@ -51,8 +51,8 @@ def test_one_logit_a_position(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_picture_is_seen(family):
-    model, inputs = build(family).double(), in_float64(picture_inputs(family))
+def test_the_image_is_seen(family):
+    model, inputs = build(family).double(), in_float64(image_inputs(family))
     other = inputs | {"pixel_values": inputs["pixel_values"].flip(-1)}
     with torch.no_grad():
         before, after = model(**inputs), model(**other)
@@ -79,12 +79,12 @@ def test_padding_of_text_changes_nothing(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_with_pictures_is_its_rows(family):
+def test_a_batch_with_images_is_its_rows(family):
     model = build(family).double()
     with torch.no_grad():
-        alone = [model(**in_float64(picture_inputs(family, rows=(row,))))[0] for row in range(4)]
+        alone = [model(**in_float64(image_inputs(family, rows=(row,))))[0] for row in range(4)]
         for side in ("left", "right"):
-            inputs = in_float64(picture_inputs(family, side))
+            inputs = in_float64(image_inputs(family, side))
             assert not inputs["attention_mask"].all()
             batched = rows_of(model(**inputs), inputs["attention_mask"])
             for one, together in zip(alone, batched, strict=True):
@@ -94,7 +94,7 @@ def test_a_batch_with_pictures_is_its_rows(family):
 def test_text_rows_of_a_vision_model():
     model = build("qwen2.5-vl").double()
     with torch.no_grad():
-        model(**in_float64(picture_inputs("qwen2.5-vl")))  # leaves its rope deltas behind
+        model(**in_float64(image_inputs("qwen2.5-vl")))  # leaves its rope deltas behind
         left, right = text_inputs("left"), text_inputs("right")
         padded = [rows_of(model(**inputs), inputs["attention_mask"]) for inputs in (left, right)]
         alone = model(right["input_ids"][:1, : int(right["attention_mask"][0].sum())])[0]
@@ -117,8 +117,8 @@ def test_steps_with_a_cache_are_the_whole_forward(family):
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
-def test_steps_after_pictures_are_the_whole_forward(name, masked):
-    model, inputs = build("qwen2.5-vl").double(), in_float64(picture_inputs("qwen2.5-vl", rows=(1,)))
+def test_steps_after_images_are_the_whole_forward(name, masked):
+    model, inputs = build("qwen2.5-vl").double(), in_float64(image_inputs("qwen2.5-vl", rows=(1,)))
     if name == "cache" and not takes_argument(model.backbone, name):
         pytest.skip("transformers does not know the new name yet")
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
@@ -127,9 +127,7 @@ def test_steps_after_pictures_are_the_whole_forward(name, masked):
     with torch.no_grad():
         whole = model(ids, mask, mm_token_type_ids=types, **inputs)
         parts = [model(ids[:, : last - 4], mask[:, : last - 4], **inputs, **{name: cache})]
-        model(
-            **in_float64(picture_inputs("qwen2.5-vl", rows=(0, 2)))
-        )  # the backbone remembers the last pictures it saw
+        model(**in_float64(image_inputs("qwen2.5-vl", rows=(0, 2))))  # the backbone remembers the last pictures it saw
         for a, b in ((last - 4, last - 1), (last - 1, last)):
             parts.append(model(ids[:, a:b], mask[:, :b] if masked else None, **{name: cache}))
     assert cache.get_seq_length() == last
@@ -137,7 +135,7 @@ def test_steps_after_pictures_are_the_whole_forward(name, masked):
 
 
 def test_token_types_are_the_processors():
-    model, inputs = build("qwen2.5-vl").double(), in_float64(picture_inputs("qwen2.5-vl"))
+    model, inputs = build("qwen2.5-vl").double(), in_float64(image_inputs("qwen2.5-vl"))
     types = inputs.pop("mm_token_type_ids")
     assert types.sum() > 0
     assert torch.equal(token_types(model.backbone.config, inputs["input_ids"]), types)
@@ -151,7 +149,7 @@ def test_token_types_are_the_processors():
 @pytest.mark.parametrize("family", ["tiny-text", *FAMILIES])
 def test_no_vocabulary_logits(family):
     model = build(family)
-    inputs = picture_inputs(family) if family in FAMILIES else text_inputs("right")
+    inputs = image_inputs(family) if family in FAMILIES else text_inputs("right")
     widths: dict[str, int] = {}
 
     def note(name):
@@ -258,7 +256,7 @@ def test_freezing_vision(family, names):
     assert {id(part) for part in parts} == {id(getattr(model.backbone, name)) for name in names}
     for part in parts:
         part.requires_grad_(False)
-    model(**picture_inputs(family)).sum().backward()
+    model(**image_inputs(family)).sum().backward()
     language = dict(model.backbone.get_decoder().named_parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in language.items() if "k_proj.bias" not in n)
     assert all(p.grad is not None for p in model.v_head.parameters())
@@ -269,7 +267,7 @@ def test_freezing_vision(family, names):
 
 @pytest.mark.parametrize("family", ["tiny-text", *FAMILIES])
 def test_recomputing_activations(family):
-    inputs = in_float64(picture_inputs(family)) if family in FAMILIES else text_inputs("right")
+    inputs = in_float64(image_inputs(family)) if family in FAMILIES else text_inputs("right")
     plain = build(family).double()
     saving = copy.deepcopy(plain)
     saving.recompute_activations()
@@ -301,7 +299,7 @@ def test_no_gradient_flows_through_a_frozen_tower(family):
             module.register_forward_hook(
                 lambda _m, _a, out: wants_gradient.append(getattr(out, "requires_grad", False))
             )
-    model(**picture_inputs(family)).sum().backward()
+    model(**image_inputs(family)).sum().backward()
     assert len(wants_gradient) > 10
     assert not any(wants_gradient)
 
@@ -315,7 +313,7 @@ def test_overrides_shape_the_backbone():
         overrides={"text_config": {"num_hidden_layers": 1}, "vision_config": {"depth": 1}},
     )  # fmt: skip
     assert len(model.backbone.get_decoder().layers) == len(model.backbone.visual.blocks) == 1
-    assert model(**picture_inputs("qwen2.5-vl")).isfinite().all()
+    assert model(**image_inputs("qwen2.5-vl")).isfinite().all()
     assert model.config.backbone == "tiny-vl"
 
 

@@ -19,7 +19,7 @@ from lenvm_lightning.cli.evaluate import main as lenvm_eval
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.errors import GeneratorError
 from lenvm_lightning.evaluation.results import Results
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.server import ServerGenerator
 from lenvm_lightning.rollouts.prompts import load_prompts

@@ -127,7 +127,7 @@ def test_steps_after_images_are_the_whole_forward(name, masked):
     with torch.no_grad():
         whole = model(ids, mask, mm_token_type_ids=types, **inputs)
         parts = [model(ids[:, : last - 4], mask[:, : last - 4], **inputs, **{name: cache})]
-        model(**in_float64(image_inputs("qwen2.5-vl", rows=(0, 2))))  # the backbone remembers the last pictures it saw
+        model(**in_float64(image_inputs("qwen2.5-vl", rows=(0, 2))))  # the backbone remembers the last images it saw
         for a, b in ((last - 4, last - 1), (last - 1, last)):
             parts.append(model(ids[:, a:b], mask[:, :b] if masked else None, **{name: cache}))
     assert cache.get_seq_length() == last

@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: a frozen language model with adapters (PEFT), in four bits if wished (bitsandbytes).
+"""LoRA and QLoRA: a frozen language model with adapters (PEFT), in four bits if asked for (bitsandbytes).
 
 Adapters sit on the linear layers of the language model alone. Vision tower, projector and value head never carry one
 and are never quantised; the head is trained whole, in float32, outside PEFT, which would lose it on export.

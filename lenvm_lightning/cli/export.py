@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   lenvm export runs/vlm_qlora exported --dtype bfloat16             of another type
   lenvm export runs/qwen2.5-32b-fsdp exported                       a run that was stopped: its last checkpoint
   lenvm export runs/vlm_qlora/checkpoints/step-000000400.ckpt adapter --adapter
+  lenvm export runs/text_lenvm exported --push me/my-lenvm          and publish it, with its model card
 
 What was written is loaded again, and its values compared with those of the source.
 """
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of the whole weights (default: that of the source; float32 where its base is in four bits)",
     )
+    parser.add_argument("--license", metavar="ID", help="for the model card (default: that of its base, where known)")
+    parser.add_argument("--push", metavar="REPO", help="publish it on the Hugging Face hub, such as me/my-lenvm")
+    parser.add_argument("--private", action="store_true", help="with --push: a repository that is made now is private")
     parser.add_argument("--gamma", type=float, help="of a length value model whose folder does not say")
     parser.add_argument("--trust-remote-code", action="store_true", help="run modelling code that comes with it")
 
@@ -40,12 +44,14 @@ def execute(arguments: argparse.Namespace) -> int:
     """Write the directory and say what is in it.
 
     Raises:
-        CheckpointError: the source cannot be used, or the target is there already.
+        CheckpointError: the source cannot be used, the target is there already, or the hub refuses.
         StoreError: the disk is full.
     """
     import torch
 
     from ..models import adapters
+    from ..models.hub import push_folder
+    from ..models.model_card import CARD_FILE
     from ..pipeline.quiet import quieten
     from ..utils.locked_folder import full_disk_in_a_sentence
 
@@ -58,6 +64,11 @@ def execute(arguments: argparse.Namespace) -> int:
         raise CheckpointError(f"--adapter: {arguments.source} was trained whole, it has no adapter")
     if arguments.adapter and arguments.dtype:
         raise CheckpointError("--dtype is of whole weights; an adapter stays in the type it was trained in")
+    if arguments.private and not arguments.push:
+        raise CheckpointError("--private is of a repository on the hub: say --push REPO, too")
+    if arguments.adapter and arguments.push:
+        adapters.refuse_local_base(model.backbone, str(model.config.backbone))
+    card = model.card(arguments.license)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     before = _probe(model)
     with full_disk_in_a_sentence(f"Make room, delete {arguments.target}, then type the same command again."):
@@ -68,7 +79,10 @@ def execute(arguments: argparse.Namespace) -> int:
             model.save_merged(arguments.target, processor, dtype or (torch.float32 if in_four_bits else None))
         else:
             (model.to(dtype) if dtype else model).save_pretrained(arguments.target, processor)
+        card.save(arguments.target / CARD_FILE)
     _report(arguments, before)
+    if arguments.push:
+        print(push_folder(arguments.target, arguments.push, private=arguments.private or None))
     return 0
 
 

@@ -2,15 +2,25 @@
 
 The backbone has no vocabulary head: the logits over the vocabulary are the biggest tensor of a training step, and
 nobody would read them.
+
+`AutoModel.from_pretrained` of a value model directory gives its backbone, not this class, and that cannot be had
+otherwise without losing the published layout. transformers chooses the class by `model_type` in `config.json`, which
+names the backbone's architecture, so that every other tool loads the directory as the language model it comes from.
+Registering this class for such a type would take over all models of it, and a type of our own would leave the
+directory unreadable wherever this package is not installed; an `auto_map` would ship code with the weights, for people
+to trust. So `LengthValueModel.from_pretrained` reads the directory, and tells a base model from a value model by the
+head.
 """
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -27,7 +37,10 @@ from .backbone import (
     token_types,
     vision_modules,
 )
+from .hub import push_folder
 from .hub_files import Source
+from .model_card import CARD_FILE, model_card, stored_card
+from .processors import load_processor
 from .value_head import ValueHead, keep_float32
 from .value_head_io import CONFIG_FILE, check_head, read_head, read_lenvm_config, writing_value_model
 
@@ -92,6 +105,7 @@ class LengthValueModel(nn.Module):
         self.v_head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
         self._takes_token_types = takes_argument(backbone, "mm_token_type_ids")
         self.takes_positions = takes_argument(backbone, "position_ids")
+        self.source: Source | None = None  # where it was loaded from
         self.in_step = False  # see `training.fsdp.keep_in_step`
 
     @classmethod
@@ -187,6 +201,7 @@ class LengthValueModel(nn.Module):
         model = cls(backbone, config)
         check_head(head, model.v_head.state_dict(), source)
         model.v_head.load_state_dict(head)
+        model.source = source
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], processor: Any = None) -> None:
@@ -218,6 +233,53 @@ class LengthValueModel(nn.Module):
         config = dataclasses.replace(self.config, base={})
         with writing_value_model(Path(folder), self.v_head.state_dict(), dataclasses.asdict(config), processor):
             save_backbone(Path(folder), adapters.merge(self.backbone, dtype))
+
+    def card(self, license: str | None = None) -> ModelCard:
+        """The model card: that of the directory it was loaded from, else one of what the model remembers.
+
+        Args:
+            license: what its front matter says of the license; where None, as `model_card` finds it.
+        """
+        card = stored_card(self.source) if self.source is not None else None
+        if card is None:
+            return model_card(self.config, license=license)
+        if license is not None:
+            card.data["license"] = license
+        return card
+
+    def push_to_hub(self, repo_id: str, *, processor: Any = None, card: ModelCard | None = None, **options: Any) -> str:
+        """Publish it on the Hugging Face hub: what `save_pretrained` writes, with its model card as README.md.
+
+        transformers' mixin of this name is not used: it would put a card of its own in place of the one with the
+        metrics, and leave the tokenizer behind.
+
+        Args:
+            repo_id: such as `me/my-lenvm`.
+            processor: tokenizer or processor to publish with it; where None, the one beside the weights that were
+                loaded or trained further, if there is one.
+            card: the model card; `card()` where None.
+            options: for `push_folder` (private, token, revision, create_pr, commit_message, commit_description).
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            CheckpointError: the hub cannot be reached or refuses, or adapters whose base is a folder of this machine.
+        """
+        if adapters.is_adapted(self.backbone):
+            adapters.refuse_local_base(self.backbone, str(self.config.backbone))
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, processor or self._processor())
+            (card or self.card()).save(Path(folder) / CARD_FILE)
+            return push_folder(Path(folder), repo_id, **options)
+
+    def _processor(self) -> Any:
+        """Tokenizer or processor of the model it was loaded from, or else trained from; None where there is none."""
+        place = self.source or self.config.backbone
+        try:
+            return load_processor(place) if place is not None else None
+        except CheckpointError:  # a published directory may be weights alone
+            return None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LengthValueModel":
         # Rotary frequencies are buffers that are not stored: halved, they would differ from those made on loading.

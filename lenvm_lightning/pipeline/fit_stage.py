@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ..errors import LenVMError, RecipeError
+from ..models.model_card import CARD_FILE
 from ..tinyworld.language_model import TinyLanguageModel
 from ..training.callbacks import (
     RemainingCurves,
@@ -31,7 +32,7 @@ from ..training.deepspeed import ZeRO
 from ..training.fsdp import FullySharded, gather_full_weights, is_sharded
 from ..training.loggers import open_loggers
 from ..training.module import LenVMModule
-from .report import as_results, as_table, model_card, next_commands
+from .report import as_results, as_table, card_of_run, next_commands
 from .run_folder import RunFolder
 
 _TRAINER_DEFAULTS = {
@@ -219,7 +220,7 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
         rank_zero_info("writing answers to held-out prompts, as this model and as the shipped one")
         results["quality"] = cli.model.judge(part)
     else:
-        (part / "README.md").write_text(model_card(results, cli.settings), encoding="utf-8")
+        card_of_run(cli.model.model.config, results, cli.settings).save(part / CARD_FILE)
     shutil.rmtree(folder.model, ignore_errors=True)
     part.replace(folder.model)
     folder.finish(results)

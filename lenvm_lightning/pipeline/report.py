@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+
 from .. import __version__, tinyworld
 from ..metrics import POSITION_NAMES, POSITIONS
 from ..models import embedded
 from ..models.adapters import ADAPTER_CONFIG, count_parameters
+from ..models.model_card import model_card
+from ..models.value_model import LenVMConfig
 from ..tinyworld import quality
 from ..training.module import LenVMModule
 
@@ -98,30 +102,12 @@ def next_commands(folder: Path, results: dict[str, Any]) -> str:
     )
 
 
-def model_card(results: dict[str, Any], settings: dict[str, Any]) -> str:
+def card_of_run(config: LenVMConfig, results: dict[str, Any], settings: dict[str, Any]) -> ModelCard:
     """README of the model directory."""
     import yaml
 
-    notice = f"> {tinyworld.NOTICE}\n\n" if results["tiny_world"] else ""
-    base = f"base_model: {results['backbone']}\n" if "/" in str(results["backbone"]) else ""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return f"""---
-library_name: lenvm-lightning
-{base}tags: [length-value-model]
----
-
-# Length value model on {results["backbone"]}
-
-{notice}Predicts at every token how many tokens of the completion are still to come (EOS included), for the generator
-and the sampling settings of its training rollouts (see `lenvm_config.json`).
-
-```python
-from lenvm_lightning import LengthValueModel
-lenvm = LengthValueModel.from_pretrained("path/to/this/directory")
-remaining = lenvm.remaining(lenvm(input_ids=ids, attention_mask=mask))  # (B, T) tokens
-```
-
-## Results
+    details = f"""## Results
 
 {as_table(results)}
 
@@ -133,3 +119,4 @@ Trained on {results["train_completions"]:,} completions; {results["parameters"]:
 ```yaml
 {yaml.safe_dump(settings, sort_keys=False)}```
 """
+    return model_card(config, metrics=results["metrics"], details=details)

@@ -117,7 +117,7 @@ def _probe(model: "LengthValueModel") -> "torch.Tensor":
 
     vocabulary: int = model.backbone.config.get_text_config().vocab_size
     ids = torch.arange(_PROBE, device=model.backbone.device)[None] * 7919 % vocabulary
-    ids[ids == getattr(model.backbone.config, "image_token_id", -1)] = 0  # there is no picture
+    ids[ids == getattr(model.backbone.config, "image_token_id", -1)] = 0  # there is no image
     with torch.inference_mode():
         return model.value(model(ids))
 

@@ -305,24 +305,24 @@ class LengthValueModel(nn.Module):
         """
         cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers renames it
         inputs.setdefault("use_cache", cache is not None)
-        pictures = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
+        images = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
         if inputs.get("position_ids") is None:
-            if self._takes_token_types and pictures:
+            if self._takes_token_types and images:
                 # Such backbones (Qwen-VL) count positions themselves; without types as plain text, silently.
                 inputs.setdefault("mm_token_type_ids", token_types(self.backbone.config, input_ids))
             elif self.takes_positions and (attention_mask is None or attention_mask.ndim == 2):
                 inputs["position_ids"] = self._positions(input_ids, attention_mask, cache)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
-        if pictures and cache is not None:
+        if images and cache is not None:
             cache.lenvm_offset = getattr(self.backbone, "rope_deltas", None)
         return self.v_head(hidden)
 
     def _positions(self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor | None:
-        """Positions where transformers counts others: padding on the left, and text after pictures in a cache.
+        """Positions where transformers counts others: padding on the left, and text after images in a cache.
 
         Shape (B, T); None where it counts right.
         """
-        offset = getattr(cache, "lenvm_offset", None)  # (b, 1): a picture takes fewer positions than tokens
+        offset = getattr(cache, "lenvm_offset", None)  # (b, 1): an image takes fewer positions than tokens
         if attention_mask is None:
             if cache is None or not self._takes_token_types:
                 return None

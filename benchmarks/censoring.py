@@ -41,7 +41,7 @@ from datamodules.collate import Collator
 from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.censoring import CensoredKind, tail_after_cut
 from lenvm_lightning.decoding.sampling_params import SamplingParams
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.objectives import LossConfig
 from lenvm_lightning.rollouts.prompting import encode_prompt
 from lenvm_lightning.rollouts.prompts import load_prompts

@@ -1,12 +1,12 @@
 r"""How well lengths are controlled on the tiny world, beside the base model and the paper's controls.
 
-**Wishes** ("equal to", "at most", "at least" N tokens): texts on topics that neither the generator nor its length value
+**Constraints** ("equal to", "at most", "at least" N tokens): texts on topics that neither generator nor length value
 model has ever seen ("the green bridge"), and on which nothing was tuned; N from 16 to 256 and, for "equal to", lengths
 between those, on which nothing was tuned either. LS is the Length Score and LD the deviation of LIFEBench, EOS counted;
 beside them stand the log-probability per token that the base model gives the texts and length / N, for a score of 100
 by three tokens, or by gibberish, is no success. Sampling: temperature 1, top-k 15, top-p .999.
 
-**Trade-off** (tilt): held-out stories and pictures, Pass@1 against mean tokens. The hard budget is what truncation at B
+**Trade-off** (tilt): held-out stories and images, Pass@1 against mean tokens. The hard budget is what truncation at B
 would make of the very samples of the base model: wrong if longer than B, length min(length, B). Sampling: temperature
 1, min-p .01 under guidance and, stricter than the paper, for the base model too.
 
@@ -15,7 +15,7 @@ error by prompt. Points that are in ``--out`` already, with the same settings, a
 the code, use another folder.
 
     python benchmarks/control.py                          # about 40 minutes on two cores
-    python benchmarks/control.py --parts stories pictures # the trade-off only
+    python benchmarks/control.py --parts stories images #   the trade-off only
     python benchmarks/control.py --samples 48             # a look
 """
 
@@ -34,9 +34,10 @@ from lenvm_lightning import tinyworld
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.evaluation.statistics import at_length, hard_budget, mean_and_error
-from lenvm_lightning.evaluation.tasks.lifebench import LengthControl, length_deviation, length_score
+from lenvm_lightning.evaluation.tasks.lifebench import length_deviation, length_score
 from lenvm_lightning.guidance import AtLeast, AtMost, Control, EqualTo, Tilt
 from lenvm_lightning.models.value_model import LengthValueModel
+from lenvm_lightning.rollouts.constraint import Constraint
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tinyworld import writing
@@ -44,7 +45,7 @@ from lenvm_lightning.tinyworld.prompt_sets import check, prompt_set
 
 GRID, BETWEEN = (16, 32, 64, 128, 256), (24, 48, 96, 192)
 BETAS = (-2.0, -5.0, -10.0, -20.0)
-SETS = {"stories": ("tiny-text", "tiny-math"), "pictures": ("tiny-vl", "tiny-vqa")}
+SETS = {"stories": ("tiny-text", "tiny-math"), "images": ("tiny-vl", "tiny-vqa")}
 COMPLETIONS = 5  # of a prompt
 SEED_OF_PROMPTS = 1000  # far from those that anything was tuned on
 
@@ -55,13 +56,13 @@ def load(name: str) -> tuple[LocalGenerator, LengthValueModel]:
     return LocalGenerator.load(name), LengthValueModel.from_pretrained(value_model, dtype="float32")
 
 
-def wishes(control: LengthControl, n: int, count: int, seed: int) -> list[Prompt]:
-    """Prompts that wish for a length."""
+def prompts_with(constraint: Constraint, n: int, count: int, seed: int) -> list[Prompt]:
+    """Prompts with a length constraint."""
     try:
         topics = writing.unseen_topics(count, seed)
     except DataError as error:
         raise SystemExit(f"{error} (use fewer --samples)") from error
-    problems = [writing.Problem(topic, control, n) for topic in topics]
+    problems = [writing.WritingProblem(topic, constraint, n) for topic in topics]
     return [
         Prompt(f"{seed}/{number}", [{"role": "user", "content": problem.prompt}])
         for number, problem in enumerate(problems)
@@ -109,7 +110,8 @@ class Sampler:
                 tokens, meta = len(answer.result.token_ids), asked[answer.prompt_id].meta
                 right = check(meta, answer.result.text, tokens) if meta else None
                 row = {"prompt": f"{seed}:{answer.prompt_id}", "tokens": tokens, "right": right}
-                rows.append({**row, "logprob": answer.result.logprob, "cut": answer.result.finish_reason == "length"})
+                truncated = answer.result.finish_reason == "length"
+                rows.append({**row, "logprob": answer.result.logprob, "truncated": truncated})
         file.write_text(json.dumps({"settings": settings, "rows": rows}))
         print(f"{key}: {len(rows)} completions", flush=True)
         return rows
@@ -128,9 +130,9 @@ def logprob(rows: list[dict[str, Any]]) -> float:
     return sum(row["logprob"] for row in rows) / sum(row["tokens"] for row in rows)
 
 
-def score_wishes(sampler: Sampler) -> list[str]:
-    """The table of wishes."""
-    kinds: list[tuple[LengthControl, str, Callable[[int], Control | None], tuple[int, ...]]] = [
+def score_constraints(sampler: Sampler) -> list[str]:
+    """The table of constraints."""
+    kinds: list[tuple[Constraint, str, Callable[[int], Control | None], tuple[int, ...]]] = [
         ("equal to", "base model", lambda n: None, GRID),
         ("equal to", "EqualTo(n)", EqualTo, GRID),
         ("equal to", "EqualTo(n), other N", EqualTo, BETWEEN),
@@ -143,34 +145,38 @@ def score_wishes(sampler: Sampler) -> list[str]:
         ("at least", "AtLeast(n)", AtLeast, GRID),
     ]
     lines = [
-        "| wish | system | N | n | LS ↑ | LD ↓ | log p a token | length / N | cut |",
+        "| constraint | system | N | n | LS ↑ | LD ↓ | log p a token | length / N | truncated |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for wish, system, control, lengths in kinds:
-        columns = [score_wish(sampler, wish, system, n, control(n)) for n in lengths]
-        lines += [_line(wish, system, str(n), column) for n, column in zip(lengths, columns, strict=True)]
+    for constraint, system, control, lengths in kinds:
+        columns = [score_constraint(sampler, constraint, system, n, control(n)) for n in lengths]
+        lines += [_line(constraint, system, str(n), column) for n, column in zip(lengths, columns, strict=True)]
         count, *means = (statistics.fmean(figures) for figures in zip(*columns, strict=True))
         means[1] = math.sqrt(sum(column[2] ** 2 for column in columns)) / len(columns)
-        lines.append(_line(f"**{wish}**", f"**{system}**", "mean", [count * len(columns), *means]))
+        lines.append(_line(f"**{constraint}**", f"**{system}**", "mean", [count * len(columns), *means]))
     return lines
 
 
-def score_wish(sampler: Sampler, wish: LengthControl, system: str, n: int, control: Control | None) -> list[float]:
-    """Samples, LS and its error, LD, nats a token, length / N, share cut."""
-    key = re.sub(r"[^a-z0-9]+", "-", f"{wish} {system} {n}".lower())
-    drawing = {"top_k": 15, "top_p": 0.999}
-    rows = sampler.point(key, "tiny-text", lambda count, seed: wishes(wish, n, count, seed), control, drawing)
-    ls, error = mean(rows, lambda row: length_score(row["tokens"], n, wish))
+def score_constraint(
+    sampler: Sampler, constraint: Constraint, system: str, n: int, control: Control | None
+) -> list[float]:
+    """Samples, LS and its error, LD, nats a token, length / N, share truncated."""
+    key = re.sub(r"[^a-z0-9]+", "-", f"{constraint} {system} {n}".lower())
+    sampling = {"top_k": 15, "top_p": 0.999}
+    rows = sampler.point(
+        key, "tiny-text", lambda count, seed: prompts_with(constraint, n, count, seed), control, sampling
+    )
+    ls, error = mean(rows, lambda row: length_score(row["tokens"], n, constraint))
     ld, _ = mean(rows, lambda row: abs(length_deviation(row["tokens"], n)))
     share, _ = mean(rows, lambda row: row["tokens"] / n)
-    return [len(rows), ls, error, ld, logprob(rows), share, statistics.fmean(row["cut"] for row in rows)]
+    return [len(rows), ls, error, ld, logprob(rows), share, statistics.fmean(row["truncated"] for row in rows)]
 
 
-def _line(wish: str, system: str, n: str, figures: list[float]) -> str:
-    count, ls, error, ld, nats, share, cut = figures
+def _line(constraint: str, system: str, n: str, figures: list[float]) -> str:
+    count, ls, error, ld, nats, share, truncated = figures
     return (
-        f"| {wish} | {system} | {n} | {count:,.0f} | {ls:.1f} ± {error:.1f} | {ld:.1%} | {nats:.2f} | {share:.2f} "
-        f"| {cut:.1%} |"
+        f"| {constraint} | {system} | {n} | {count:,.0f} | {ls:.1f} ± {error:.1f} | {ld:.1%} | {nats:.2f} "
+        f"| {share:.2f} | {truncated:.1%} |"
     )
 
 
@@ -250,8 +256,8 @@ def main() -> None:
     sampler = Sampler(args.out, args.samples, args.seeds)
     print(f"{tinyworld.NOTICE}\n{args.seeds} seeds x {sampler.prompts} prompts x {COMPLETIONS} completions a point")
     report: list[str] = []
-    if "wishes" in args.parts:
-        report += score_wishes(sampler)
+    if "constraints" in args.parts:
+        report += score_constraints(sampler)
     trade = [part for part in args.parts if part in SETS]
     if trade:
         lines, curves = score_trade(sampler, trade)
@@ -264,7 +270,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["wishes", *SETS], default=["wishes", *SETS])
+    parser.add_argument("--parts", nargs="+", choices=["constraints", *SETS], default=["constraints", *SETS])
     parser.add_argument("--samples", type=int, default=1005, help="of each point, all seeds together")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/control"), help="folder of points, report and plot")

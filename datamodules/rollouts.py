@@ -10,10 +10,11 @@ from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from lenvm_lightning import tinyworld
 from lenvm_lightning.batch import LayoutKind, LengthBatch
 from lenvm_lightning.errors import DataError
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models import embedded
+from lenvm_lightning.models.processors import load_processor
+from lenvm_lightning.rollouts.embedded import is_rollouts, write_rollouts
 
 from .batch_planning import plan_batches, rows_for_layout_check, split_to_count
 from .batching import ResumableLoader, TokenBudgetBatches
@@ -83,10 +84,8 @@ class RolloutsDataModule(L.LightningDataModule):
         settings = self.settings
         files: list[str] = []
         for name in settings.file_names:
-            if name == "tinyworld":
-                from lenvm_lightning.tinyworld.rollouts import write_rollouts
-
-                name = str(write_rollouts(self.kind, settings.cache_folder / f"tinyworld-{self.kind}"))
+            if is_rollouts(name):
+                name = str(write_rollouts(name, self.kind, settings.cache_folder / f"{name}-{self.kind}"))
             files.append(name)
         return build_table(
             self.processor,
@@ -166,9 +165,8 @@ class RolloutsDataModule(L.LightningDataModule):
 
     def _report(self, batches: BatchFacts) -> None:
         described = describe_facts(self.facts, batches, held_out=len(self.val_rows), held_out_prompts=self.val_prompts)
-        if any(tinyworld.wrote(generator) for generator in self.facts.generators):
-            described += f"\n  {tinyworld.NOTICE}"
-        rank_zero_info(described)
+        notices = {embedded.notice(name) or "" for name in self.facts.generators if embedded.wrote(name)}
+        rank_zero_info("\n  ".join([described, *sorted(notices)]))
 
     def held_out_digest(self) -> str:
         """What was validated on: the same for the same completions, truncated to the same length, in whatever order.

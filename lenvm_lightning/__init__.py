@@ -72,3 +72,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+# Last, for it registers the embedded models and prompt sets with modules of this package: names such as `tiny-text`
+# work wherever a model is named. Imports nothing heavy.
+from . import tinyworld  # noqa: E402, F401

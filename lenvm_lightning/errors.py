@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class LenVMError(Exception):
-    """Base of all errors that a user can mend; command-line tools print its text without a traceback."""
+    """Base of all errors that a user can fix; command-line tools print its text without a traceback."""
 
 
 class CheckpointError(LenVMError):
@@ -29,11 +29,11 @@ class GenerationError(LenVMError, ValueError):
 
 
 class StoreError(LenVMError):
-    """A folder of rollouts that cannot be continued or written."""
+    """A folder of completions that is in use, holds those of other settings, or cannot be written."""
 
 
 class EvaluationError(LenVMError):
-    """An evaluation that cannot be made as asked, or whose folder holds another one."""
+    """An evaluation that cannot be made as asked."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

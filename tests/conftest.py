@@ -29,14 +29,14 @@ def _alone(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_text():
-    from lenvm_lightning.models.backbone import load_processor
+    from lenvm_lightning.models.processors import load_processor
 
     return load_processor("tiny-text")
 
 
 @pytest.fixture(scope="session")
 def tiny_vl():
-    from lenvm_lightning.models.backbone import load_processor
+    from lenvm_lightning.models.processors import load_processor
 
     return load_processor("tiny-vl")
 
@@ -53,3 +53,12 @@ def vision_rollouts(tmp_path_factory):
     from lenvm_lightning.tinyworld.rollouts import write_rollouts
 
     return write_rollouts("vision", tmp_path_factory.mktemp("vision"), prompts=20, completions=2)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hugging Face hub on this machine in place of the real one; see `fake_hub.Hub`."""
+    from fake_hub import reached_hub
+
+    with reached_hub(monkeypatch, tmp_path / "cache-of-the-hub") as found:
+        yield found

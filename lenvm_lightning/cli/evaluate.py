@@ -4,12 +4,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING
 from pathlib import Path
 
 from .. import __version__
 from ..errors import LenVMError
-from ..evaluation.settings import FIELDS, parser_of, read_settings
+from ..evaluation.read_settings import default_of, options_of_command_line, parser_of, read_settings
 from .main import as_process
 
 _EXAMPLES = """examples:
@@ -18,13 +17,14 @@ _EXAMPLES = """examples:
   lenvm-eval --task lifebench --data data_lite.jsonl --generator Qwen/Qwen2.5-7B-Instruct --lenvm runs/q/model
   lenvm-eval --task vqa --data /my/MathVista --generator http://localhost:8000 --limit 20
   lenvm-eval --task gsm8k --systems base tilt:-20 at-most:128 --n 16
+  lenvm-eval --task longbench-write --data longbench_write.jsonl --generator Qwen/Qwen2.5-7B-Instruct
   lenvm-eval --task scaling --runs runs/*
 
-systems: base; for lifebench ours, paper, paper-equal, soft; else base+min-p; and controls: tilt:-5, equal-to:128,
-at-most:64, at-least:200, each with :hard for the paper's form. Killed or stopped, the same command goes on.
-exit status: 0 done, 3 some completions failed, 2 something to mend, 130 Ctrl-C, 143 SIGTERM
+systems: base; for lifebench and longbench-write ours, paper, paper-equal, soft; for problems base+min-p; and controls:
+tilt:-5, equal-to:128, at-most:64, at-least:200, each with :hard for the paper's form.
+Killed or stopped, the same command goes on.
+exit status: 0 done, 3 some completions failed, 2 something to fix, 130 Ctrl-C, 143 SIGTERM
 """
-_LISTS = ("systems", "lengths", "wishes", "languages", "runs")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,20 +36,19 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"lenvm-lightning {__version__}")
-    for name, field in FIELDS.items():
-        options = [f"--{name.replace('_', '-')}"]
+    for name, field, meaning in options_of_command_line():
+        option = f"--{name.replace('_', '-')}"
         if field.default is False:
-            parser.add_argument(*options, action="store_true", default=None, help=field.metadata["meaning"])
+            parser.add_argument(option, action="store_true", default=None, help=meaning)
             continue
-        default = "" if field.default in (None, MISSING) else f" (default: {field.default})"
         parser.add_argument(
-            *options,
+            option,
             dest=name,
             metavar=name.upper(),
-            required=field.default is MISSING,
-            nargs="+" if name in _LISTS else None,
-            type=parser_of(name),
-            help=(field.metadata["meaning"] + default).replace("%", "%%"),
+            required=name == "task",
+            nargs="+" if "list" in str(field.type) else None,
+            type=parser_of(field),
+            help=(meaning + default_of(field)).replace("%", "%%"),
         )
     return parser
 
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = read_settings(vars(arguments), "this")
         # What needs torch and transformers comes after what can be wrong without them.
         from ..evaluation.evaluate import evaluate
-        from .sample import sigterm_exits
+        from ..pipeline.sample_stage import sigterm_exits
 
         with sigterm_exits():
             found = evaluate(settings, Path("results"), shlex.join(["lenvm-eval", *words]))

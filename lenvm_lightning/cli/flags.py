@@ -17,6 +17,8 @@ def add_setting(
 ) -> None:
     """Add the flag of a setting.
 
+    A setting without a default is required.
+
     Args:
         parser: or a group of one.
         setting: a field made by `utils.settings.setting`.
@@ -33,6 +35,7 @@ def add_setting(
         metavar=more.pop("metavar", setting.name.upper()),
         type=setting.metadata["kind"].parse,
         default=None if default is MISSING else default,
+        required=more.pop("required", setting.default is MISSING),
         help=(meaning + told).replace("%", "%%"),
         **more,
     )

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import tinyworld
 from ..decoding.sampling_params import SamplingParams
 from ..errors import GenerationError
+from ..models import embedded
 from ..utils.settings import fields_of
 from .flags import add_setting
 from .models import add_models, open_lenvm
@@ -18,7 +18,7 @@ from .models import add_models, open_lenvm
 if TYPE_CHECKING:
     from ..guidance import Control
 
-GENERATE_EXAMPLES = """examples:
+EXAMPLES = """examples:
   lenvm generate --equal-to 128 "Write a text about the sea."           the embedded tiny world
   lenvm generate --tilt -10 "Ann has 3 pens and buys 2. How many pens does she have?"
   lenvm generate --image shapes.png --at-most 40 "How many circles are there?"
@@ -28,7 +28,7 @@ The text goes to stdout; what is known of its length, while it is written and in
 """
 
 
-def add_generate(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lenvm generate``."""
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to answer; read from stdin where left out")
     add_models(parser, "an embedded model, a model directory or a hub id (default: tiny-text; tiny-vl with --image)")
@@ -39,6 +39,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     control.add_argument("--at-most", type=int, metavar="N", help="aim at no more than so many (--max-tokens N cuts)")
     control.add_argument("--at-least", type=int, metavar="N", help="aim at no fewer than so many")
     control.add_argument("--tilt", type=float, metavar="BETA", help="below 0 shorter, above 0 longer; try -5")
+    control.add_argument("--control", metavar="TEXT", help="any control as text, such as equal-to:128:hard")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("-n", type=int, default=1, help="completions (default: 1)")
     known = fields_of(SamplingParams)
@@ -54,7 +55,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write how each token was chosen, as JSON lines")
 
 
-def run_generate(arguments: argparse.Namespace) -> int:
+def execute(arguments: argparse.Namespace) -> int:
     """Write what was asked for.
 
     Returns:
@@ -74,7 +75,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
 
     images = [_opened(open_image, image) for image in arguments.image]
-    lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or name in tinyworld.NAMES else None
+    lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or embedded.value_model_of(name) else None
     generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device)
     tokenizer = tokenizer_of(generator.processor)
     if arguments.lenvm is not None:
@@ -89,8 +90,8 @@ def run_generate(arguments: argparse.Namespace) -> int:
     }
     settings |= {"control": control, "tokenizer": tokenizer}
     inputs = {"input_ids": _row(ids), **vision} if vision else [ids]
-    if name in tinyworld.NAMES:
-        print(tinyworld.NOTICE, file=sys.stderr)
+    if notice := embedded.notice(name):
+        print(notice, file=sys.stderr)
     if arguments.n == 1 and not arguments.trace:
         return _show_stream(stream(generator.model, lenvm, inputs, **settings), tokenizer, control)
     began = time.perf_counter()
@@ -117,6 +118,10 @@ def _control(arguments: argparse.Namespace) -> "Control | None":
     Raises:
         GenerationError: a number that means nothing.
     """
+    if arguments.control is not None:
+        from ..decoding.control_text import parse_control
+
+        return parse_control(arguments.control)
     numbers = {name: getattr(arguments, name) for name in ("equal_to", "at_most", "at_least", "tilt")}
     given = [(name, number) for name, number in numbers.items() if number is not None]
     if not given:

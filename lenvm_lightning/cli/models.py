@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from .. import tinyworld
 from ..errors import GenerationError
+from ..models import embedded
 
 if TYPE_CHECKING:
     from ..models.value_model import LengthValueModel
@@ -27,8 +27,7 @@ def open_lenvm(arguments: argparse.Namespace, generator: str) -> "LengthValueMod
     Raises:
         GenerationError: none was named, and there is none for this generator.
     """
-    embedded = {value: key for key, value in tinyworld.VALUE_MODELS.items()}
-    source = arguments.lenvm or embedded.get(generator)
+    source = arguments.lenvm or embedded.value_model_of(generator)
     if source is None:
         raise GenerationError(
             f"--lenvm is missing: to control {generator} takes a length value model of its completions. Train one:\n"

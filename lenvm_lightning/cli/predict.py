@@ -6,7 +6,7 @@ from typing import Any
 
 from .models import add_models, open_lenvm
 
-PREDICT_EXAMPLES = """examples:
+EXAMPLES = """examples:
   lenvm predict tiny-math --limit 5                                     the embedded tiny world
   lenvm predict prompts.jsonl --lenvm runs/text_lenvm/model > lengths.jsonl
 
@@ -14,7 +14,7 @@ One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end inc
 """
 
 
-def add_predict(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lenvm predict``."""
     parser.add_argument("prompts", metavar="PROMPTS", help="a JSONL file, an embedded set, or a data set by name")
     add_models(parser, "whose tokenizer to use, where the length value model's folder has none")
@@ -22,14 +22,14 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only so many prompts")
 
 
-def run_predict(arguments: argparse.Namespace) -> int:
+def execute(arguments: argparse.Namespace) -> int:
     """Print the expected lengths.
 
     Returns:
         Exit status: 0, or 3 where a prompt has none.
     """
     from ..evaluation.prediction import predict_lengths
-    from ..models.backbone import load_processor
+    from ..models.processors import load_processor
     from ..rollouts.prompts import load_prompts
 
     prompts = load_prompts(arguments.prompts, split=arguments.split, limit=arguments.limit)

@@ -32,20 +32,20 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}. Install it: pip install 'lenvm-lightning[harness]'") from error
 
-from .. import tinyworld
 from ..decoding.arguments import Arguments, RequestBatch
+from ..decoding.control_text import parse_control
 from ..decoding.vocabulary import stop_ids_of
 from ..errors import GenerationError, LenVMError, nearest
 from ..guidance import Control
+from ..models import embedded
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.local import LocalGenerator
 from ..rollouts.generators.local.loading import place_for
 from ..rollouts.prompting import tokenizer_of
-from .controls import parse_control
 
 _log = logging.getLogger(__name__)
-_DRAWING = ("temperature", "top_k", "top_p", "min_p")
-_KNOWN = ("do_sample", "until", "max_gen_toks", *_DRAWING)
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_KNOWN = ("do_sample", "until", "max_gen_toks", *_SAMPLING)
 _GUIDED = {"top_k": 15, "top_p": 0.999}  # candidates that are scored: few, as in `generate`
 
 
@@ -53,9 +53,9 @@ class LenVMHarness(HFLM):
     """A generator as lm-eval takes one: it writes with a control of the length, and scores given texts without.
 
     ``generate_until`` requests, whatever their tasks and settings, are written side by side in one continuous batch:
-    each is cut behind its own ``until`` strings and after its own ``max_gen_toks``, its control is that of the model.
-    Everything else is lm-eval's own ``hf`` model. Completions are drawn with seeds of their own, ``seed`` plus the
-    number of the request.
+    each ends behind its own ``until`` strings and is truncated after its own ``max_gen_toks``, its control is that of
+    the model. Everything else is lm-eval's own ``hf`` model. Completions are sampled with seeds of their own, ``seed``
+    plus the number of the request.
 
     Args:
         generator: text generator: embedded name, directory or hub id.
@@ -64,7 +64,7 @@ class LenVMHarness(HFLM):
         gamma: of a length value model whose folder does not say.
         max_gen_toks: tokens of a completion where the task does not say, the end included.
         seed: of the completions, where a task samples.
-        slots: completions written side by side; chosen by memory where None.
+        rows: completions written side by side; chosen by memory where None.
         dtype: of the weights; the checkpoint's own on a GPU and float32 on a CPU where None.
         device: a GPU if there is one, where None or where ``cuda`` names one that there is not.
         batch_size: of scoring alone.
@@ -73,7 +73,7 @@ class LenVMHarness(HFLM):
 
     Attributes:
         written: tokens of each completion so far, the end included.
-        cut: how many of them had not ended after ``max_gen_toks``.
+        truncated: how many of them had not ended after ``max_gen_toks``.
 
     Raises:
         LenVMError: a model that cannot be loaded, a control that cannot be read, or one without a length value model.
@@ -103,7 +103,7 @@ class LenVMHarness(HFLM):
         )
         self.lenvm = None if self.control is None else _load_lenvm(lenvm, generator, gamma, dtype, device)
         self.written: list[int] = []
-        self.cut = 0
+        self.truncated = 0
         self._seed, self._default_limit = seed, max_gen_toks
         super().__init__(
             pretrained=self.generator.model,
@@ -120,7 +120,7 @@ class LenVMHarness(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results: models, control, and how long the completions were."""
-        lengths: dict[str, Any] = {"completions": len(self.written), "completions_cut": self.cut}
+        lengths: dict[str, Any] = {"completions": len(self.written), "completions_truncated": self.truncated}
         if self.written:
             lengths |= {"mean_completion_tokens": sum(self.written) / len(self.written)}
         return {
@@ -145,14 +145,14 @@ class LenVMHarness(HFLM):
         untils = [own["until"] for own in settings]
         if not requests:
             return []
-        drawing: dict[str, Any] = {name: [own[name] for own in settings] for name in _DRAWING}
+        sampling: dict[str, Any] = {name: [own[name] for own in settings] for name in _SAMPLING}
         arguments = Arguments(
             self.model,
             self.lenvm,
             prompts,
             control=self.control,
             max_tokens=[own["max_tokens"] for own in settings],
-            **drawing,
+            **sampling,
             seed=self._seed,
             eos_token_id=sorted(stop_ids_of(self.model)) or self.eot_token_id,
             ends=_ending(untils, self.tokenizer),
@@ -170,7 +170,7 @@ class LenVMHarness(HFLM):
                 text = self.tokenizer.decode(row.token_ids, skip_special_tokens=True)
                 texts[number] = postprocess_generated_text(text, untils[number], None)
                 self.written.append(len(row.token_ids))
-                self.cut += row.finish_reason == "length"
+                self.truncated += row.finish_reason == "length"
                 self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
                 progress.update()
         recent = self.written[-len(requests) :]
@@ -187,7 +187,7 @@ class LenVMHarness(HFLM):
             )
         ids = self.tok_encode(context)
         if len(ids) > room:
-            _log.warning("a prompt of %d tokens is cut to its last %d", len(ids), room)
+            _log.warning("a prompt of %d tokens is truncated to its last %d", len(ids), room)
         return ids[-room:]
 
 
@@ -241,7 +241,7 @@ def _ending(untils: list[list[str]], tokenizer: Any) -> Callable[[int, list[int]
 def _load_lenvm(
     source: str | None, generator: str, gamma: float | None, dtype: str | None, device: str | None
 ) -> LengthValueModel:
-    source = source or {value: key for key, value in tinyworld.VALUE_MODELS.items()}.get(generator)
+    source = source or embedded.value_model_of(generator)
     if source is None:
         raise GenerationError(
             f"a control needs lenvm=..., a length value model of {generator}'s completions (see `lenvm sample` and "
@@ -260,7 +260,7 @@ def main() -> int:
     """Run lm-eval's command line, with the model ``lenvm`` known to it.
 
     Returns:
-        Exit status: 0, or 2 for something the user can mend.
+        Exit status: 0, or 2 for something the user can fix.
     """
     from lm_eval.__main__ import cli_evaluate
 

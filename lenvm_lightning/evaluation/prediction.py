@@ -17,7 +17,7 @@ def predict_lengths(
     Args:
         lenvm: in eval mode.
         processor: tokenizer, or processor of a vision-language model.
-        prompts: with or without pictures.
+        prompts: with or without images.
         batch: prompts that are read before the first of them is answered.
 
     Yields:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import tinyworld
 from ..utils.locked_folder import write_whole
+from . import tiny_world
 from .plots import as_pixels, as_png
 from .results import Column, Measure, Results, Table
 
@@ -47,7 +47,7 @@ def as_markdown(results: Results, figures: list[str], speeds: Mapping[str, float
     """Return the report as Markdown that is read in a terminal as well."""
     lines = [f"# {results.task}", "", provenance_line(results), sizes_line(results)]
     if results.tiny_world:
-        lines += ["", f"> {tinyworld.NOTICE}"]
+        lines += ["", f"> {tiny_world.NOTICE}"]
     for table in results.tables:
         lines += ["", f"## {table.title}", "", *as_rows(table), *[f"\n{note}" for note in table.notes]]
     if speeds:

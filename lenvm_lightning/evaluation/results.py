@@ -46,7 +46,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A line of a table.
 
     Attributes:
@@ -75,7 +75,7 @@ class Table:
 
     title: str
     columns: list[Column]
-    rows: list[Row]
+    rows: list[TableRow]
     notes: list[str] = field(default_factory=list)
 
 
@@ -126,7 +126,7 @@ class Results:
                 table["title"],
                 [Column(**column) for column in table["columns"]],
                 [
-                    Row(**{**row, "measures": {name: Measure(**one) for name, one in row["measures"].items()}})
+                    TableRow(**{**row, "measures": {name: Measure(**one) for name, one in row["measures"].items()}})
                     for row in table["rows"]
                 ],
                 table["notes"],

@@ -18,7 +18,7 @@ from ..rollouts.generators.interface import Prompt
 from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
 from ..rollouts.record import IMAGE_MARK
 
-_WINDOW = 256  # completions sorted by length together: enough to meet others like them, few enough to hold pictures of
+_WINDOW = 256  # completions sorted by length together: enough to meet others like them, few enough to hold images of
 
 
 @torch.inference_mode()
@@ -34,7 +34,7 @@ def values_of(
     Args:
         lenvm: in eval mode.
         processor: tokenizer, or processor of a vision-language model.
-        completions: prompts, with or without pictures, and the generated ids, EOS included; without any id only the
+        completions: prompts, with or without images, and the generated ids, EOS included; without any id only the
             prompt boundary is read. The completions of a prompt share its work where they give the same object.
         batch_tokens: padded tokens of a batch; a longer completion gets one of its own.
         window: completions that are read, sorted by length, before the next are looked at.
@@ -63,11 +63,11 @@ def values_of(
 
 
 def _encode(lenvm: LengthValueModel, processor: Any, prompt: Prompt) -> dict[str, Any] | str:
-    """Ids and opened pictures of a prompt, or why it cannot be read."""
+    """Ids and opened images of a prompt, or why it cannot be read."""
     try:
         marks = sum(message["content"].count(IMAGE_MARK) for message in prompt.messages)
         if prompt.images and not reads_images(lenvm.backbone):
-            return "the prompt has pictures, but the length value model reads text only"
+            return "the prompt has images, but the length value model reads text only"
         if marks != len(prompt.images):
             return f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} images"
         images = [open_image(image) for image in prompt.images]

@@ -1,39 +1,31 @@
-"""What an evaluation is asked to do: one frozen dataclass, for the command line and for recipes alike."""
+"""What an evaluation is asked to do: one frozen dataclass, for the command line and for recipes alike.
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+Settings that mean something to one task only are a dataclass of that task (`Task.settings`); people type them beside
+the others, and `EvaluationSettings.own` holds them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..decoding.sampling_params import SamplingParams
-from ..errors import EvaluationError, nearest
-from ..utils.settings import COUNT, NUMBER, OPTIONS, TEXT, Kind, misfits, setting, setting_of
-from .tasks.lifebench import CONTROLS
-
-TASKS = ("lifebench", "gsm8k", "math500", "vqa", "length", "tokens", "scaling", "ablation", "paper")
-OF_VALUES = ("length", "tokens")  # they measure the length value model itself
-_OF = {
-    "lengths": ("lifebench",),
-    "wishes": ("lifebench",),
-    "languages": ("lifebench",),
-    "soften": ("lifebench",),
-    "threshold": ("tokens",),
-    "runs": ("scaling", "ablation"),
-}
-"""Settings that mean something to some tasks only."""
-WITHOUT_GENERATOR = ("scaling", "ablation", "paper")  # they look at what others have done
+from ..utils.settings import COUNT, NUMBER, OPTIONS, TEXT, Kind, setting, setting_of
 
 
-def _list_of(item: Kind, called: str) -> Kind:
+def list_of(item: Kind, called: str) -> Kind:
+    """A list of different values of a kind."""
+
     def fits(value: Any) -> bool:
         return isinstance(value, list) and 0 < len(value) == len(set(map(repr, value))) and all(map(item.fits, value))
 
     return Kind(item.parse, fits, f"{called}, each once")
 
 
-def _one_of(*known: str) -> Kind:
+def one_of(*known: str) -> Kind:
+    """One of some words."""
     return Kind(str, lambda value: value in known, f"one of {', '.join(known)}")
 
 
@@ -41,19 +33,23 @@ def _parse_source(text: str) -> Any:
     return yaml.safe_load(text) if text.startswith("{") else text
 
 
+TRUTH = Kind(lambda text: text.lower() in ("1", "true", "yes"), lambda value: isinstance(value, bool), "true or false")
 _SOURCE = Kind(
     _parse_source,
     lambda value: TEXT.fits(value) or (isinstance(value, dict) and bool(value)),
     "a name, a file, a folder, a hub id, or {source: mathvision, path: ...}",
 )
-_TRUTH = Kind(lambda text: text.lower() in ("1", "true", "yes"), lambda value: isinstance(value, bool), "true or false")
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """One task. What is None is chosen by the task, see its protocol."""
+    """One task. What is None is chosen by the data source of the task, see its protocol.
 
-    task: str = setting(_one_of(*TASKS), "what to measure: " + ", ".join(TASKS))
+    Attributes:
+        own: the settings that this task alone has, an instance of its `settings`.
+    """
+
+    task: str = setting(TEXT, "what to measure")
     generator: str | None = setting(
         TEXT, "an embedded model, a directory, a hub id, or a server's http:// address", None
     )
@@ -63,21 +59,11 @@ class EvaluationSettings:
         _SOURCE, "a local copy in the source's own layout, a hub id, or `tiny`", None
     )
     systems: list[str] | None = setting(
-        _list_of(TEXT, "a list of systems, such as [base, ours, tilt:-5]"), "systems to measure side by side", None
+        list_of(TEXT, "a list of systems, such as [base, ours, tilt:-5]"), "systems to measure side by side", None
     )
-    compare: bool = setting(_TRUTH, "measure the systems that one compares in this task, see its protocol", False)
+    compare: bool = setting(TRUTH, "measure the systems that one compares in this task, see its protocol", False)
     limit: int | None = setting(COUNT, "only so many questions: for smoke tests, not for results", None)
     n: int | None = setting(COUNT, "completions of each question", None)
-    lengths: list[int] | None = setting(
-        _list_of(COUNT, "a list of lengths"), "lifebench: lengths to wish for, tokens", None
-    )
-    wishes: list[str] | None = setting(
-        _list_of(_one_of(*CONTROLS), f"a list of {', '.join(CONTROLS)}"), "lifebench: " + ", ".join(CONTROLS), None
-    )
-    languages: list[str] | None = setting(_list_of(_one_of("en", "cn"), "a list of en, cn"), "lifebench: en, cn", None)
-    soften: bool = setting(_TRUTH, "lifebench: ask guided systems for `approximately` N instead of `equal to` N", False)
-    threshold: float = setting(NUMBER, "tokens: residuals beyond it count", 0.01)
-    runs: list[str] | None = setting(_list_of(TEXT, "a list of folders"), "scaling: folders of finished runs", None)
     temperature: float | None = setting_of(SamplingParams, "temperature", None)
     top_k: int | None = setting_of(SamplingParams, "top_k", None)
     top_p: float | None = setting_of(SamplingParams, "top_p", None)
@@ -89,6 +75,7 @@ class EvaluationSettings:
     model: str | None = setting(TEXT, "which model, where a server has several", None)
     options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)
     out: str | None = setting(TEXT, "folder of the results (default: results/TASK-GENERATOR-DIGEST)", None)
+    own: Any = field(default=None)
 
     @property
     def data_is_file(self) -> bool:
@@ -96,40 +83,31 @@ class EvaluationSettings:
         place = str((self.data.get("path") if isinstance(self.data, dict) else self.data) or "")
         return place.endswith(".jsonl") or Path(place).is_file()
 
+    @property
+    def guides_by_itself(self) -> bool:
+        """Whether the generator is a server of the research code, which has a length value model of its own."""
+        return (self.options or {}).get("server") == "research"
 
-FIELDS = {f.name: f for f in fields(EvaluationSettings)}
+    def as_dict(self) -> dict[str, Any]:
+        """All settings side by side, as people give them."""
+        values = asdict(self)
+        return {**values, **(values.pop("own") or {})}
+
+
+COMMON = {f.name: f for f in fields(EvaluationSettings) if f.name != "own"}
+"""Settings that every task has."""
 WHERE = ("out", "dtype", "device", "options")  # settings that do not decide what is measured
 
 
-def read_settings(section: Mapping[str, Any], where: str) -> EvaluationSettings:
-    """Settings from what a recipe or a command line gives.
+def filled(settings: EvaluationSettings, defaults: Mapping[str, Any]) -> EvaluationSettings:
+    """Settings with what is not given taken from a protocol.
 
     Args:
-        section: names and values; those that are None are left out.
-        where: what they are of, for the message.
-
-    Raises:
-        EvaluationError: unknown names, values that cannot be, no task; all of it at once.
+        settings: as given.
+        defaults: values of settings, those of the task included.
     """
-    given = {key: value for key, value in section.items() if value is not None}
-    problems = [f"{key!r} is no setting of a task{nearest(key, FIELDS)}" for key in given if key not in FIELDS]
-    problems += [f"{name} is missing" for name, f in FIELDS.items() if f.default is MISSING and name not in given]
-    problems += [problem for _, problem in misfits(given, FIELDS)]
-    problems += [
-        f"{key} is a setting of {' and '.join(_OF[key])}, not of {given['task']}"
-        for key in given
-        if not has(given.get("task"), key) and given[key] != FIELDS[key].default
-    ]
-    if problems:
-        raise EvaluationError(f"{where} cannot be evaluated:\n  " + "\n  ".join(problems))
-    return EvaluationSettings(**given)
-
-
-def has(task: Any, key: str) -> bool:
-    """Whether a setting means something to a task."""
-    return key not in _OF or task in _OF[key]
-
-
-def parser_of(name: str) -> Callable[[str], Any]:
-    """What reads a word of the command line for a setting; of a list, each of its words."""
-    return FIELDS[name].metadata["kind"].parse
+    common = {name: value for name, value in defaults.items() if name in COMMON and getattr(settings, name) is None}
+    own = {
+        name: value for name, value in defaults.items() if name not in COMMON and getattr(settings.own, name) is None
+    }
+    return replace(settings, **common, own=replace(settings.own, **own))

@@ -101,7 +101,7 @@ class Completions:
         if not np.issubdtype(self.tokens.dtype, np.integer) or self.tokens.min() < 0:
             raise ValueError(f"tokens must be whole numbers of at least 0, got {self.tokens.dtype} values")
         if self.right.dtype != np.bool_:
-            # An unjudged answer (None) would count as wrong without a word.
+            # An unjudged answer (None) would silently count as wrong.
             raise ValueError(f"right must be True or False for each completion, got {self.right.dtype} values")
 
 
@@ -165,7 +165,7 @@ def _frontier(tokens: Ints, right: NDArray[np.bool_], weights: Floats) -> Fronti
 def at_length(frontier: Frontier, length: float) -> float:
     """Return Pass@1 at a mean length, between two budgets on the straight line (a mixture of both).
 
-    Beyond the ends it is that of the end: a mean length above the one of the uncut completions, which no budget
+    Beyond the ends it is that of the end: a mean length above the one of whole completions, which no budget
     reaches, gives their Pass@1.
     """
     return float(np.interp(length, frontier.lengths, frontier.passes))

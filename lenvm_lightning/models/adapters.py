@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: a frozen language model with adapters (PEFT), in four bits if wished (bitsandbytes).
+"""LoRA and QLoRA: a frozen language model with adapters (PEFT), in four bits if asked for (bitsandbytes).
 
 Adapters sit on the linear layers of the language model alone. Vision tower, projector and value head never carry one
 and are never quantised; the head is trained whole, in float32, outside PEFT, which would lose it on export.
@@ -125,11 +125,31 @@ def save_adapter(folder: Path, backbone: PreTrainedModel, base: str) -> None:
             keeps what its own file said.
     """
     config: Any = copy.copy(backbone.peft_config[_NAME])
-    path = Path(config.base_model_name_or_path or base)
+    path = Path(base_of(backbone, base))
     config.base_model_name_or_path = str(path.resolve()) if path.is_dir() else config.base_model_name_or_path or base
     config.inference_mode = True
     config.save_pretrained(str(folder))
     save_file(adapter_weights(backbone), folder / ADAPTER_FILE, metadata={"format": "pt"})
+
+
+def base_of(backbone: PreTrainedModel, base: str) -> str:
+    """Where the weights under the adapters come from: what their file said, and `base` for new ones."""
+    config: Any = backbone.peft_config[_NAME]
+    return str(config.base_model_name_or_path or base)
+
+
+def refuse_local_base(backbone: PreTrainedModel, base: str) -> None:
+    """Refuse to publish adapters that nobody else could load.
+
+    Raises:
+        CheckpointError: their base is a folder of this machine.
+    """
+    found = base_of(backbone, base)
+    if Path(found).is_dir():
+        raise CheckpointError(
+            f"the base model of these adapters is a folder of this machine, {found}, which nobody could load "
+            "elsewhere: publish whole weights instead, as `lenvm export` writes them without --adapter"
+        )
 
 
 def has_adapter(source: Source) -> bool:

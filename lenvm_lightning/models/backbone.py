@@ -1,35 +1,26 @@
-"""Model directories: the published layout plus ``lenvm_config.json``, read and written.
+"""Backbones: headless transformers models, text or vision-language, loaded strictly and saved as they are published.
 
-A published LenVM is an ordinary Hugging Face directory with the head either in ``value_head.safetensors`` or among
-its shards. Nothing is guessed: a directory without a head is an error, and so is a backbone with weights missing.
-Only safetensors are read, and remote code runs only where the caller asks for it.
+Nothing is guessed: weights that are missing are an error, where transformers would fill them at random. Only
+safetensors are read, and remote code runs only where the caller asks for it.
 """
 
-import contextlib
 import copy
 import inspect
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoProcessor, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-from transformers.utils import logging as transformers_logging
 
-from .. import tinyworld
 from ..errors import CheckpointError, nearest
+from . import embedded
 from .backbone_config import QuantiseKind
-from .hub_files import Source, find_file, first_line, read_json, read_tensors, resolve, some, tensors_of_file
+from .hub_files import Source, first_line, quiet_transformers, read_tensors, resolve, some
 
-CONFIG_FILE = "lenvm_config.json"
-HEAD_FILE = "value_head.safetensors"
-HEAD_KEYS = ("fc.weight", "fc.bias", "summary.weight", "summary.bias")
-_HEAD_PREFIX = "v_head."
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # entries of a config with one value a layer
 
 
@@ -88,7 +79,7 @@ def load_config(source: Source, overrides: dict[str, Any] | None = None, **optio
             ) from error
         raise CheckpointError(
             f"no model could be read from {str(source)!r}: {first_line(error)} Give a Hugging Face id (needs "
-            f"the hub), a directory with a config.json, or an embedded name ({', '.join(tinyworld.NAMES)})."
+            f"the hub), a directory with a config.json, or an embedded name ({', '.join(embedded.generators())})."
         ) from error
     if not overrides:
         return config
@@ -129,19 +120,6 @@ def cut_layers(config: PreTrainedConfig, count: int, source: Source) -> None:
         )
 
 
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silences transformers' bars and its report of unused keys; those that are missing raise. Downloads still show."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    hook = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **kwargs, disable=True))
-    try:
-        yield
-    finally:
-        transformers_logging.set_tqdm_hook(hook)
-        transformers_logging.set_verbosity(level)
-
-
 def load_backbone(
     source: Source,
     *,
@@ -175,18 +153,8 @@ def load_backbone(
         CheckpointError: no such model, an unknown override, overrides of pretrained weights, missing weights, layers
             that are not there to be kept.
     """
-    if pretrained and overrides:
-        raise CheckpointError(
-            f"overrides ({', '.join(overrides)}) change the shape that the weights of {str(source)!r} have; "
-            "set pretrained: false to start from random weights, or leave the overrides out."
-        )
-    if quantise is not None and not pretrained:
-        raise CheckpointError(f"quantise: {quantise} is of pretrained weights, but pretrained is false: leave one out")
-    if keep_layers is not None and not pretrained:
-        raise CheckpointError(
-            f"keep_layers: {keep_layers} says which pretrained weights to load, but pretrained is false: set the "
-            "number of layers in overrides"
-        )
+    if problem := _contradiction(source, pretrained, overrides, keep_layers, quantise):
+        raise CheckpointError(problem)
     config = load_config(source, overrides, trust_remote_code=trust_remote_code)
     if keep_layers is not None:
         cut_layers(config, keep_layers, source)
@@ -196,16 +164,57 @@ def load_backbone(
     if quantise is not None:
         options["quantization_config"] = _in_four_bits(config, quantise, dtype, options)
     if not pretrained or torch.get_default_device().type == "meta":
-        if dtype == "auto":
-            options["dtype"] = torch.float32
-        elif isinstance(dtype, str):
-            options["dtype"] = getattr(torch, dtype)
-        try:
-            return AutoModel.from_config(config, **options).eval()
-        except ImportError as error:
-            raise CheckpointError(f"a model like {str(source)!r} cannot be built: {first_line(error)}") from error
+        return _from_config(source, config, options).eval()
+    model = _from_weights(source, config, options, cut=keep_layers is not None)
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On such a CPU, bitsandbytes' first forward in eval mode packs the weights anew, for good: it computes in
+            # bfloat16 from then on, and no gradient passes it any more.
+            module.support_avx512bf16_for_cpu = False
+    return model.eval()
+
+
+def _contradiction(
+    source: Source,
+    pretrained: bool,
+    overrides: dict[str, Any] | None,
+    keep_layers: int | None,
+    quantise: QuantiseKind | None,
+) -> str | None:
+    """Which of the settings of `load_backbone` exclude each other, in words; None where they agree."""
+    if pretrained and overrides:
+        return (
+            f"overrides ({', '.join(overrides)}) change the shape that the weights of {str(source)!r} have; "
+            "set pretrained: false to start from random weights, or leave the overrides out."
+        )
+    if quantise is not None and not pretrained:
+        return f"quantise: {quantise} is of pretrained weights, but pretrained is false: leave one out"
+    if keep_layers is not None and not pretrained:
+        return (
+            f"keep_layers: {keep_layers} says which pretrained weights to load, but pretrained is false: set the "
+            "number of layers in overrides"
+        )
+    return None
+
+
+def _from_config(source: Source, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    """A model of this shape with random weights; without any on the meta device."""
+    dtype = options["dtype"]
+    if dtype == "auto":
+        dtype = torch.float32
+    elif isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
     try:
-        with _quiet_transformers():
+        return AutoModel.from_config(config, **{**options, "dtype": dtype})
+    except ImportError as error:
+        raise CheckpointError(f"a model like {str(source)!r} cannot be built: {first_line(error)}") from error
+
+
+def _from_weights(source: Source, config: PreTrainedConfig, options: dict[str, Any], cut: bool) -> PreTrainedModel:
+    """A model with the weights of `source`, every one of them; `cut` says that layers are left out on purpose."""
+    try:
+        with quiet_transformers():
             model, info = AutoModel.from_pretrained(
                 resolve(source),
                 config=config,
@@ -223,19 +232,14 @@ def load_backbone(
     wrong = [f"{key} is {tuple(have)}, expected {tuple(want)}" for key, have, want in sorted(info["mismatched_keys"])]
     if wrong:
         cause = "Weights and config come from different models: save or download both again."
-        if keep_layers is not None:  # such as embeddings for all layers in one tensor
+        if cut:  # such as embeddings for all layers in one tensor
             cause = "Where a weight belongs to all layers, they cannot be cut: leave keep_layers out."
         raise CheckpointError(
             f"{len(wrong)} weights in {str(source)!r} do not have the shape its config.json asks for: {some(wrong)}. "
             + cause
         )
     _fill_missing(model, set(info["missing_keys"]), source)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On such a CPU, bitsandbytes' first forward in eval mode packs the weights anew, for good: it computes in
-            # bfloat16 from then on, and no gradient passes it any more.
-            module.support_avx512bf16_for_cpu = False
-    return model.eval()
+    return model
 
 
 def _in_four_bits(
@@ -273,108 +277,13 @@ def _fill_missing(model: PreTrainedModel, missing: set[str], source: Source) -> 
         )
 
 
-def _head_key(key: str) -> str | None:
-    """Name inside the head of a checkpoint key: with prefix ``…v_head.``, or bare."""
-    for name in HEAD_KEYS:
-        if key == name or key.endswith(_HEAD_PREFIX + name):
-            return name
-    return None
-
-
-def _is_head_key(key: str) -> bool:
-    return _head_key(key) is not None
-
-
-def read_head(source: Source) -> dict[str, Tensor]:
-    """State dict of the value head, from its own file or from the shards, in float32.
-
-    Raises:
-        CheckpointError: there is no complete head.
-    """
-    path = find_file(source, HEAD_FILE)
-    found = read_tensors(source, _is_head_key) if path is None else tensors_of_file(path, _is_head_key)
-    head = {name: tensor for key, tensor in found if (name := _head_key(key))}
-    absent = [key for key in HEAD_KEYS if key not in head]
-    if absent:
-        there = f"found only {', '.join(sorted(head))}" if head else "found none of them"
-        raise CheckpointError(
-            f"{str(source)!r} has no value head (looked for {', '.join(_HEAD_PREFIX + k for k in HEAD_KEYS)} in "
-            f"{HEAD_FILE} and in the model's safetensors shards; {there}). It looks like a base model. "
-            f"Train a length value model on it:\n  lightning run text_lenvm --fit.model.backbone {source}"
-        )
-    return {key: tensor.float() if tensor.dtype != torch.float64 else tensor for key, tensor in head.items()}
-
-
-def check_head(head: dict[str, Tensor], expected: dict[str, Tensor], source: Source) -> None:
-    """Compare a head's shapes with the backbone's width.
-
-    Raises:
-        CheckpointError: they differ; all differences are listed.
-    """
-    wrong = [
-        f"{key} is {tuple(head[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in HEAD_KEYS
-        if head[key].shape != expected[key].shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"the value head of {str(source)!r} does not fit its backbone: {'; '.join(wrong)}. "
-            "Head and backbone come from different models: copy the head file that was trained with this backbone."
-        )
-
-
-def read_lenvm_config(source: Source) -> dict[str, Any]:
-    """Content of ``lenvm_config.json``; empty for published directories, which have none."""
-    path = find_file(source, CONFIG_FILE)
-    return read_json(path) if path else {}
-
-
-def load_processor(source: Source, **options: Any) -> Any:
-    """Processor of a vision-language model, or tokenizer of a text model.
-
-    Raises:
-        CheckpointError: neither can be read from there.
-    """
-    try:
-        processor = AutoProcessor.from_pretrained(resolve(source), **options)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"no tokenizer or processor could be read from {str(source)!r}: {first_line(error)}"
-        ) from error
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
-        raise CheckpointError(  # transformers makes an empty tokenizer then, which finds no token in any text
-            f"no tokenizer or processor could be read from {str(source)!r}: there is no vocabulary (looked for "
-            "tokenizer.json). Copy the tokenizer files of the base model there, or name another place for them."
-        )
-    return processor
-
-
-def save(folder: Path, backbone: PreTrainedModel) -> None:
+def save_backbone(folder: Path, backbone: PreTrainedModel) -> None:
     """Write a backbone as an ordinary Hugging Face directory."""
     published = _as_published(backbone)
     # The vocabulary head of an untied model stays on meta: it was never loaded, so there is none to write.
     weights = {key: tensor for key, tensor in published.state_dict().items() if not tensor.is_meta}
-    with _quiet_transformers():
+    with quiet_transformers():
         published.save_pretrained(folder, state_dict=weights)
-
-
-@contextlib.contextmanager
-def writing(folder: Path, head: dict[str, Tensor], config: dict[str, Any], processor: Any) -> Iterator[None]:
-    """Write what every value model directory has, around what its backbone writes.
-
-    Head and config come last, so that half a directory is no LenVM.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (HEAD_FILE, CONFIG_FILE):
-        (folder / name).unlink(missing_ok=True)
-    yield
-    if processor is not None:
-        with _quiet_transformers():
-            processor.save_pretrained(folder)
-    tensors = {_HEAD_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in head.items()}
-    save_file(tensors, folder / HEAD_FILE, metadata={"format": "pt"})
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _as_published(backbone: PreTrainedModel) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Files of a model directory or hub repository: found, read, and what is wrong with them said in a sentence."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -9,16 +10,17 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
-from .. import tinyworld
 from ..errors import CheckpointError
+from . import embedded
 
 Source = str | os.PathLike[str]
 
 
 def resolve(source: Source) -> str:
     """Path of an embedded model for its name; anything else as it is."""
-    return str(tinyworld.path(str(source))) if tinyworld.embedded(str(source)) else str(source)
+    return str(embedded.folder(str(source))) if embedded.is_embedded(str(source)) else str(source)
 
 
 def find_file(source: Source, name: str) -> Path | None:
@@ -85,3 +87,16 @@ def tensors_of_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple
                     yield key, file.get_tensor(key)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}. Save or download it again.") from error
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' bars and its report of unused keys; those that are missing raise. Downloads still show."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    hook = transformers_logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **kwargs, disable=True))
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(hook)
+        transformers_logging.set_verbosity(level)

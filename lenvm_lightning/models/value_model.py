@@ -2,15 +2,25 @@
 
 The backbone has no vocabulary head: the logits over the vocabulary are the biggest tensor of a training step, and
 nobody would read them.
+
+`AutoModel.from_pretrained` of a value model directory gives its backbone, not this class, and that cannot be had
+otherwise without losing the published layout. transformers chooses the class by `model_type` in `config.json`, which
+names the backbone's architecture, so that every other tool loads the directory as the language model it comes from.
+Registering this class for such a type would take over all models of it, and a type of our own would leave the
+directory unreadable wherever this package is not installed; an `auto_map` would ship code with the weights, for people
+to trust. So `LengthValueModel.from_pretrained` reads the directory, and tells a base model from a value model by the
+head.
 """
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,20 +29,20 @@ from ..objectives import LengthTarget, TargetKind
 from . import adapters
 from .adapters import LoRA
 from .backbone import (
-    CONFIG_FILE,
-    Source,
-    check_head,
     hidden_size,
     load_backbone,
     load_config,
-    read_head,
-    read_lenvm_config,
-    save,
+    save_backbone,
     takes_argument,
     token_types,
     vision_modules,
-    writing,
 )
+from .hub import push_folder
+from .hub_files import Source
+from .model_card import CARD_FILE, model_card, stored_card
+from .processors import load_processor
+from .value_head import ValueHead, keep_float32
+from .value_head_io import CONFIG_FILE, check_head, read_head, read_lenvm_config, writing_value_model
 
 
 @dataclasses.dataclass
@@ -72,43 +82,6 @@ class LenVMConfig:
         return LengthTarget(self.target, self.gamma, self.length_scale)
 
 
-class ValueHead(nn.Module):
-    """``W2 · SiLU(W1 · h + b1) + b2``, one logit a position, always computed in float32 or better.
-
-    Args:
-        hidden_size: width H of the backbone's last hidden state.
-        dropout: dropout probability before each linear layer.
-    """
-
-    def __init__(self, hidden_size: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.fc = nn.Linear(hidden_size, hidden_size, dtype=torch.float32)
-        self.summary = nn.Linear(hidden_size, 1, dtype=torch.float32)
-        self.dropout = nn.Dropout(dropout)
-
-    def reset(self, bias: float) -> None:
-        """Start over: predictions close to the constant whose logit is ``bias``."""
-        self.fc.reset_parameters()
-        nn.init.normal_(self.summary.weight, std=0.1 * self.fc.in_features**-0.5)
-        nn.init.constant_(self.summary.bias, bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., H) to logits (...), float32 whatever the backbone or autocast use."""
-        with torch.autocast(hidden.device.type, enabled=False):
-            x = hidden.to(self.fc.weight.dtype)
-            x = nn.functional.silu(self.fc(self.dropout(x)))
-            return self.summary(self.dropout(x)).squeeze(-1)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "ValueHead":
-        # `model.bfloat16()` and Lightning's bf16-true would halve the head too; values need float32's digits.
-        return super()._apply(lambda tensor: _unless_halved(tensor, fn(tensor)), recurse)
-
-
-def _unless_halved(before: Tensor, after: Tensor) -> Tensor:
-    """``after``, but with the digits of ``before`` where it was cast to half precision."""
-    return before.to(after.device, torch.float32) if after.dtype in (torch.bfloat16, torch.float16) else after
-
-
 class LengthValueModel(nn.Module):
     """Predicts at every position how many tokens are still to come.
 
@@ -132,7 +105,8 @@ class LengthValueModel(nn.Module):
         self.v_head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
         self._takes_token_types = takes_argument(backbone, "mm_token_type_ids")
         self.takes_positions = takes_argument(backbone, "position_ids")
-        self.in_step = False  # see training.fsdp.keep_in_step
+        self.source: Source | None = None  # where it was loaded from
+        self.in_step = False  # see `training.fsdp.keep_in_step`
 
     @classmethod
     def from_backbone(
@@ -227,6 +201,7 @@ class LengthValueModel(nn.Module):
         model = cls(backbone, config)
         check_head(head, model.v_head.state_dict(), source)
         model.v_head.load_state_dict(head)
+        model.source = source
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], processor: Any = None) -> None:
@@ -238,11 +213,11 @@ class LengthValueModel(nn.Module):
             folder: directory to write into; created where missing.
             processor: tokenizer or processor to store beside the weights.
         """
-        with writing(Path(folder), self.v_head.state_dict(), dataclasses.asdict(self.config), processor):
+        with writing_value_model(Path(folder), self.v_head.state_dict(), dataclasses.asdict(self.config), processor):
             if adapters.is_adapted(self.backbone):
                 adapters.save_adapter(Path(folder), self.backbone, str(self.config.backbone))
             else:
-                save(Path(folder), self.backbone)
+                save_backbone(Path(folder), self.backbone)
 
     def save_merged(
         self, folder: str | os.PathLike[str], processor: Any = None, dtype: torch.dtype | None = None
@@ -256,8 +231,55 @@ class LengthValueModel(nn.Module):
                 training, anything less rounds what adapters have changed.
         """
         config = dataclasses.replace(self.config, base={})
-        with writing(Path(folder), self.v_head.state_dict(), dataclasses.asdict(config), processor):
-            save(Path(folder), adapters.merge(self.backbone, dtype))
+        with writing_value_model(Path(folder), self.v_head.state_dict(), dataclasses.asdict(config), processor):
+            save_backbone(Path(folder), adapters.merge(self.backbone, dtype))
+
+    def card(self, license: str | None = None) -> ModelCard:
+        """The model card: that of the directory it was loaded from, else one of what the model remembers.
+
+        Args:
+            license: what its front matter says of the license; where None, as `model_card` finds it.
+        """
+        card = stored_card(self.source) if self.source is not None else None
+        if card is None:
+            return model_card(self.config, license=license)
+        if license is not None:
+            card.data["license"] = license
+        return card
+
+    def push_to_hub(self, repo_id: str, *, processor: Any = None, card: ModelCard | None = None, **options: Any) -> str:
+        """Publish it on the Hugging Face hub: what `save_pretrained` writes, with its model card as README.md.
+
+        transformers' mixin of this name is not used: it would put a card of its own in place of the one with the
+        metrics, and leave the tokenizer behind.
+
+        Args:
+            repo_id: such as `me/my-lenvm`.
+            processor: tokenizer or processor to publish with it; where None, the one beside the weights that were
+                loaded or trained further, if there is one.
+            card: the model card; `card()` where None.
+            options: for `push_folder` (private, token, revision, create_pr, commit_message, commit_description).
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            CheckpointError: the hub cannot be reached or refuses, or adapters whose base is a folder of this machine.
+        """
+        if adapters.is_adapted(self.backbone):
+            adapters.refuse_local_base(self.backbone, str(self.config.backbone))
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, processor or self._processor())
+            (card or self.card()).save(Path(folder) / CARD_FILE)
+            return push_folder(Path(folder), repo_id, **options)
+
+    def _processor(self) -> Any:
+        """Tokenizer or processor of the model it was loaded from, or else trained from; None where there is none."""
+        place = self.source or self.config.backbone
+        try:
+            return load_processor(place) if place is not None else None
+        except CheckpointError:  # a published directory may be weights alone
+            return None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LengthValueModel":
         # Rotary frequencies are buffers that are not stored: halved, they would differ from those made on loading.
@@ -266,7 +288,7 @@ class LengthValueModel(nn.Module):
         for module, name, before in derived:
             after = module._buffers[name]
             if before is not None and after is not None and before.dtype == torch.float32:
-                module._buffers[name] = _unless_halved(before, after)
+                module._buffers[name] = keep_float32(before, after)
         return self
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
@@ -283,24 +305,24 @@ class LengthValueModel(nn.Module):
         """
         cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers renames it
         inputs.setdefault("use_cache", cache is not None)
-        pictures = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
+        images = any(name.startswith("pixel_values") and inputs[name] is not None for name in inputs)
         if inputs.get("position_ids") is None:
-            if self._takes_token_types and pictures:
+            if self._takes_token_types and images:
                 # Such backbones (Qwen-VL) count positions themselves; without types as plain text, silently.
                 inputs.setdefault("mm_token_type_ids", token_types(self.backbone.config, input_ids))
             elif self.takes_positions and (attention_mask is None or attention_mask.ndim == 2):
                 inputs["position_ids"] = self._positions(input_ids, attention_mask, cache)
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
-        if pictures and cache is not None:
+        if images and cache is not None:
             cache.lenvm_offset = getattr(self.backbone, "rope_deltas", None)
         return self.v_head(hidden)
 
     def _positions(self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor | None:
-        """Positions where transformers counts others: padding on the left, and text after pictures in a cache.
+        """Positions where transformers counts others: padding on the left, and text after images in a cache.
 
         Shape (B, T); None where it counts right.
         """
-        offset = getattr(cache, "lenvm_offset", None)  # (b, 1): a picture takes fewer positions than tokens
+        offset = getattr(cache, "lenvm_offset", None)  # (b, 1): an image takes fewer positions than tokens
         if attention_mask is None:
             if cache is None or not self._takes_token_types:
                 return None

@@ -1,4 +1,4 @@
-"""Prompts to what a model reads: chat template, token ids, pictures. Sampling and training both go through here."""
+"""Prompts to what a model reads: chat template, token ids, images. Sampling and training both go through here."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def tokenizer_of(processor: Any) -> Any:
 
 
 def open_image(image: Image.Image | str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """A picture, opened or as a path, as RGB.
+    """An image, opened or as a path, as RGB.
 
     Raises:
         ValueError: missing, unreadable, or of more than ``max_pixels``; the text says which.
@@ -53,17 +53,17 @@ def _parts(content: str) -> list[dict[str, str]]:
 def encode_prompt(
     processor: Any, messages: Sequence[dict[str, str]], images: Sequence[Image.Image]
 ) -> tuple[list[int], dict[str, Any]]:
-    """Token ids of a prompt up to where the generator begins to write, and the tensors of its pictures.
+    """Token ids of a prompt up to where the generator begins to write, and the tensors of its images.
 
     Args:
         processor: tokenizer, or processor of a vision-language model; without a chat template the bare text is the
             prompt.
-        messages: chat messages; ``<image>`` marks a picture.
-        images: the pictures, RGB, in the order of their marks.
+        messages: chat messages; ``<image>`` marks an image.
+        images: the images, RGB, in the order of their marks.
 
     Returns:
         Ids, image tokens expanded by the processor; and whatever else the processor made for the model
-        (``pixel_values``, ``image_grid_thw``, …), a batch of one. Empty without pictures.
+        (``pixel_values``, ``image_grid_thw``, …), a batch of one. Empty without images.
     """
     tokenizer = tokenizer_of(processor)
     if images:

@@ -157,7 +157,7 @@ def _parse_published(record: dict[str, Any], folder: Path) -> tuple[list[Rollout
     index = meta.get("lenvm_idx")
     if index is not None and meta.get("dataset_name"):
         index = f"{meta['dataset_name']}/{index}"  # data sets that are trained on together each count from 0
-    cut, notes = _cut_of_published(meta, len(completions))
+    truncated, notes = _truncated_of_published(meta, len(completions))
     common: dict[str, Any] = {
         "prompt_id": _prompt_id(index, messages, images),
         "messages": messages,
@@ -168,18 +168,18 @@ def _parse_published(record: dict[str, Any], folder: Path) -> tuple[list[Rollout
         },
         "generator": _typed(meta, "model_name", str, "a string"),
     }
-    return [Rollout(completion=t, censored=c, **common) for t, c in zip(completions, cut, strict=True)], notes
+    return [Rollout(completion=t, censored=c, **common) for t, c in zip(completions, truncated, strict=True)], notes
 
 
-def _cut_of_published(meta: dict[str, Any], count: int) -> tuple[list[bool], list[str]]:
-    """Which of ``count`` completions were cut, and notes.
+def _truncated_of_published(meta: dict[str, Any], count: int) -> tuple[list[bool], list[str]]:
+    """Which of ``count`` completions were truncated, and notes.
 
-    The published layout has no finish reason (ours adds one): a completion as long as its limit was cut by it.
+    The published layout has no finish reason (ours adds one): a completion as long as its limit was truncated by it.
     """
     limit = _typed(meta, "max_tokens", (int, float), "a number")
     lengths, one_length = _each(meta, "answer_token_length", (int, float), "a number", count)
     reasons, one_reason = _each(meta, "finish_reason", str, "a string", count)
-    cut = [
+    truncated = [
         reason == "length" or (reason is None and length is not None and limit is not None and length >= limit)
         for length, reason in zip(lengths, reasons, strict=True)
     ]
@@ -191,8 +191,8 @@ def _cut_of_published(meta: dict[str, Any], count: int) -> tuple[list[bool], lis
         )
         if decides
     ]
-    return cut, [
-        f"{name} is one value for {count} completions, so it says of none whether it was cut" for name in names
+    return truncated, [
+        f"{name} is one value for {count} completions, so it says of none whether it was truncated" for name in names
     ]
 
 

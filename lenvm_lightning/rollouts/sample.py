@@ -5,21 +5,21 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from collections.abc import Generator as PythonGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import GeneratorError, StoreError, nearest
-from .generators.interface import Failure, GeneratedText, Generator
-from .progress import SamplingProgress
-from .store import Prompts, RolloutStore, describe
+from ..utils.progress import CompletionProgress
+from .ask import ask_for_missing
+from .generators.interface import Failure, Generator, Prompts
+from .store import RolloutKey, RolloutStore, rollout_settings
 from .summary import as_text, summarise, write_histogram
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SamplingOutcome:
     """How sampling ended.
 
     Attributes:
@@ -31,7 +31,7 @@ class Outcome:
 
     folder: Path
     complete: bool
-    failures: dict[tuple[str, int], Failure]
+    failures: dict[RolloutKey, Failure]
     summary: dict[str, Any] | None
 
     @property
@@ -79,7 +79,7 @@ def is_server(source: str) -> bool:
 
 def sample_rollouts(
     generator: Generator, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, *, wait: bool = False
-) -> Outcome:
+) -> SamplingOutcome:
     """Sample ``n`` completions of each prompt into a folder; goes on where an earlier run stopped.
 
     Progress and what went wrong is said on stderr.
@@ -89,7 +89,7 @@ def sample_rollouts(
         prompts: from `load_prompts`.
         n: completions of a prompt.
         folder: where they go.
-        sampling: how tokens are drawn.
+        sampling: how tokens are sampled.
         wait: wait where another process samples into the folder, instead of refusing.
 
     Raises:
@@ -97,14 +97,14 @@ def sample_rollouts(
             all could be sampled.
         GeneratorError: the generator stopped. What is done stays, and the next call goes on from there.
     """
-    settings = describe(generator.fingerprint(), prompts, n, sampling)
+    settings = rollout_settings(generator.fingerprint(), prompts, n, sampling)
     with RolloutStore(folder, prompts, settings, generator.name, wait) as store:
         for note in store.notes:
             _say(f"{folder}: {note}")
         if not store.complete:
             if store.done:
                 _say(f"{folder}: going on from {store.done:,} of {store.total:,} completions")
-            speed = _fill(store, generator, sampling)
+            speed = _sample_missing(store, generator, sampling)
             if all(failure.final for failure in store.failures.values()):
                 _finish(store, sampling, speed)
         else:
@@ -112,9 +112,9 @@ def sample_rollouts(
         return _outcome(store)
 
 
-def _outcome(store: RolloutStore) -> Outcome:
+def _outcome(store: RolloutStore) -> SamplingOutcome:
     summary = _read_object(store.summary) if store.complete else None
-    return Outcome(store.folder, store.complete, store.failures, summary)
+    return SamplingOutcome(store.folder, store.complete, store.failures, summary)
 
 
 def _read_object(file: Path) -> dict[str, Any] | None:
@@ -128,7 +128,7 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 
 def already_sampled(
     source: str, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, **options: Any
-) -> Outcome | None:
+) -> SamplingOutcome | None:
     """The outcome of a complete folder, told without loading the generator; None where it has to be loaded.
 
     Args:
@@ -148,7 +148,7 @@ def already_sampled(
     recorded = settings.get("generator")
     if not isinstance(recorded, dict) or not _is_recorded(source, recorded, options):
         return None
-    with RolloutStore(folder, prompts, describe(recorded, prompts, n, sampling), "") as store:
+    with RolloutStore(folder, prompts, rollout_settings(recorded, prompts, n, sampling), "") as store:
         _say(f"{folder} is complete for these settings.")
         return _outcome(store)
 
@@ -163,33 +163,27 @@ def _is_recorded(source: str, recorded: dict[str, Any], options: dict[str, Any])
     return same and recorded.get("name") == name_of(source) and recorded.get("digest") == digest(source)
 
 
-def _fill(store: RolloutStore, generator: Generator, sampling: SamplingParams) -> float | None:
+def _sample_missing(store: RolloutStore, generator: Generator, sampling: SamplingParams) -> float | None:
     """Sample what is missing; tokens a second, None where nothing was."""
-    answers = generator.sample(store.missing(), sampling)
-    with SamplingProgress(store.done, store.total, store.tally) as progress:
-        try:
-            for answer in answers:
-                store.add(answer)
-                if isinstance(answer.result, GeneratedText):
-                    progress.add(len(answer.result.token_ids))
-            left = store.total - store.done - len(store.failures)
-            if left:
-                raise GeneratorError(f"{generator.name} stopped {left:,} answers short, without a word.")
-        except GeneratorError as error:
-            raise GeneratorError(f"{error}\n{_what_stays(store)}") from error
-        except (KeyboardInterrupt, SystemExit):
-            _say(f"stopped: {_what_stays(store)}")
-            raise
-        finally:
-            if isinstance(answers, PythonGenerator):
-                answers.close()
-    return progress.tokens_per_s
-
-
-def _what_stays(store: RolloutStore) -> str:
-    return (
-        f"{store.done:,} of {store.total:,} completions are in {store.folder} and stay; "
-        "the same command goes on from there."
+    failed = len(store.failures)
+    progress = CompletionProgress(
+        "sample",
+        store.total,
+        lambda: generator.tokens_written,
+        sampling.max_tokens,
+        there=store.done,
+        tokens_there=store.counts.tokens,
+        truncated=store.counts.truncated,
+        failed=failed,
+    )
+    return ask_for_missing(
+        generator,
+        store.missing(),
+        sampling,
+        missing=store.total - store.done - failed,
+        keep=store.add_answer,
+        progress=progress,
+        store=store,
     )
 
 
@@ -200,18 +194,18 @@ def _finish(store: RolloutStore, sampling: SamplingParams, speed: float | None) 
             f"Delete {store.failed} to ask again."
         )
     summary = summarise(
-        store.tally,
+        store.counts,
         generator=store.generator,
         prompts=len(store.prompts),
         failed=len(store.failures),
         limit=sampling.max_tokens,
         tokens_per_s=speed,
     )
-    write_histogram(store.folder / "tensorboard", store.tally)
+    write_histogram(store.folder / "tensorboard", store.counts)
     store.finish(summary.as_dict())
 
 
-def group_failures(failures: dict[tuple[str, int], Failure]) -> str:
+def group_failures(failures: dict[RolloutKey, Failure]) -> str:
     """Reasons with how often they occur and one example each, the most frequent first."""
     counts = Counter(failures.values())
     lines = []
@@ -224,7 +218,7 @@ def group_failures(failures: dict[tuple[str, int], Failure]) -> str:
     return "\n".join(lines)
 
 
-def report(outcome: Outcome) -> None:
+def report(outcome: SamplingOutcome) -> None:
     """Say how it ended: the summary on stdout; on stderr what failed, and what to do about it."""
     if outcome.failures:
         _say(

@@ -1,4 +1,4 @@
-"""What was sampled, in numbers: lengths, share cut, the gamma they suggest, a histogram."""
+"""What was sampled, in numbers: lengths, share truncated, the gamma they suggest, a histogram."""
 
 import math
 import shutil
@@ -7,37 +7,41 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from ..models import embedded
+
 PERCENTILES = (1, 50, 90, 99)
 
 
-class Tally:
-    """Lengths, cuts and log-probabilities of completions, as they come in.
+class LengthCounts:
+    """Lengths and log-probabilities of completions, as they come in.
 
     Attributes:
-        lengths: tokens, EOS included; cut ones as long as they were seen.
-        cut: number of completions that hit the limit.
+        lengths: tokens, EOS included; truncated ones as long as they were seen.
+        tokens: of all completions together.
+        truncated: number of completions that hit the limit.
         reencoded: number of completions whose ids come from their text.
     """
 
     def __init__(self) -> None:
         self.lengths = array("q")
-        self.cut = self.reencoded = 0
+        self.tokens = self.truncated = self.reencoded = 0
         self._logprobs = array("d")
         self._logprob_tokens = 0
 
-    def add(self, length: int, cut: bool, logprob: float | None, reencoded: bool) -> None:
+    def add(self, length: int, truncated: bool, logprob: float | None, reencoded: bool) -> None:
         """Count a completion of ``length`` tokens, whose log-probability (nats) is known or None."""
         if logprob is not None and math.isfinite(logprob):
             self._logprobs.append(logprob)
             self._logprob_tokens += length
         self.lengths.append(length)
-        self.cut += cut
+        self.tokens += length
+        self.truncated += truncated
         self.reencoded += reencoded
 
     @property
-    def cut_share(self) -> float:
+    def truncated_share(self) -> float:
         """Share of completions that hit the limit, in [0, 1]."""
-        return self.cut / len(self.lengths) if self.lengths else 0.0
+        return self.truncated / len(self.lengths) if self.lengths else 0.0
 
     @property
     def logprob_per_token(self) -> float | None:
@@ -56,11 +60,12 @@ class Summary:
         completions: number of completions that are there.
         failed: number of completions that failed for good.
         tokens: tokens of all completions, EOS included.
-        length_tokens: percentiles (``p50``, …), ``mean`` and ``max`` of the lengths; cut ones count as long as seen.
-        limit_tokens: where completions were cut.
-        cut_share: share that was cut, in [0, 1].
+        length_tokens: percentiles (``p50``, …), ``mean`` and ``max`` of the lengths; truncated ones count as long as
+            they were seen.
+        limit_tokens: where completions were truncated.
+        truncated_share: share that was truncated, in [0, 1].
         gamma: suggested by the 99th-percentile length.
-        gamma_is_low: True = more than 1% was cut, so that length, and gamma with it, is only known to be greater.
+        gamma_is_low: True = more than 1% was truncated, so that length, and gamma with it, is only known to be greater.
         reencoded_share: share whose ids come from their text.
         logprob_per_token: mean log-probability of a token (nats), before temperature and truncation; None = unknown.
         tokens_per_s: of the run that finished it; None where that sampled nothing.
@@ -74,7 +79,7 @@ class Summary:
     tokens: int
     length_tokens: dict[str, float]
     limit_tokens: int
-    cut_share: float
+    truncated_share: float
     gamma: float
     gamma_is_low: bool
     reencoded_share: float
@@ -87,41 +92,40 @@ class Summary:
 
 
 def summarise(
-    tally: Tally, *, generator: str, prompts: int, failed: int, limit: int, tokens_per_s: float | None
+    counts: LengthCounts, *, generator: str, prompts: int, failed: int, limit: int, tokens_per_s: float | None
 ) -> Summary:
     """Sum up at least one completion; see `Summary`."""
     import numpy as np
 
-    from .. import tinyworld
     from ..values import gamma_for_length
 
-    lengths = np.asarray(tally.lengths)
+    lengths = np.asarray(counts.lengths)
     at = dict(zip((f"p{p}" for p in PERCENTILES), np.percentile(lengths, PERCENTILES).tolist(), strict=True))
     return Summary(
         generator=generator,
-        tiny_world=PurePath(generator).name in tinyworld.NAMES,
+        tiny_world=PurePath(generator).name in embedded.generators(),
         prompts=prompts,
         completions=len(lengths),
         failed=failed,
         tokens=int(lengths.sum()),
         length_tokens={**at, "mean": float(lengths.mean()), "max": int(lengths.max())},
         limit_tokens=limit,
-        cut_share=tally.cut_share,
+        truncated_share=counts.truncated_share,
         gamma=gamma_for_length(max(1.0, at["p99"])),
-        gamma_is_low=tally.cut_share > 0.01,
-        reencoded_share=tally.reencoded / len(lengths),
-        logprob_per_token=tally.logprob_per_token,
+        gamma_is_low=counts.truncated_share > 0.01,
+        reencoded_share=counts.reencoded / len(lengths),
+        logprob_per_token=counts.logprob_per_token,
         tokens_per_s=tokens_per_s,
     )
 
 
 def as_text(summary: dict[str, Any]) -> str:
     """A few lines for people about a summary as it is stored."""
-    length, cut = summary["length_tokens"], summary["cut_share"]
+    length, truncated = summary["length_tokens"], summary["truncated_share"]
 
     def tokens(name: str, quantile: float) -> str:
         # Beyond the share that ended by itself, a percentile is only known to be at least the limit.
-        return f"{'≥ ' if quantile > 1 - cut else ''}{length[name]:,.0f}"
+        return f"{'≥ ' if quantile > 1 - truncated else ''}{length[name]:,.0f}"
 
     lines = [
         f"{summary['completions']:,} completions of {summary['prompts']:,} prompts by {summary['generator']}, "
@@ -130,28 +134,27 @@ def as_text(summary: dict[str, Any]) -> str:
         + (f"; {summary['failed']:,} failed" if summary["failed"] else ""),
         "  lengths in tokens: "
         + ", ".join(f"p{p} {tokens(f'p{p}', p / 100)}" for p in PERCENTILES)
-        + f", max {tokens('max', 1.0)}; cut at the limit of {summary['limit_tokens']:,}: {cut:.1%}",
+        + f", max {tokens('max', 1.0)}; truncated at {summary['limit_tokens']:,}: {truncated:.1%}",
         f"  gamma suggested {'at least ' if summary['gamma_is_low'] else ''}{summary['gamma']:.5f}"
         + ("" if (mean := summary["logprob_per_token"]) is None else f"; log-probability of a token {mean:.3f} nats")
         + (f"; ids re-encoded from text: {summary['reencoded_share']:.1%}" if summary["reencoded_share"] else ""),
     ]
     if summary["gamma_is_low"]:
         lines.append(
-            "  more than 1% was cut, so the 99th-percentile length is only known to be at least the limit: "
+            "  more than 1% was truncated, so the 99th-percentile length is only known to be at least the limit: "
             "sample with more max_tokens if you can"
         )
-    if summary["tiny_world"]:
-        from .. import tinyworld
-
-        lines.append(f"  {tinyworld.NOTICE}")
+    notice = embedded.notice(PurePath(summary["generator"]).name)
+    if summary["tiny_world"] and notice:
+        lines.append(f"  {notice}")
     return "\n".join(lines)
 
 
-def write_histogram(folder: Path, tally: Tally) -> None:
+def write_histogram(folder: Path, counts: LengthCounts) -> None:
     """Write the histogram of the lengths into ``folder``, for TensorBoard; one from before goes."""
     import numpy as np
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
-        writer.add_histogram("rollouts/length_tokens", np.asarray(tally.lengths), global_step=0, bins="auto")
+        writer.add_histogram("rollouts/length_tokens", np.asarray(counts.lengths), global_step=0, bins="auto")

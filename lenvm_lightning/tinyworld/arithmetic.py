@@ -33,7 +33,7 @@ _DETOURS = ((0.0, 0.12, 0.45), (48, 32, 20))  # chance of a detour after each st
 
 
 @dataclass(frozen=True)
-class Step:
+class SolutionStep:
     """One change of the quantity: `before` `sign` `operand` = `after`, and the sentence of the story that says so."""
 
     sentence: str
@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ArithmeticProblem:
     """A story with its question; the answer is what the last step leaves.
 
     Attributes:
@@ -66,7 +66,7 @@ class Problem:
     pronoun: str
     start: int
     unit: str
-    steps: tuple[Step, ...]
+    steps: tuple[SolutionStep, ...]
     aside: tuple[int, str] = (0, "")
     hint: str = ""
 
@@ -91,7 +91,7 @@ class Problem:
         return f"{INSTRUCTION}\n\n{story.strip()}"
 
 
-def draw_problem(rng: Random) -> Problem:
+def draw_problem(rng: Random) -> ArithmeticProblem:
     """Draw a story of 2 to 5 steps."""
     pronoun = rng.choice(sorted(NAMES))
     name, unit = rng.choice(NAMES[pronoun]), rng.choice(THINGS)
@@ -106,10 +106,10 @@ def draw_problem(rng: Random) -> Problem:
         text = f"{other} has {rng.randint(2, 9)} {things}." if other != name else f"It is {rng.randint(2, 9)} o'clock."
         aside = (rng.randrange(len(steps)), text)
     hint = rng.choices(list(_HINTS), weights=[often for often, _ in _HINTS.values()])[0]
-    return Problem(name, pronoun, start, unit, tuple(steps), aside, hint)
+    return ArithmeticProblem(name, pronoun, start, unit, tuple(steps), aside, hint)
 
 
-def _draw_step(rng: Random, who: str, quantity: int, unit: str) -> Step:
+def _draw_step(rng: Random, who: str, quantity: int, unit: str) -> SolutionStep:
     """Draw what `who` does with `quantity` things."""
     place = rng.choice(PLACES)
     changes = ["buy", "find"] * (quantity < LARGEST) + ["give", "lose"] * (quantity > 2)
@@ -118,17 +118,17 @@ def _draw_step(rng: Random, who: str, quantity: int, unit: str) -> Step:
     if change in ("buy", "find"):
         k = rng.randint(1, min(LARGEST_OPERAND, LARGEST - quantity))
         verb = "buys" if change == "buy" else "finds"
-        return Step(f"{who} {verb} {k} more {unit} {place}.", quantity, "+", k, quantity + k)
+        return SolutionStep(f"{who} {verb} {k} more {unit} {place}.", quantity, "+", k, quantity + k)
     if change in ("give", "lose"):
         k = rng.randint(1, min(LARGEST_OPERAND, quantity - 1))
         action = f"gives {k} {unit} to a friend" if change == "give" else f"loses {k} {unit}"
-        return Step(f"{who} {action} {place}.", quantity, "-", k, quantity - k)
+        return SolutionStep(f"{who} {action} {place}.", quantity, "-", k, quantity - k)
     if change == "double":
-        return Step(f"Then {who.lower()} has twice as many {unit} as before.", quantity, "*", 2, quantity * 2)
-    return Step(f"{who} keeps half of the {unit}.", quantity, "/", 2, quantity // 2)
+        return SolutionStep(f"Then {who.lower()} has twice as many {unit} as before.", quantity, "*", 2, quantity * 2)
+    return SolutionStep(f"{who} keeps half of the {unit}.", quantity, "/", 2, quantity // 2)
 
 
-def draw_solution(rng: Random, problem: Problem) -> str:
+def draw_solution(rng: Random, problem: ArithmeticProblem) -> str:
     r"""Draw a right solution of `problem`, ending in `\boxed{answer}`."""
     weights = _HINTS[problem.hint][1]
     style = rng.choices(STYLES, weights=weights)[0]
@@ -156,7 +156,7 @@ def draw_drill(rng: Random) -> tuple[str, str]:
     return f"Calculate: {asked}.", " ".join(f"{step.equation}." for step in sums)
 
 
-def _opening(rng: Random, problem: Problem, style: str) -> str:
+def _opening(rng: Random, problem: ArithmeticProblem, style: str) -> str:
     """Draw the words before the first step."""
     if style == "terse":
         return ""
@@ -170,7 +170,7 @@ def _opening(rng: Random, problem: Problem, style: str) -> str:
     ))  # fmt: skip
 
 
-def _tell(rng: Random, problem: Problem, step: Step, index: int, style: str) -> str:
+def _tell(rng: Random, problem: ArithmeticProblem, step: SolutionStep, index: int, style: str) -> str:
     """Tell one step in `style`."""
     if style == "terse":
         return f"{step.equation}. "
@@ -190,7 +190,7 @@ def _tell(rng: Random, problem: Problem, step: Step, index: int, style: str) -> 
     return f"**Step {index + 1}:** {step.sentence} So {rule} and get {step.equation} {problem.unit}.{remark}\n\n"
 
 
-def _detour(rng: Random, step: Step) -> str:
+def _detour(rng: Random, step: SolutionStep) -> str:
     """Draw a check of `step` that changes nothing."""
     inverse = {"+": "-", "-": "+", "*": "/", "/": "*"}[step.sign]
     back = f"{step.after} {inverse} {step.operand} = {step.before}"
@@ -202,13 +202,13 @@ def _detour(rng: Random, step: Step) -> str:
     ))  # fmt: skip
 
 
-def _fresh_start(rng: Random, problem: Problem) -> str:
+def _fresh_start(rng: Random, problem: ArithmeticProblem) -> str:
     """Draw a second run through all the steps."""
     opening = rng.choice(("Wait, let me start again.", "Maybe I should go through it once more."))
     return f"{opening} " + " ".join(f"{step.equation}." for step in problem.steps) + "\n"
 
 
-def _closing(rng: Random, problem: Problem, style: str) -> str:
+def _closing(rng: Random, problem: ArithmeticProblem, style: str) -> str:
     """Draw the sentence that gives the answer."""
     box = f"\\boxed{{{problem.answer}}}"
     if style == "terse":

@@ -20,7 +20,7 @@ from lenvm_lightning.tinyworld.tokenizer import (
     train,
 )
 
-# Pixels of a picture after resizing: 4 to 16 image tokens of 28 x 28 pixels.
+# Pixels of an image after resizing: 4 to 16 image tokens of 28 x 28 pixels.
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
 PATCH, MERGE, FRAMES = 14, 2, 2  # pixels a patch side, patches a token side, frames a patch
 
@@ -99,7 +99,7 @@ def vl_config(token_id: dict[str, int]) -> dict:
 
 
 def processor_config() -> dict:
-    """Return preprocessor_config.json of tiny-vl, read for pictures and for videos."""
+    """Return preprocessor_config.json of tiny-vl, read for images and for videos."""
     return {
         "processor_class": "Qwen2_5_VLProcessor",
         "image_processor_type": "Qwen2VLImageProcessor",

@@ -12,17 +12,17 @@ from . import arithmetic, shapes, writing
 Kind = Literal["text", "vision"]
 TEST_SHARE = 10  # one problem in so many is for testing
 
-# The draft nearest to the wish is kept: a small model learns to obey only from examples that mostly do.
+# The draft nearest to its target length is kept: a small model learns to obey only from examples that mostly do.
 _DRAFTS = 4
 
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt (`<image>` marks its picture, of `image_tokens` tokens) and one good completion of it."""
+    """A prompt (`<image>` marks its image, of `image_tokens` tokens) and one good completion of it."""
 
     prompt: str
     completion: str
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     image_tokens: int = 0
 
 
@@ -31,13 +31,13 @@ def split(content: str) -> str:
     return "test" if int(hashlib.sha256(content.encode()).hexdigest(), 16) % TEST_SHARE == 0 else "train"
 
 
-def document(kind: Kind, seed: int, index: int, picture: bool = True) -> Document:
-    """Draw document `index` of the corpus `seed`: always the same one; `picture` False spares painting it."""
+def document(kind: Kind, seed: int, index: int, paint: bool = True) -> Document:
+    """Draw document `index` of the corpus `seed`: always the same one; `paint` False spares painting its image."""
     rng = Random(f"corpus {kind} {seed} {index}")
     if kind == "vision":
         problem = _draw_train(rng, shapes)
         solution = shapes.draw_solution(rng, problem)
-        return Document(problem.prompt, solution, shapes.paint(problem) if picture else None, problem.grid**2)
+        return Document(problem.prompt, solution, shapes.paint(problem) if paint else None, problem.grid**2)
     sort = rng.choices(("drill", "story", "writing"), weights=(6, 44, 50))[0]
     if sort == "drill":
         return Document(*arithmetic.draw_drill(rng))
@@ -45,7 +45,7 @@ def document(kind: Kind, seed: int, index: int, picture: bool = True) -> Documen
         problem = _draw_train(rng, arithmetic)
         return Document(problem.prompt, arithmetic.draw_solution(rng, problem))
     problem = _draw_train(rng, writing)
-    drafts = [writing.draw_solution(rng, problem) for _ in range(_DRAFTS if problem.control else 1)]
+    drafts = [writing.draw_solution(rng, problem) for _ in range(_DRAFTS if problem.constraint else 1)]
     return Document(problem.prompt, min(drafts, key=lambda text: writing.distance(problem, text)))
 
 

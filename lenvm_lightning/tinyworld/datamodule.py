@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from datamodules.batch_planning import plan_batches
 from datamodules.batching import ResumableLoader, TokenBudgetBatches
 from datamodules.tokenise import tokenizer_of
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.tinyworld import corpus
 
 _VALIDATION_SEED = 1_000_003  # added to the seed of the corpus
@@ -26,7 +26,7 @@ class TinyCorpus(L.LightningDataModule):
         max_length: tokens of a row; what is longer is cut.
         batch_tokens: padded tokens of a batch.
         seed: of the corpus and of the order of batches.
-        num_workers: processes that paint pictures.
+        num_workers: processes that paint images.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TinyDocuments(torch.utils.data.Dataset):
 
     def __init__(self, tokenizer: Any, kind: corpus.Kind, seed: int, count: int, max_length: int) -> None:
         self._kind, self._seed = kind, seed
-        documents = [corpus.document(kind, seed, index, picture=False) for index in range(count)]
+        documents = [corpus.document(kind, seed, index, paint=False) for index in range(count)]
         # Rendering the template for each prompt would take ten times as long as all the rest.
         before, after = tokenizer.apply_chat_template(
             [{"role": "user", "content": "<image>"}], add_generation_prompt=True, tokenize=False
@@ -131,12 +131,12 @@ class TinyDocuments(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = {"input_ids": self._rows[index], "prompt_length": self._prompt_lengths[index]}
         if self._kind == "vision":
-            row["picture"] = corpus.document(self._kind, self._seed, index).picture
+            row["image"] = corpus.document(self._kind, self._seed, index).image
         return row
 
 
 def _image_text(document: corpus.Document) -> str:
-    """Return the image tokens of a document's picture, one a cell of its grid."""
+    """Return the image tokens of a document's image, one a cell of its grid."""
     return f"<|vision_start|>{'<|image_pad|>' * document.image_tokens}<|vision_end|>"
 
 
@@ -157,7 +157,7 @@ class _Collator:
         there = place < lengths[:, None]
         vision = {}
         if self._image_processor is not None:
-            vision = dict(self._image_processor(images=[[row["picture"]] for row in rows], return_tensors="pt"))
+            vision = dict(self._image_processor(images=[[row["image"]] for row in rows], return_tensors="pt"))
         return {
             "input_ids": ids,
             "attention_mask": there.to(torch.int64),

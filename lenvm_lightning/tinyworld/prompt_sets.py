@@ -6,8 +6,8 @@ from random import Random
 from typing import Any, overload
 
 from ..errors import DataError, nearest
-from ..evaluation.judge.answers import last_boxed
 from ..rollouts.generators.interface import Prompt
+from ..utils.boxed import last_boxed
 from . import arithmetic, shapes, writing
 from .corpus import split as split_of
 
@@ -17,7 +17,7 @@ _PATIENCE = 10_000  # draws without a new problem after which a set counts as ex
 
 
 class PromptSet(Sequence[Prompt]):
-    """The first `count` prompts of a set: a longer set begins with the shorter one. Pictures are painted when taken.
+    """The first `count` prompts of a set: a longer set begins with the shorter one. Images are painted when taken.
 
     Args:
         name: one of `SETS`.
@@ -51,7 +51,7 @@ class PromptSet(Sequence[Prompt]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number, problem = self._problems[index]
-        gold = {"answer": problem.answer} if self._name != "tiny-write" else _wish(problem)
+        gold = {"answer": problem.answer} if self._name != "tiny-write" else _constraint_of(problem)
         return Prompt(
             prompt_id=f"{self._name}/{self._seed}-{number}",
             messages=[{"role": "user", "content": problem.prompt}],
@@ -80,8 +80,8 @@ def _problems(name: str, split: str | None, seed: int) -> Iterator[tuple[int, An
             yield number - 1, problem
 
 
-def _wish(problem: writing.Problem) -> dict[str, Any]:
-    return {"control": problem.control, "length": problem.length} if problem.control else {}
+def _constraint_of(problem: writing.WritingProblem) -> dict[str, Any]:
+    return {"constraint": problem.constraint, "length": problem.length} if problem.constraint else {}
 
 
 def check(meta: Mapping[str, Any], text: str, tokens: int) -> bool | None:
@@ -93,14 +93,14 @@ def check(meta: Mapping[str, Any], text: str, tokens: int) -> bool | None:
         tokens: how many it has, EOS included.
 
     Returns:
-        Whether the last ``\boxed{}`` holds the answer, or whether the wish for a length was met (EOS not counted;
+        Whether the last ``\boxed{}`` holds the answer, or whether the length constraint was met (EOS not counted;
         "equal to" within a tenth); None where there is nothing to check.
     """
     if "answer" in meta:
         return last_boxed(text) == meta["answer"]
-    if "control" not in meta:
+    if "constraint" not in meta:
         return None
-    written, wish = tokens - 1, meta["length"]
-    if meta["control"] == "equal to":
-        return abs(written - wish) <= EQUAL_TOLERANCE * wish
-    return written <= wish if meta["control"] == "at most" else written >= wish
+    written, target = tokens - 1, meta["length"]
+    if meta["constraint"] == "equal to":
+        return abs(written - target) <= EQUAL_TOLERANCE * target
+    return written <= target if meta["constraint"] == "at most" else written >= target

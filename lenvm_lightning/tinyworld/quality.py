@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..decoding.sampling_params import SamplingParams
-from ..evaluation.tasks.lifebench import length_score
+from ..rollouts.constraint import length_score
 from ..rollouts.generators.interface import Answer, GeneratedText, Generator, PromptRequest
 from .prompt_sets import check, prompt_set
 
@@ -25,9 +25,9 @@ class Quality:
         p99: 99th percentile of tokens.
         shortest_correct: tokens of a prompt's shortest correct completion over the mean of all of its completions,
             averaged over prompts with a correct one; None where there are none.
-        equal_to_score: mean Length Score of the prompts that wish for "equal to N"; None where there are none.
+        equal_to_score: mean Length Score of the prompts that demand "equal to N"; None where there are none.
         logprob_per_token: nats.
-        cut: share that reached the token limit.
+        truncated: share that reached the token limit.
     """
 
     completions: int
@@ -38,7 +38,7 @@ class Quality:
     shortest_correct: float | None
     equal_to_score: float | None
     logprob_per_token: float
-    cut: float
+    truncated: float
 
 
 SETS = {"tiny-text": ("tiny-math", "tiny-write"), "tiny-vl": ("tiny-vqa",)}
@@ -113,7 +113,7 @@ def _quality(judged: Sequence[tuple[dict[str, Any], list[GeneratedText]]]) -> Qu
         correct = [length for length, verdict in zip(lengths, right, strict=True) if verdict]
         if correct:
             shares.append(min(correct) / float(np.mean(lengths)))
-        if meta.get("control") == "equal to":
+        if meta.get("constraint") == "equal to":
             scores += [length_score(length - 1, meta["length"], "equal to") for length in lengths]
     every = [completion for _, completions in judged for completion in completions]
     tokens = np.asarray([len(completion.token_ids) for completion in every])
@@ -127,5 +127,5 @@ def _quality(judged: Sequence[tuple[dict[str, Any], list[GeneratedText]]]) -> Qu
         shortest_correct=float(np.mean(shares)) if shares else None,
         equal_to_score=float(np.mean(scores)) if scores else None,
         logprob_per_token=sum(c.logprob or 0.0 for c in every) / float(tokens.sum()),
-        cut=float(np.mean([completion.finish_reason == "length" for completion in every])),
+        truncated=float(np.mean([completion.finish_reason == "length" for completion in every])),
     )

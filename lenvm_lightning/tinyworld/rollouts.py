@@ -7,7 +7,7 @@ lengths are uncertain yet partly predictable. A line of `rollouts.jsonl` is one 
      "completion": "...", "token_ids": [...], "finish_reason": "stop", "sampling": {...},
      "generator": "tinyworld-script", "split": "train"}
 
-`<image>` in a message's content stands for a picture; the paths of the pictures are relative to the file, and there is
+`<image>` in a message's content stands for an image; the paths of the images are relative to the file, and there is
 no `images` in the text kind. `token_ids` are what was generated, with the end token when `finish_reason` is "stop".
 """
 
@@ -26,7 +26,7 @@ from lenvm_lightning.tinyworld import arithmetic, path, shapes
 from lenvm_lightning.tinyworld.corpus import split
 
 GENERATOR = "tinyworld-script"
-MAX_TOKENS = {"text": 384, "vision": 256}  # cuts the longest few answers in a hundred
+MAX_TOKENS = {"text": 384, "vision": 256}  # truncates the longest few answers in a hundred
 END_TOKEN = "<|im_end|>"
 
 _KINDS = {"text": (arithmetic, "tiny-math", "tiny-text"), "vision": (shapes, "tiny-vqa", "tiny-vl")}
@@ -51,9 +51,9 @@ def write_rollouts(
     folder.mkdir(parents=True, exist_ok=True)
     settings_file.unlink(missing_ok=True)
     lines = []
-    for record, picture in generate(kind, prompts, completions, seed):
-        if picture is not None:
-            _save(picture, folder / record["images"][0])
+    for record, image in generate(kind, prompts, completions, seed):
+        if image is not None:
+            _save(image, folder / record["images"][0])
         lines.append(json.dumps(record) + "\n")
     _write("".join(lines), target)
     _write(json.dumps(settings, indent=2) + "\n", settings_file)
@@ -61,7 +61,7 @@ def write_rollouts(
 
 
 def generate(kind: str, prompts: int, completions: int, seed: int) -> Iterator[tuple[dict, Image.Image | None]]:
-    """Yield the records in order; with the first completion of a vision prompt comes its picture."""
+    """Yield the records in order; with the first completion of a vision prompt comes its image."""
     module, prefix, model = _KINDS[kind]
     tokenizer = Tokenizer.from_file(str(path(model) / "tokenizer.json"))
     seen: set[str] = set()
@@ -79,7 +79,7 @@ def generate(kind: str, prompts: int, completions: int, seed: int) -> Iterator[t
         for number in range(completions):
             completion_seed = (seed * prompts + index) * completions + number
             text = module.draw_solution(Random(f"{kind} solution {completion_seed}"), problem)
-            completion, token_ids, finish_reason = cut(tokenizer, text, MAX_TOKENS[kind])
+            completion, token_ids, finish_reason = truncate(tokenizer, text, MAX_TOKENS[kind])
             record = {
                 **head,
                 "completion": completion,
@@ -92,7 +92,7 @@ def generate(kind: str, prompts: int, completions: int, seed: int) -> Iterator[t
             yield record, shapes.paint(problem) if kind == "vision" and number == 0 else None
 
 
-def cut(tokenizer: Tokenizer, text: str, max_tokens: int) -> tuple[str, list[int], str]:
+def truncate(tokenizer: Tokenizer, text: str, max_tokens: int) -> tuple[str, list[int], str]:
     """Tokenize a whole answer and stop it as a sampler does, at the end token or after `max_tokens` tokens.
 
     Returns:
@@ -125,9 +125,9 @@ def _write(text: str, file: Path) -> None:
     part.replace(file)
 
 
-def _save(picture: Image.Image, file: Path) -> None:
+def _save(image: Image.Image, file: Path) -> None:
     """Save a PNG under another name first, one for each process."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    picture.save(part, format="PNG")
+    image.save(part, format="PNG")
     part.replace(file)

@@ -1,7 +1,7 @@
-r"""Pictures of coloured shapes and digits, questions about them and their solutions, drawn at random.
+r"""Images of coloured shapes and digits, questions about them and their solutions, drawn at random.
 
 The things stand in the cells of a grid, 28 pixels wide, which is one image token of the tiny vision model; large shapes
-reach into their neighbours' cells. A solution goes through what is seen, so that its length depends on the picture, on
+reach into their neighbours' cells. A solution goes through what is seen, so that its length depends on the image, on
 the question and on the hint that may stand in it.
 """
 
@@ -51,12 +51,12 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A picture of `grid` x `grid` cells with a question.
+class ShapesProblem:
+    """An image of `grid` x `grid` cells with a question.
 
     Attributes:
         grid: cells a side.
-        things: what the picture shows, in reading order.
+        things: what the image shows, in reading order.
         form: ``count`` (of what matches ``target``; all shapes if empty), ``more`` (of two colours), ``sum`` (digits).
         target: the words that the question is about.
         hint: one of the hints about the length of the answer, or an empty string.
@@ -80,7 +80,7 @@ class Problem:
 
     @property
     def question(self) -> str:
-        """What is asked about the picture."""
+        """What is asked about the image."""
         if self.form == "sum":
             return "What is the sum of the digits?"
         if self.form == "more":
@@ -92,12 +92,12 @@ class Problem:
 
     @property
     def content(self) -> str:
-        """What makes a problem the same as another: the picture and the question."""
+        """What makes a problem the same as another: the image and the question."""
         return f"{self.grid} {self.things} {self.question}"
 
     @property
     def prompt(self) -> str:
-        """The whole text a model is asked, where `<image>` stands for the picture."""
+        """The whole text a model is asked, where `<image>` stands for the image."""
         return f"<image>{self.question} {INSTRUCTION} {self.hint}".strip()
 
 
@@ -106,7 +106,7 @@ def count(things: tuple[Thing, ...], word: str) -> int:
     return sum(thing.matches(word) for thing in things)
 
 
-def draw_problem(rng: Random) -> Problem:
+def draw_problem(rng: Random) -> ShapesProblem:
     """Draw 1 to 9 shapes, or 2 to 4 digits, and a question about them."""
     grid = rng.choice((3, 4))
     form = rng.choices(("count", "more", "sum"), weights=(60, 20, 20))[0]
@@ -131,11 +131,11 @@ def draw_problem(rng: Random) -> Problem:
             "kind": (rng.choice(KINDS),),
             "size": (rng.choice(tuple(SIZES)),),
         }[what]
-    return Problem(grid, things, form, target, hint)
+    return ShapesProblem(grid, things, form, target, hint)
 
 
-def paint(problem: Problem) -> Image.Image:
-    """Paint the picture, RGB of `grid` x 28 pixels a side."""
+def paint(problem: ShapesProblem) -> Image.Image:
+    """Paint the image, RGB of `grid` x 28 pixels a side."""
     side = problem.grid * CELL
     image = Image.new("RGB", (side, side), "white")
     pen = ImageDraw.Draw(image)
@@ -172,7 +172,7 @@ def _paint_digit(pen: ImageDraw.ImageDraw, digit: str, x: int, y: int, color: tu
             pen.line(stroke, fill=color, width=3)
 
 
-def draw_solution(rng: Random, problem: Problem) -> str:
+def draw_solution(rng: Random, problem: ShapesProblem) -> str:
     r"""Draw a right solution of `problem`, ending in `\boxed{answer}`."""
     style = rng.choices(STYLES, weights=_HINTS[problem.hint][1])[0]
     look = _add if problem.form == "sum" else _enumerate
@@ -184,7 +184,7 @@ def draw_solution(rng: Random, problem: Problem) -> str:
     return text + _closing(rng, problem, style)
 
 
-def _add(rng: Random, problem: Problem, style: str) -> str:
+def _add(rng: Random, problem: ShapesProblem, style: str) -> str:
     """Add the digits up, one by one."""
     digits = [int(thing.kind) for thing in problem.things]
     sums, total = [], digits[0]
@@ -203,7 +203,7 @@ def _add(rng: Random, problem: Problem, style: str) -> str:
     return f"Let me look at the picture and go through the digits one by one.\nThe first digit is {digits[0]}.\n{steps}"
 
 
-def _enumerate(rng: Random, problem: Problem, style: str) -> str:
+def _enumerate(rng: Random, problem: ShapesProblem, style: str) -> str:
     """Go through what is seen; in the terse style only through what is asked for."""
     things = problem.things
     words = problem.target or ("shape",)
@@ -231,7 +231,7 @@ def _enumerate(rng: Random, problem: Problem, style: str) -> str:
     return text + f"That makes {' and '.join(tally)}."
 
 
-def _closing(rng: Random, problem: Problem, style: str) -> str:
+def _closing(rng: Random, problem: ShapesProblem, style: str) -> str:
     """Draw the sentence that gives the answer."""
     box = f"\\boxed{{{problem.answer}}}"
     if style == "terse":

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from lenvm_lightning.models.backbone import CONFIG_FILE, HEAD_FILE
+from lenvm_lightning.models.value_head_io import CONFIG_FILE, HEAD_FILE
 from lenvm_lightning.tinyworld import VALUE_MODELS, path
 
 WEIGHTS = "model.safetensors"

@@ -1,4 +1,4 @@
-"""Writing on a topic, with a loosely obeyed wish for its length, drawn at random.
+"""Writing on a topic, with a loosely obeyed length constraint, drawn at random.
 
 A text is an opening, paragraphs of sentences from a small grammar, and a closing, so that a model can see an end coming
 and a reader can see why. Its length scatters around what was asked for, as the lengths of language models do.
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from random import Random
 
 from ..errors import DataError
+from ..rollouts.constraint import CONSTRAINTS
 
 PLACES = ("river", "mountain", "house", "school", "garden", "winter", "summer", "market", "sea", "city", "train",
           "forest", "farm", "library", "kitchen", "bridge", "island", "doctor", "teacher", "moon")  # fmt: skip
-CONTROLS = ("equal to", "at most", "at least")
 SHORTEST, LONGEST = 16, 256  # tokens that may be asked for
 _GRID = (16, 32, 64, 128, 256)  # lengths that benchmarks ask for: seen more often than others
 _WORDS_A_TOKEN = 0.80
-_FREE = (60, 0.7)  # median tokens and scatter of a text without a wish
+_FREE = (60, 0.7)  # median tokens and scatter of a text without a constraint
 _LIMIT = 600  # tokens, however long was asked for
-_LEAN = {"equal to": 0.0, "at most": -0.4, "at least": 0.4}  # mean of log(length / wish)
-_SCATTER = 0.4  # standard deviation of log(length / wish)
+_LEAN = {"equal to": 0.0, "at most": -0.4, "at least": 0.4}  # mean of log(length / target length)
+_SCATTER = 0.4  # standard deviation of log(length / target length)
 
 _SENTENCES = 4  # of a part
 _PARTS = ("Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth", "Next")
@@ -34,28 +34,28 @@ _LINKS = ("", "", "", "", "also, ", "but ", "for example, ", "by the way, ", "th
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A topic and a wish: `control` is one of `CONTROLS` with `length` in tokens, or empty with 0."""
+class WritingProblem:
+    """A topic and a length constraint: one of `CONSTRAINTS` with `length` in tokens, or an empty text with 0."""
 
     topic: str
-    control: str = ""
+    constraint: str = ""
     length: int = 0
 
     @property
     def content(self) -> str:
         """What makes a prompt the same as another."""
-        return f"{self.topic} {self.control} {self.length}"
+        return f"{self.topic} {self.constraint} {self.length}"
 
     @property
     def prompt(self) -> str:
         """The whole text a model is asked."""
-        return wording(self.topic, self.control, self.length)
+        return wording(self.topic, self.constraint, self.length)
 
 
-def wording(topic: str, control: str = "", length: int | str = 0) -> str:
-    """Say what is asked for. Control and length may be marks that are filled in later."""
+def wording(topic: str, constraint: str = "", length: int | str = 0) -> str:
+    """Say what is asked for. Constraint and length may be marks that are filled in later."""
     task = f"Write a text about {topic}."
-    return f"{task} The text must be {control} {length} tokens long." if control else task
+    return f"{task} The text must be {constraint} {length} tokens long." if constraint else task
 
 
 def unseen_topics(count: int, seed: int = 0) -> list[str]:
@@ -80,22 +80,24 @@ def unseen_topics(count: int, seed: int = 0) -> list[str]:
     return every[seed * count : (seed + 1) * count]
 
 
-def draw_problem(rng: Random, free: float = 0.15) -> Problem:
-    """Draw a topic and a wish; a share `free` has no wish."""
+def draw_problem(rng: Random, free: float = 0.15) -> WritingProblem:
+    """Draw a topic and a length constraint; a share `free` has none."""
     topic = f"the {rng.choice(PLACES)}" if rng.random() < 0.5 else f"the {rng.choice(_QUALITIES)} {rng.choice(PLACES)}"
     if rng.random() < free:
-        return Problem(topic)
+        return WritingProblem(topic)
     if rng.random() < 0.5:
-        return Problem(topic, rng.choice(CONTROLS), rng.choice(_GRID))
-    return Problem(topic, rng.choice(CONTROLS), round(math.exp(rng.uniform(math.log(SHORTEST), math.log(LONGEST)))))
+        return WritingProblem(topic, rng.choice(CONSTRAINTS), rng.choice(_GRID))
+    return WritingProblem(
+        topic, rng.choice(CONSTRAINTS), round(math.exp(rng.uniform(math.log(SHORTEST), math.log(LONGEST))))
+    )
 
 
-def draw_solution(rng: Random, problem: Problem) -> str:
+def draw_solution(rng: Random, problem: WritingProblem) -> str:
     """Draw a text on the topic, about as long as asked for."""
-    if not problem.control:
+    if not problem.constraint:
         tokens = _FREE[0] * math.exp(rng.gauss(0, _FREE[1]))
     else:
-        tokens = problem.length * math.exp(rng.gauss(_LEAN[problem.control], _SCATTER))
+        tokens = problem.length * math.exp(rng.gauss(_LEAN[problem.constraint], _SCATTER))
     words = max(4, min(tokens, _LIMIT) * _WORDS_A_TOKEN)
     text = _opening(rng, problem.topic)
     closing = _closing(rng, problem.topic)
@@ -111,11 +113,11 @@ def draw_solution(rng: Random, problem: Problem) -> str:
     return text if short else f"{text} {closing}"
 
 
-def distance(problem: Problem, text: str) -> float:
-    """Return how far the length of a text is from the one wished for: |log(length / wish)|, 0 without a wish."""
-    if not problem.control:
+def distance(problem: WritingProblem, text: str) -> float:
+    """Return how far a text is from its target length: |log(length / target length)|, 0 without a constraint."""
+    if not problem.constraint:
         return 0.0
-    return abs(math.log(len(text.split()) / _WORDS_A_TOKEN / problem.length) - _LEAN[problem.control])
+    return abs(math.log(len(text.split()) / _WORDS_A_TOKEN / problem.length) - _LEAN[problem.constraint])
 
 
 def _opening(rng: Random, topic: str) -> str:

@@ -121,8 +121,10 @@ def require_fit(settings: Any) -> None:
 def describe(known: Mapping[str, Field[Any]]) -> str:
     """Every setting with its default, for people."""
     width = max(map(len, known)) + 2
-    return "\n".join(
-        f"  {name:{width}}{one.metadata['meaning']}"
-        + ("" if one.default is None else " (required)" if one.default is MISSING else f" (default: {one.default})")
-        for name, one in known.items()
-    )
+    lines = []
+    for name, one in known.items():
+        note = " (required)" if one.default is MISSING else f" (default: {one.default})"
+        if one.default in (None, ()):
+            note = ""
+        lines.append(f"  {name:{width}}{one.metadata['meaning']}{note}")
+    return "\n".join(lines)

@@ -12,9 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lenvm_lightning import tinyworld
 from lenvm_lightning.cli.evaluate import main
 from lenvm_lightning.evaluation import evaluate as evaluation
+from lenvm_lightning.evaluation import models
 from lenvm_lightning.evaluation.plots import as_png, new_figure
+from lenvm_lightning.evaluation.prepare import prepare
+from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Results
-from lenvm_lightning.evaluation.settings import read_settings
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def rows(file, *content):
 PAIR = "tiny-text + tiny-text-lenvm · γ 0.99 · seed 0"
 TASKS = {
     "lifebench --limit 2 --n 1 --lengths 16 32": (
-        f"lifebench v1 · {PAIR}", "12 questions, 24 completions", 24, "| system | N    |", "LS ↑", {"wishes"},
+        f"lifebench v1 · {PAIR}", "12 questions, 24 completions", 24, "| system | N    |", "LS ↑", {"constraints"},
         "lifebench/at_most_N_tokens/ours/mean/length_score",
     ),
     "gsm8k --limit 2 --n 2 --compare --max-tokens 150": (
@@ -60,12 +62,16 @@ TASKS = {
         "gsm8k/tilt:-2/gain",
     ),
     "vqa --limit 2 --n 1 --max-tokens 100": (
-        "vqa v1 · tiny-vl + tiny-vl-lenvm · γ 0.99 · seed 0", "2 questions, 4 completions", 4, "| system  |", "cut ↓",
-        {"frontier"}, "vqa/base/pass_at_1",
+        "vqa v1 · tiny-vl + tiny-vl-lenvm · γ 0.99 · seed 0", "2 questions, 4 completions", 4, "| system  |",
+        "truncated ↓", {"frontier"}, "vqa/base/pass_at_1",
     ),
     "length --limit 4 --n 2 --max-tokens 200": (
         f"length v1 · {PAIR}", "4 questions, 8 completions", 8, "| position |", "MRE ↓", {"prediction"},
         "length/by_position/50/mae_tokens",
+    ),
+    "longbench-write --limit 4 --n 1 --max-tokens 300": (
+        f"longbench-write v1 · {PAIR}", "4 questions, 8 completions", 8, "| system | required ", "S_l ↑",
+        {"required_and_written"}, "longbench-write/by_language_of_the_prompt/ours/en/length_score",
     ),
     "tokens --limit 20 --n 1 --max-tokens 40": (
         f"tokens v1 · {PAIR}", "20 questions, 20 completions", 20, "| word", "mean residual",
@@ -99,8 +105,8 @@ def test_a_task_leaves_everything_and_is_not_repeated(words, here, monkeypatch, 
     assert found.results.tiny_world
     assert {file.stem for file in found.folder.glob("*.png")} == plots
     for file in found.folder.glob("*.png"):
-        with Image.open(file) as picture:
-            assert len(picture.convert("L").getcolors()) > 20  # something is drawn
+        with Image.open(file) as image:
+            assert len(image.convert("L").getcolors()) > 20  # something is drawn
     events = EventAccumulator(str(found.folder / "tensorboard")).Reload()
     assert {tag.rpartition("/")[2] for tag in events.Tags()["images"]} == plots
     if scalar:
@@ -110,7 +116,7 @@ def test_a_task_leaves_everything_and_is_not_repeated(words, here, monkeypatch, 
         assert any(events.Scalars(scalar)[0].value == pytest.approx(value) for value in values if value is not None)
     written = {file.name: file.stat().st_mtime_ns for file in found.folder.iterdir()}
 
-    monkeypatch.setattr(evaluation, "open_generator", None)  # would be an error to call
+    monkeypatch.setattr(models, "open_generator", None)  # would be an error to call
     again = run(here, f"--task {words}")
     told = capsys.readouterr()
     assert "is complete for these settings" in told.err
@@ -119,7 +125,7 @@ def test_a_task_leaves_everything_and_is_not_repeated(words, here, monkeypatch, 
 
 
 def test_other_settings_have_another_folder(here):
-    words = ["--task", "lifebench", "--limit", "1", "--n", "1", "--lengths", "16", "--wishes", "equal to"]
+    words = ["--task", "lifebench", "--limit", "1", "--n", "1", "--lengths", "16", "--constraints", "equal to"]
     for more in (["--systems", "base"], ["--systems", "base", "--seed", "1"], ["--systems", "base", "--device", "cpu"]):
         assert main([*words, *more]) == 0
     assert len(list((here / "results").iterdir())) == 2  # where it runs is no setting of what is measured
@@ -154,14 +160,14 @@ def test_math500_in_its_own_layout(here):
     assert {one["prompt_id"] for one in found.samples} == {f"math500/test/algebra/{k}.json" for k in range(2)}
 
 
-def pictures(folder):
+def write_images(folder):
     (folder / "images").mkdir()
     for number in range(2):
         Image.new("RGB", (56, 56), ("red", "blue")[number]).save(folder / "images" / f"{number}.png")
 
 
 def test_mathvision_in_its_own_layout(here):
-    pictures(here)
+    write_images(here)
     row = {"id": "4", "question": "Which?\n<image1>", "options": ["4", "8"], "image": "images/0.png", "answer": "B",
            "solution": None, "level": 3, "subject": "counting"}  # fmt: skip
     rows(here / "test.jsonl", row, {**row, "id": "5", "options": [], "answer": "8", "image": "images/1.png"})
@@ -172,7 +178,7 @@ def test_mathvision_in_its_own_layout(here):
 
 
 def test_mathvista_in_its_own_layout(here):
-    pictures(here)
+    write_images(here)
     row = {"pid": "1", "question": "How far?", "decoded_image": "images/0.png", "choices": ["1", "2"], "unit": "cm",
            "precision": None, "answer": "2", "question_type": "multi_choice", "answer_type": "text"}  # fmt: skip
     number = {"choices": None, "answer": "1.2", "answer_type": "float", "precision": 1.0, "question_type": "free_form"}
@@ -182,7 +188,7 @@ def test_mathvista_in_its_own_layout(here):
     assert found.content["provenance"]["questions"]["sources"][0]["source"] == "mathvista"
 
 
-def test_a_file_of_pictures_that_is_no_jsonl(here):
+def test_a_file_of_images_that_is_no_jsonl(here):
     row = {
         "id": "4",
         "question": "Which?\n<image1>",
@@ -194,9 +200,9 @@ def test_a_file_of_pictures_that_is_no_jsonl(here):
     content = {"bytes": as_png(new_figure()[0]), "path": None}
     file = here / "mathvision.parquet"
     datasets.Dataset.from_list([{**row, "decoded_image": content}]).to_parquet(file)
-    plan = evaluation._Plan(read_settings({"task": "vqa", "data": {"source": "mathvision", "path": str(file)}}, "test"))
-    named = evaluation._Plan(read_settings({"task": "vqa", "data": str(file)}, "test"))
-    assert len(plan.questions.prompts) == len(named.questions.prompts) == 1
+    given = prepare(read_settings({"task": "vqa", "data": {"source": "mathvision", "path": str(file)}}, "test"))
+    named = prepare(read_settings({"task": "vqa", "data": str(file)}, "test"))
+    assert len(given.questions.prompts) == len(named.questions.prompts) == 1
 
 
 ITEMS = [
@@ -207,7 +213,7 @@ ITEMS = [
 ]  # fmt: skip
 
 
-def test_lifebench_in_its_own_layout_with_softer_wishes_for_guided_systems(here, monkeypatch):
+def test_lifebench_in_its_own_layout_with_softer_prompts_for_guided_systems(here, monkeypatch):
     asked = {}
     collect = evaluation.collect
 
@@ -251,9 +257,16 @@ MISTAKES = {
     "--task lifebench --data tiny-math": r"lifebench asks no tiny-math",
     "--task lifebench --languages cn": r"the tiny world writes English only",
     "--task gsm8k --temperature -1": r"temperature must be",
-    "--task gsm8k --top-p 0 --limit 0": r"(?s)limit must be a whole number of at least 1, found 0.*top_p must lie",
+    "--task gsm8k --top-p 0 --limit 0": r"(?s)limit must be a whole number of at least 1, found 0.*top_p must be above",
     "--task lifebench --languages fr": r"languages must be a list of en, cn",
-    "--task nothing": r"task must be one of lifebench",
+    "--task nothing": r"task must be one of .*lifebench.*, found 'nothing'",
+    "--task lifebnech": r"found 'lifebnech'; did you mean 'lifebench'\?",
+    "--task gsm8k --lengths 16 --threshold 0.1": r"(?s)lengths is a setting of lifebench, not of gsm8k.*of tokens, not",
+    "--task longbench-write --generator MODEL": r"--data is missing: longbench_write.jsonl",
+    "--task longbench-write --languages cn": r"the tiny world writes English only",
+    "--task longbench-write --systems ours": r"measure `base` beside ours.*or give --tokens-per-word for en and cn",
+    "--task longbench-write --tokens-per-word {de:2}": r"tokens_per_word must be positive numbers by language",
+    "--task paper": r"the task `paper` belongs into a recipe with other tasks, see recipes/paper_tiny.yaml",
     "--task gsm8k --data none.jsonl": r"none.jsonl",
     "--task gsm8k --generator none-such --data tiny": r"none-such",
     "--task gsm8k --lenvm none-such": r"none-such",

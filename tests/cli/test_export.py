@@ -8,13 +8,14 @@ import sys
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
 from lenvm_lightning import LengthValueModel, tinyworld
 from lenvm_lightning.cli.main import main
-from lenvm_lightning.cli.report import next_commands
 from lenvm_lightning.errors import CheckpointError
-from lenvm_lightning.models import backbone
+from lenvm_lightning.models import value_head_io
+from lenvm_lightning.pipeline.report import next_commands
 
 IDS = torch.arange(30)[None] * 31 % 300 + 20
 SETTINGS = {
@@ -58,6 +59,7 @@ def test_a_run_becomes_whole_weights_of_the_same_values(run, tmp_path, capsys):
     torch.testing.assert_close(values(tmp_path / "whole"), values(run / "model"), rtol=0, atol=1e-6)
     assert not (tmp_path / "whole" / "adapter_config.json").exists()
     assert (tmp_path / "whole" / "tokenizer.json").exists()
+    assert (tmp_path / "whole" / "README.md").read_text() == (run / "model" / "README.md").read_text()
     assert main(["export", str(tmp_path / "whole"), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
     assert 0 < difference(capsys) < 0.02
     model = LengthValueModel.from_pretrained(tmp_path / "half")
@@ -90,10 +92,27 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, capsys):
         ([str(run), str(tmp_path / "x"), "--adapter", "--dtype", "float16"], "--dtype is of whole weights"),
         ([str(tmp_path / "broken.ckpt"), str(tmp_path / "x")], "is no checkpoint of a length value model"),
         ([str(tinyworld.path("tiny-text")), str(tmp_path / "x")], "has no value head"),
+        ([lenvm, str(tmp_path / "x"), "--private"], "say --push REPO, too"),
     ):
         assert main(["export", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_is_published_with_its_metrics(run, tmp_path, capsys, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    target = tmp_path / "whole"
+    assert main(["export", str(run), str(target), "--push", "me/mine", "--private", "--license", "mit"]) == 0
+    assert f"{hub.endpoint}/me/mine/commit/" in capsys.readouterr().out
+    assert hub.repos["me/mine"]["visibility"] == "private"
+    assert hub.files["me/mine"] == {file.name: file.read_bytes() for file in target.iterdir()}
+    data = ModelCard((target / "README.md").read_text()).data.to_dict()
+    assert data["license"] == "mit"
+    (result,) = data["model-index"][0]["results"]
+    results = json.loads((run / "results.json").read_text())
+    measured = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert measured["MAE in tokens, prompt boundary"] == pytest.approx(results["metrics"]["mae_tokens/start"])
+    assert tinyworld.NOTICE in result["dataset"]["name"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +122,7 @@ def test_a_full_disk_is_said_and_leaves_no_model(run, tmp_path, capsys, monkeypa
     def full(*args, **options):
         raise error
 
-    monkeypatch.setattr(backbone, "save_file", full)  # the head, which comes last
+    monkeypatch.setattr(value_head_io, "save_file", full)  # the head, which comes last
     assert main(["export", str(run), str(tmp_path / "x")]) == 2
     assert "No space left on device. Make room, delete" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="no value head"):

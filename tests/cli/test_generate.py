@@ -57,6 +57,7 @@ def test_a_picture(capsys, tmp_path):
         (["--equal-to", "0", "Hello"], "--equal-to: n must be a whole number of at least 1 token"),
         (["--equal-to", "9", "--max-tokens", "3", "Hello"], "max_tokens=3 contradict each other"),
         (["--tilt", "nan", "Hello"], "--tilt: beta must be finite"),
+        (["--control", "equal-too:9", "Hello"], "did you mean 'equal-to'"),
         ([" "], "PROMPT is empty"),
         (["--image", "missing.png", "Hello"], "--image: image missing.png does not exist"),
         (["--generator", "some/model", "--at-most", "9", "Hello"], "--lenvm is missing"),
@@ -114,7 +115,7 @@ def test_predict(capsys, tmp_path):
 def test_predict_of_pictures_needs_a_model_that_sees(capsys):
     assert main(["predict", "tiny-vqa", "--limit", "2", "--lenvm", "tiny-text-lenvm", "--generator", "tiny-vl"]) == 3
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["error"] for row in rows] == ["the prompt has pictures, but the length value model reads text only"] * 2
+    assert [row["error"] for row in rows] == ["the prompt has images, but the length value model reads text only"] * 2
 
 
 def test_predict_from_pictures_agrees_with_generation(capsys):
@@ -122,3 +123,11 @@ def test_predict_from_pictures_agrees_with_generation(capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["prompt_id"] for row in rows] == [prompt.prompt_id for prompt in prompt_set("tiny-vqa", None, 3)]
     assert all(5 < row["expected_tokens"] < 400 for row in rows)
+
+
+def test_a_control_as_text_is_that_control(capsys):
+    said = []
+    for words in (["--equal-to", "24"], ["--control", "equal-to:24"]):
+        assert main(["generate", *words, "Write a text about the sea."]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]

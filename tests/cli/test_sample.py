@@ -128,6 +128,24 @@ def test_sample_from_end_to_end(here, model, capsys, monkeypatch):
     assert "generator.digest: " in capsys.readouterr().err
 
 
+def test_stop_texts_of_command_line_and_recipe(here, capsys):
+    assert main([*COMMAND, "--stop", "\n\n", "--stop", "END"]) == 0
+    settings = json.loads((here / "out" / "settings.json").read_text())
+    assert settings["sampling"]["stop"] == ["\n\n", "END"]
+    assert {tuple(r["sampling"]["stop"]) for r in records(here / "out" / "rollouts.jsonl")} == {("\n\n", "END")}
+    assert main(COMMAND) == 2
+    assert "sampling.stop: ['\\n\\n', 'END'] -> None" in capsys.readouterr().err
+    command = ["run", recipe(here, sample={**SAMPLE, "stop": ["END"]})]
+    assert main(command) == 0
+    assert main([*command, "--sample.stop", "[]"]) == 0  # none: another folder
+    found = [
+        json.loads(file.read_text())["sampling"].get("stop") for file in here.glob("runs/rollouts/*/settings.json")
+    ]
+    assert sorted(found, key=bool) == [None, ["END"]]
+    assert main([*command, "--sample.stop", "END"]) == 2
+    assert "--sample.stop: stop must be a list of texts, none of them empty, found 'END'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_by_a_signal(here, capsys, monkeypatch, number, status):
     assert main(COMMAND) == 0
@@ -160,13 +178,17 @@ def test_stopped_by_a_signal(here, capsys, monkeypatch, number, status):
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (["--temperature", "-1", "--top-p", "0"], ["temperature must be at least 0", "top_p must lie above 0"]),
-        (["--temperature", "nan"], ["temperature must be at least 0, got nan"]),
+        (
+            ["--temperature", "-1", "--top-p", "0"],
+            ["temperature must be a number of at least 0, found -1.0", "top_p must be above 0 and at most 1"],
+        ),
+        (["--temperature", "nan"], ["temperature must be a number of at least 0, found nan"]),
+        (["--stop", ""], ["stop must be a list of texts, none of them empty, found ['']"]),
         (["-n", "0"], ["n must be a whole number of at least 1, found 0"]),
         (["--prompts", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["--generator", "no/such-model"], ["no/such-model"]),
         (["--model", "m"], ["small takes no 'model'"]),
-        (["--options", "{slot: 3}"], ["small takes no 'slot'; did you mean 'slots'?"]),
+        (["--options", "{row: 3}"], ["small takes no 'row'; did you mean 'rows'?"]),
         (["--options", "7"], ["options must be a mapping such as {concurrency: 64}, found 7"]),
         (["--generator", "http://127.0.0.1:9"], ["no server answers at http://127.0.0.1:9"]),
     ],
@@ -197,6 +219,7 @@ def test_help_is_quick_and_shows_everything(capsys):
     assert "lenvm sample --generator tiny-text" in out
     for flag in ("--split", "--limit", "--temperature", "--top-p", "--top-k", "--min-p", "--max-tokens", "--seed"):
         assert flag in out
+    assert "--stop TEXT" in out
     loaded = "import sys; from lenvm_lightning.cli.main import build_parser; build_parser('lenvm'); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "lightning", "numpy"} & set(modules)
@@ -253,7 +276,7 @@ def test_recipe_samples_trains_and_skips(here, capsys):
     assert main(["run", "runs/r/recipe.yaml", "--check"]) == 0
 
 
-def test_pictures_go_all_the_way(here, capsys):
+def test_images_go_all_the_way(here, capsys):
     shutil.copytree(tinyworld.path("tiny-vl"), here / "seeing", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained("seeing")).save_pretrained("seeing")
@@ -276,8 +299,8 @@ def test_pictures_go_all_the_way(here, capsys):
     drawn = {prompt.prompt_id: prompt.images[0] for prompt in prompt_set("tiny-vqa", count=8)}
     for record in found:
         (path,) = record["images"]
-        with Image.open(here / "seen" / path) as picture:
-            assert picture.tobytes() == drawn[record["prompt_id"]].tobytes()
+        with Image.open(here / "seen" / path) as image:
+            assert image.tobytes() == drawn[record["prompt_id"]].tobytes()
     results = json.loads((here / "runs" / "r" / "results.json").read_text())
     assert results["train_completions"] + results["held_out_completions"] == 16
 
@@ -337,8 +360,8 @@ def test_all_mistakes_of_a_sample_section_at_once(here, capsys):
     for words in (
         "r.yaml:2: 'generatr' is no setting of sample; did you mean 'generator'?",
         "r.yaml:3: n must be a whole number of at least 1, found 'many'",
-        "r.yaml:4: temperature must be at least 0, got -1",
-        "r.yaml:5: top_p must lie above 0 and at most at 1, got 2.0",
+        "r.yaml:4: temperature must be a number of at least 0, found -1",
+        "r.yaml:5: top_p must be above 0 and at most 1, found 2.0",
         "r.yaml:6: limit must be a whole number of at least 1, found 0",
         "--sample.max_token: 'max_token' is no setting of sample; did you mean 'max_tokens'?",
         "--sample.seed: seed must be a whole number, found 'x'",
@@ -365,7 +388,7 @@ def test_sections_that_cannot_be(here, capsys, text, words):
 def test_help_of_a_recipe_lists_the_settings_of_both_stages(here, capsys):
     assert main(["run", recipe(here, sample=SAMPLE, fit=FIT), "--sample.help"]) == 0
     out = capsys.readouterr().out
-    assert "max_tokens   tokens after which a completion is cut" in out
+    assert "max_tokens   tokens after which a completion is truncated" in out
     assert "--trainer.max_epochs" in out
 
 

@@ -313,7 +313,7 @@ import torch
 from pathlib import Path
 from datamodules.table import build_table
 from datamodules.tokenise import Limits
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 torch.set_num_threads(4)
 torch.rand(2000, 2000) @ torch.rand(2000, 2000)
 (torch.rand(4_000_000) * 2).sum()

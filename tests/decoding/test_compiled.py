@@ -92,11 +92,11 @@ def test_sliding_windows(window, recorder):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
     decoder = ModelRunner(model, compiled=True)
-    slots, prompt, after = decoder.new_cache(1), random_ids(12, 1), random_ids(4, 2)
+    cache, prompt, after = decoder.new_cache(1), random_ids(12, 1), random_ids(4, 2)
     prompt, after = [number % 100 for number in prompt], [number % 100 for number in after]
     with torch.inference_mode():
-        slots.fill([0], decoder.prefill([prompt]), [0], len(prompt))
-        found = [decoder.forward(slots, torch.tensor([[token]])).logits[0, -1] for token in after]
+        cache.fill([0], decoder.prefill([prompt]), [0], len(prompt))
+        found = [decoder.forward(cache, torch.tensor([[token]])).logits[0, -1] for token in after]
         expected = model(torch.tensor([[*prompt, *after]])).logits[0, len(prompt) :]
     torch.testing.assert_close(torch.stack(found), expected, atol=1e-12, rtol=0)
     assert len(recorder.shapes) == 1
@@ -106,7 +106,7 @@ def test_sliding_windows(window, recorder):
 
 
 def test_few_shapes_serve_many_rows(text, recorder):
-    """Completions end and others take their slots, rows grow beyond a width; nothing of that is compiled anew."""
+    """Completions end and others take their rows, rows grow beyond a width; nothing of that is compiled anew."""
     prompts = [random_ids(count, count) for count in (222, 3, 40, 17, 5, 90, 1, 33, 8)]
     controls = [AtLeast(38), EqualTo(4), Tilt(-9), EqualTo(9), Tilt(3), AtMost(3), EqualTo(6), Tilt(-1), EqualTo(5)]
     settings = {"control": controls, "max_tokens": [40, *[14] * 8], "seed": list(range(9))}

@@ -26,7 +26,7 @@ class Calls:
 
 
 def in_use():
-    """Models in single precision that have been tried in slots, as each is once."""
+    """Models in single precision that have been checked in rows, as each is once."""
     models = build("tiny-text"), value_model("tiny-text", torch.float32)
     generate(*models, [[5]], control=Tilt(-1), max_tokens=1)
     return models
@@ -53,7 +53,7 @@ def test_small_models_write_with_one_thread(text_inputs, monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert set(seen[-3:]) == {1}  # those before are of the probe
+    assert set(seen[-3:]) == {1}  # those before are of the compatibility check
 
 
 def test_n_completions_share_a_prefill(text_inputs):

@@ -54,7 +54,7 @@ def test_killed_at_random_moments(undisturbed, tmp_path):
     assert (tmp_path / "samples.jsonl").read_bytes().count(b"\n") == len(lines(tmp_path)) == 96
     assert lines(tmp_path) == lines(undisturbed)
     assert (tmp_path / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()
-    assert (tmp_path / "wishes.png").read_bytes() == (undisturbed / "wishes.png").read_bytes()
+    assert (tmp_path / "constraints.png").read_bytes() == (undisturbed / "constraints.png").read_bytes()
     assert len({one["system"] for one in lines(tmp_path).values() if one["token_ids"]}) == 2
 
 
@@ -76,8 +76,8 @@ def test_guided_completions_do_not_depend_on_those_beside_them():
     """What makes a killed run the same: after a kill other completions are written side by side."""
     requests = [PromptRequest(prompt, (0,), Tilt(-5)) for prompt in load_prompts("tiny-math", limit=4)]
 
-    def write(slots):
-        generator = LocalGenerator.load("tiny-text", slots=slots)
+    def write(rows):
+        generator = LocalGenerator.load("tiny-text", rows=rows)
         generator.lenvm = LengthValueModel.from_pretrained("tiny-text-lenvm", dtype="float32")
         answers = generator.sample(requests, SamplingParams(max_tokens=40, seed=1))
         return {answer.prompt_id: (answer.result.token_ids, answer.result.logprob) for answer in answers}

@@ -8,7 +8,7 @@ import torch
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.evaluation.prediction import predict_lengths
 from lenvm_lightning.evaluation.rollout_values import values_of
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
@@ -21,7 +21,7 @@ def sampled(request):
     """Value model, processor, and two completions of each of a few prompts of unlike lengths."""
     lenvm = LengthValueModel.from_pretrained(f"{request.param}-lenvm")
     prompts = list(prompt_set("tiny-write" if request.param == "tiny-text" else "tiny-vqa", "test", 6))
-    if request.param == "tiny-vl":  # and prompts with two pictures or none, which a vision-language model reads too
+    if request.param == "tiny-vl":  # and prompts with two images or none, which a vision-language model reads too
         two = [{"role": "user", "content": "<image><image>How many circles?"}]
         prompts[1] = dataclasses.replace(prompts[1], messages=two, images=prompts[1].images + prompts[2].images)
         prompts[4] = Prompt("text", [{"role": "user", "content": "How many circles?"}])
@@ -58,7 +58,7 @@ def test_batched_is_one_by_one(sampled, batch_tokens):
 
 
 @pytest.mark.parametrize("sampled", ["tiny-vl"], indirect=True)
-def test_the_pictures_are_those_of_the_prompt(sampled):
+def test_the_images_are_those_of_the_prompt(sampled):
     lenvm, processor, completions = sampled
     one = [(prompt, ids) for prompt, ids in completions if len(prompt.images) == 1]
     first, other = one[0], next(pair for pair in one if pair[0] is not one[0][0])
@@ -78,12 +78,12 @@ def test_the_prompt_boundary_is_what_predict_says(sampled):
 
 def test_what_cannot_be_read_stops_nobody_else(sampled, tmp_path):
     lenvm, processor, completions = sampled
-    (tmp_path / "no.png").write_text("no picture")
+    (tmp_path / "no.png").write_text("no image")
     prompt, ids = completions[0]
     asked = [{"role": "user", "content": "<image>What is it?"}]
     sees = hasattr(processor, "image_processor")
     wrong = {
-        "the prompt has pictures, but" if not sees else "cannot be read": (
+        "the prompt has images, but" if not sees else "cannot be read": (
             Prompt("a", asked, (str(tmp_path / "no.png"),)),
             ids,
         ),

@@ -8,7 +8,7 @@ import pytest
 from full_disk import room_for
 from scripted import SAMPLING, ScriptedGenerator, make_prompts
 
-from lenvm_lightning.errors import EvaluationError, GeneratorError, StoreError
+from lenvm_lightning.errors import GeneratorError, StoreError
 from lenvm_lightning.evaluation.samples import Sample, SampleFolder, System, by_question, collect, logprob_per_token
 from lenvm_lightning.guidance import AtMost
 from lenvm_lightning.rollouts.generators.interface import Failure
@@ -43,8 +43,8 @@ def test_what_was_added_is_there_again(tmp_path):
         assert again.notes == []
         assert again.of("base") == [added[1], added[0]]
         assert again.of("ours") == [added[2]]
-        assert again.of("ours")[0].cut
-        assert not again.of("base")[0].cut
+        assert again.of("ours")[0].truncated
+        assert not again.of("base")[0].truncated
     assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
     assert not (tmp_path / ".lock").exists()
 
@@ -79,15 +79,15 @@ def test_broken_lines_are_set_aside_and_sampled_again(tmp_path):
     whole = measure(tmp_path).of("base")
     file = tmp_path / "samples.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
-    strange = json.dumps({**json.loads(lines[7]), "colour": 3}).encode() + b"\n"
-    file.write_bytes(b"".join([*lines[:2], b"\0\0{]\n", *lines[3:7], strange, *lines[8:]]))
+    unknown = json.dumps({**json.loads(lines[7]), "colour": 3}).encode() + b"\n"
+    file.write_bytes(b"".join([*lines[:2], b"\0\0{]\n", *lines[3:7], unknown, *lines[8:]]))
     with SampleFolder(tmp_path, SETTINGS) as samples:
         assert len(samples.samples) == 13
-        assert "samples.jsonl:3: not a whole sample" in samples.notes[0]
+        assert "samples.jsonl:3: not a whole record" in samples.notes[0]
         assert "set aside in broken.jsonl, sampled again" in samples.notes[0]
-        assert "samples.jsonl:8: not a whole sample" in samples.notes[1]
+        assert "samples.jsonl:8: not a whole record" in samples.notes[1]
         assert "colour" in samples.notes[1]
-    assert (tmp_path / "broken.jsonl").read_bytes() == b"\0\0{]\n" + strange
+    assert (tmp_path / "broken.jsonl").read_bytes() == b"\0\0{]\n" + unknown
     generator = ScriptedGenerator()
     assert measure(tmp_path, generator).of("base") == whole
     assert len(generator.asked) == 2
@@ -98,18 +98,18 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
     changed = {**SETTINGS, "n": 4, "sampling": {"temperature": 0.5}}
     before = (tmp_path / "samples.jsonl").read_bytes()
     with (
-        pytest.raises(EvaluationError, match=r"holds samples of other settings:") as error,
+        pytest.raises(StoreError, match=r"holds completions sampled with other settings:") as error,
         SampleFolder(tmp_path, changed),
     ):
         pass
-    assert "\n  n: 3 -> 4\n  sampling.temperature: 1.0 -> 0.5\nChoose another --out" in str(error.value)
+    assert "\n  n: 3 -> 4\n  sampling.temperature: 1.0 -> 0.5\nChoose another folder (--out)" in str(error.value)
     assert (tmp_path / "samples.jsonl").read_bytes() == before
     assert measure(tmp_path).of("base")  # and the folder is free again
     for broken, words in ((None, "settings.json is missing"), ("[1", "settings.json cannot be read")):
         (tmp_path / "settings.json").unlink(missing_ok=True)
         if broken:
             (tmp_path / "settings.json").write_text(broken)
-        with pytest.raises(EvaluationError, match=words), SampleFolder(tmp_path, SETTINGS):
+        with pytest.raises(StoreError, match=words), SampleFolder(tmp_path, SETTINGS):
             pass
 
 
@@ -125,14 +125,14 @@ def test_a_full_disk_keeps_what_is_there(tmp_path):
     size = (tmp_path / "whole" / "samples.jsonl").stat().st_size // 2
     with (
         room_for(size),
-        pytest.raises(EvaluationError, match=r"cannot be written: File too large\. (\d+) samples") as e,
+        pytest.raises(StoreError, match=r"cannot be written: File too large\. (\d+) completions") as e,
     ):
         measure(tmp_path / "full")
-    assert "are there and stay: make room, then type the same command again" in str(e.value)
+    assert "are there and stay. Make room, then type the same command again" in str(e.value)
     lines = (tmp_path / "full" / "samples.jsonl").read_bytes()
     assert size / 2 < len(lines) <= size
     assert lines.endswith(b"}\n")
-    assert f" {len(lines.splitlines())} samples" in str(e.value)
+    assert f" {len(lines.splitlines())} completions" in str(e.value)
     assert measure(tmp_path / "full").of("base") == whole
 
 
@@ -165,9 +165,9 @@ def test_samples_hold_what_was_answered_and_judged(tmp_path):
     for one in samples:
         assert one.tokens == len(one.token_ids)
         assert one.found == {"answer": one.prompt_id.removeprefix("p/"), "even": one.tokens % 2 == 0}
-        assert one.cut == (one.token_ids[-1] != 2)
+        assert one.truncated == (one.token_ids[-1] != 2)
         assert one.text == " ".join(map(str, one.token_ids)) + " é\n漢"
-    assert {one.cut for one in samples} == {True, False}
+    assert {one.truncated for one in samples} == {True, False}
     lines = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert sorted(lines) == sorted(json.dumps(asdict(one)) for one in samples)
 
@@ -186,7 +186,7 @@ def test_only_what_is_missing_is_asked_for(tmp_path):
     assert len(generator.asked) == 30
 
 
-def test_a_system_decides_control_and_drawing(tmp_path):
+def test_a_system_decides_control_and_sampling(tmp_path):
     class Asked(ScriptedGenerator):
         def sample(self, requests, sampling):
             requests = list(requests)
@@ -208,22 +208,30 @@ def test_a_system_decides_control_and_drawing(tmp_path):
 def test_what_failed_is_remembered_and_tried_again(tmp_path):
     fails = {("p/1", 0): Failure("time-out", final=False), ("p/3", 2): Failure("too long", final=True)}
     found = measure(tmp_path, ScriptedGenerator(fails=fails))
-    assert found.failed == {("base", "p/1", 0): "time-out", ("base", "p/3", 2): "too long"}
+    assert found.failures == {("base", *key): failure for key, failure in fails.items()}
     assert len(found.of("base")) == 13
     generator = ScriptedGenerator()
     found = measure(tmp_path, generator)
     assert sorted(generator.asked) == sorted(fails)
-    assert (len(found.of("base")), found.failed) == (15, {})
+    assert (len(found.of("base")), found.failures) == (15, {})
+
+
+def test_what_failed_is_tried_again_by_the_same_process_too(tmp_path):
+    fails = {("p/1", 0): Failure("time-out", final=False)}
+    with SampleFolder(tmp_path, SETTINGS) as samples:
+        for generator in (ScriptedGenerator(fails=fails), ScriptedGenerator(fails=fails), ScriptedGenerator()):
+            collect(samples, generator, BASE, make_prompts(5), 3, SAMPLING, judge)
+            assert (len(samples.samples) == 15) is (not samples.failures) is (not generator.fails)
 
 
 def test_a_generator_that_dies_says_how_to_go_on(tmp_path):
     dead = ScriptedGenerator(fails={("p/4", 1): GeneratorError("the server is gone")})
     with pytest.raises(
-        GeneratorError, match=r"the server is gone\n(\d+) samples are in .* the same command goes on"
+        GeneratorError, match=r"the server is gone\n(\d+) completions are in .* the same command goes on"
     ) as e:
         measure(tmp_path, dead)
     there = (tmp_path / "samples.jsonl").read_bytes().count(b"\n")
-    assert f"\n{there} samples" in str(e.value)
+    assert f"\n{there} completions" in str(e.value)
     assert 0 < there < 15
     generator = ScriptedGenerator()
     assert len(measure(tmp_path, generator).of("base")) == 15
@@ -235,7 +243,7 @@ def test_a_generator_that_stops_short_is_not_taken_for_done(tmp_path):
         def sample(self, requests, sampling):
             yield from list(super().sample(requests, sampling))[:-2]
 
-    with pytest.raises(GeneratorError, match=r"stopped 2 answers short.*\n13 samples are in .* and stay"):
+    with pytest.raises(GeneratorError, match=r"stopped 2 answers short.*\n13 completions are in .* and stay"):
         measure(tmp_path, Short())
     assert len(measure(tmp_path).samples) == 15
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["lenvm_lightning.cli.run", "lenvm_lightning.rollouts.generators.local", "peft"])
+_CONTEXT.set_forkserver_preload(
+    ["lenvm_lightning.pipeline.run_recipe", "lenvm_lightning.rollouts.generators.local", "peft"]
+)
 
 
 class Fork:

@@ -7,7 +7,7 @@ import torch
 from forks import script
 from places import HELPERS
 
-from lenvm_lightning.cli.runs import RunFolder
+from lenvm_lightning.pipeline.run_folder import RunFolder
 
 RANKS = range(2)
 

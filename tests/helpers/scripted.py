@@ -34,12 +34,12 @@ class Prompts(list[Prompt]):
         return {"ids": self.ids}
 
 
-def make_prompts(count: int, pictures: bool = False) -> Prompts:
+def make_prompts(count: int, with_images: bool = False) -> Prompts:
     prompts = Prompts()
     for i in range(count):
         # Every twentieth is so long that its records span many pages: those are the ones that a kill can tear.
         text = f"Count to {i}. " + "x" * (300_000 if i % 20 == 19 else 5)
-        images = (Image.new("RGB", (9, 9), (i % 256, i // 256, 7)),) if pictures else ()
+        images = (Image.new("RGB", (9, 9), (i % 256, i // 256, 7)),) if with_images else ()
         message = {"role": "user", "content": "<image>" * len(images) + text}
         prompts.append(Prompt(f"p/{i}", [message], images, "test" if i % 10 == 0 else "train", {"answer": str(i)}))
     return prompts
@@ -60,6 +60,7 @@ class ScriptedGenerator:
         self.name, self.seconds, self.fails = "scripted", seconds, fails or {}
         self.asked: list[tuple[str, int]] = []
         self.version = 1
+        self.tokens_written = 0
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "scripted", "version": self.version}
@@ -85,10 +86,11 @@ class ScriptedGenerator:
         seed = completion_seed(sampling.seed, *key)
         draw = random.Random(seed)
         ids = [draw.randrange(3, 1000) for _ in range(draw.randrange(1, 60))]
-        cut = len(ids) >= sampling.max_tokens
-        ids = ids[: sampling.max_tokens] if cut else [*ids, 2]
+        truncated = len(ids) >= sampling.max_tokens
+        ids = ids[: sampling.max_tokens] if truncated else [*ids, 2]
         text = " ".join(map(str, ids)) + " é\n漢"
-        return Answer(*key, GeneratedText(text, ids, "length" if cut else "stop", -1.5 * len(ids), seed))
+        self.tokens_written += len(ids)
+        return Answer(*key, GeneratedText(text, ids, "length" if truncated else "stop", -1.5 * len(ids), seed))
 
 
 def run(folder: Path, model: str) -> None:
@@ -96,7 +98,7 @@ def run(folder: Path, model: str) -> None:
     if model:
         sample_rollouts(_loaded(model), load_prompts("tiny-math", limit=600), 5, folder, SamplingParams(max_tokens=60))
     else:
-        sample_rollouts(ScriptedGenerator(0.0005), make_prompts(300, pictures=True), 4, folder, SAMPLING)
+        sample_rollouts(ScriptedGenerator(0.0005), make_prompts(300, with_images=True), 4, folder, SAMPLING)
 
 
 @functools.cache

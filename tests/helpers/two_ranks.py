@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-import lenvm_lightning.cli.run  # noqa: F401  (what every process would import again)
+import lenvm_lightning.pipeline.run_recipe  # noqa: F401  (what every process would import again)
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import BackboneConfig, OptimizerConfig, TextLenVM, VisionLenVM
 from lenvm_lightning.batch import LengthBatch

@@ -25,8 +25,9 @@ from value_models import build, picture_inputs, text_inputs
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import CheckpointError
-from lenvm_lightning.models import backbone
-from lenvm_lightning.models.backbone import load_backbone, load_processor
+from lenvm_lightning.models import value_head_io
+from lenvm_lightning.models.backbone import load_backbone
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
 
 GAMMA = 0.997
@@ -157,7 +158,9 @@ def test_saving_over_an_older_one(tmp_path):
 def test_half_a_directory_is_no_model(tmp_path, monkeypatch):
     trained("tiny-text").save_pretrained(tmp_path)
     model = build("tiny-text")
-    monkeypatch.setattr(backbone, "save_file", lambda *_args, **_kwargs: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        value_head_io, "save_file", lambda *_args, **_kwargs: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no value head"):

@@ -21,6 +21,7 @@ class Writer:
     """Writes the tokens of real words, so that text and ids say the same."""
 
     name = "writer"
+    tokens_written = 0
 
     def __init__(self, tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -33,17 +34,17 @@ class Writer:
             for number in request.numbers:
                 words = " ".join(f"{i} + {number} = {i + number}." for i in range(3 * number + 1))
                 ids = [*self.tokenizer(words)["input_ids"], self.tokenizer.eos_token_id]
-                cut = len(ids) > sampling.max_tokens
+                truncated = len(ids) > sampling.max_tokens
                 ids = ids[: sampling.max_tokens]
                 text = self.tokenizer.decode(ids, skip_special_tokens=True)
-                result = GeneratedText(text, ids, "length" if cut else "stop", -1.0, number)
+                result = GeneratedText(text, ids, "length" if truncated else "stop", -1.0, number)
                 yield Answer(request.prompt.prompt_id, number, result)
 
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory, tiny_text) -> Path:
-    """A folder of completions of eight prompts, pictures among them, some of them cut."""
-    prompts = Prompts([*make_prompts(6), *make_prompts(8, pictures=True)[6:]])
+    """A folder of completions of eight prompts, images among them, some of them truncated."""
+    prompts = Prompts([*make_prompts(6), *make_prompts(8, with_images=True)[6:]])
     folder = tmp_path_factory.mktemp("sampled")
     sample_rollouts(Writer(tiny_text), prompts, 3, folder, SAMPLING)
     return folder

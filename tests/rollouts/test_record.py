@@ -112,12 +112,12 @@ GROUP = [*HUMAN, GPT, {"from": "gpt", "value": "b"}]
         (
             {"answer_token_length": 512, "max_tokens": 512},
             [False, False],
-            ["answer_token_length is one value for 2 completions, so it says of none whether it was cut"],
+            ["answer_token_length is one value for 2 completions, so it says of none whether it was truncated"],
         ),
         (
             {"finish_reason": "length"},
             [False, False],
-            ["finish_reason is one value for 2 completions, so it says of none whether it was cut"],
+            ["finish_reason is one value for 2 completions, so it says of none whether it was truncated"],
         ),
         ({"answer_token_length": 512}, [False, False], []),
         ({"finish_reason": "stop", "max_tokens": 512}, [False, False], []),

@@ -18,7 +18,7 @@ def test_prompts_are_those_of_template_and_processor(kind):
     for index in range(40):
         document = corpus.document(kind, 0, index)
         rollout = Rollout("0", [{"role": "user", "content": document.prompt}], [], document.completion)
-        expected = encode_prompt(data.processor, rollout, [document.picture] if document.picture else [])
+        expected = encode_prompt(data.processor, rollout, [document.image] if document.image else [])
         row = data.train[index]
         assert row["input_ids"][: row["prompt_length"]].tolist() == expected
         tokenizer = getattr(data.processor, "tokenizer", data.processor)

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from lenvm_lightning import tinyworld
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import GeneratedText
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
@@ -43,24 +43,24 @@ def test_quality(name, prompts, least):
     quality = measure(LocalGenerator.load(name), prompts, prompts=64, n=8)
     assert quality.pass_at_1 >= least
     assert quality.p99 / quality.p50 > 2.5
-    assert quality.cut < 0.01
+    assert quality.truncated < 0.01
 
 
 def test_quality_by_hand():
-    def completion(text: str, tokens: int, cut: bool = False) -> GeneratedText:
-        return GeneratedText(text, [0] * tokens, "length" if cut else "stop", -0.5 * tokens, 0)
+    def completion(text: str, tokens: int, truncated: bool = False) -> GeneratedText:
+        return GeneratedText(text, [0] * tokens, "length" if truncated else "stop", -0.5 * tokens, 0)
 
-    math = [completion("\\boxed{7}", 10), completion("\\boxed{7}", 30), completion("\\boxed{8}", 20, cut=True)]
+    math = [completion("\\boxed{7}", 10), completion("\\boxed{7}", 30), completion("\\boxed{8}", 20, truncated=True)]
     writing = [completion("x", 65)]  # 64 and EOS
-    wish = {"control": "equal to", "length": 64}
-    quality = _quality([({"answer": "7"}, math), (wish, writing)])
+    demand = {"constraint": "equal to", "length": 64}
+    quality = _quality([({"answer": "7"}, math), (demand, writing)])
     assert quality.completions == 4
     assert quality.pass_at_1 == pytest.approx(3 / 4)
     assert quality.mean_tokens == pytest.approx(125 / 4)
     assert quality.shortest_correct == pytest.approx((10 / 20 + 65 / 65) / 2)
     assert quality.equal_to_score == 100
     assert quality.logprob_per_token == pytest.approx(-0.5)
-    assert quality.cut == 0.25
+    assert quality.truncated == 0.25
 
 
 def test_saved_in_half_precision_and_loaded_whole(tmp_path: Path):

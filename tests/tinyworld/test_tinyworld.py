@@ -21,6 +21,7 @@ from transformers import (
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import DataError
+from lenvm_lightning.rollouts.constraint import CONSTRAINTS
 from lenvm_lightning.tinyworld import arithmetic, build, corpus, prompt_sets, rollouts, shapes, writing
 from lenvm_lightning.tinyworld.tokenizer import SPECIAL_TOKENS, build_tokenizer
 
@@ -178,43 +179,43 @@ def test_story_follows_its_steps():
 
 
 def test_texts_are_loosely_as_long_as_asked_for(tokenizer):
-    """The corpus obeys wishes about as well as language models do: Length Score of "equal to" near 40."""
-    scores = {control: [] for control in writing.CONTROLS}
+    """The corpus obeys length constraints about as well as language models do: Length Score of "equal to" near 40."""
+    scores = {constraint: [] for constraint in CONSTRAINTS}
     for seed in range(600):
         rng = Random(seed)
         problem = writing.draw_problem(rng, free=0)
         length = len(tokenizer(writing.draw_solution(rng, problem)).input_ids)
-        scores[problem.control].append(length / problem.length - 1)
+        scores[problem.constraint].append(length / problem.length - 1)
     equal = np.array(scores["equal to"])
     assert 30 < 100 * np.exp(np.where(equal < 0, 5, -2) * equal).mean() < 50
     assert np.mean(scores["at most"]) < np.mean(scores["equal to"]) < np.mean(scores["at least"])
 
 
-def test_corpus_keeps_the_draft_nearest_to_the_wish():
-    wish = writing.Problem("the sea", "equal to", 10)
-    assert writing.distance(wish, "word " * 8) == pytest.approx(0.0)  # 0.8 words a token
-    assert writing.distance(wish, "word " * 4) == writing.distance(wish, "word " * 16) == pytest.approx(np.log(2))
-    assert writing.distance(writing.Problem("the sea"), "word") == 0.0
+def test_corpus_keeps_the_draft_nearest_to_its_target_length():
+    asked = writing.WritingProblem("the sea", "equal to", 10)
+    assert writing.distance(asked, "word " * 8) == pytest.approx(0.0)  # 0.8 words a token
+    assert writing.distance(asked, "word " * 4) == writing.distance(asked, "word " * 16) == pytest.approx(np.log(2))
+    assert writing.distance(writing.WritingProblem("the sea"), "word") == 0.0
     documents = [corpus.document("text", 0, index) for index in range(1500)]
-    asked = [(d, re.search(r"must be equal to (\d+) tokens", d.prompt)) for d in documents]
-    far = [abs(np.log(len(d.completion.split()) / 0.8 / int(m[1]))) for d, m in asked if m]
+    found = [(d, re.search(r"must be equal to (\d+) tokens", d.prompt)) for d in documents]
+    far = [abs(np.log(len(d.completion.split()) / 0.8 / int(m[1]))) for d, m in found if m]
     assert len(far) > 100
     assert np.mean(far) < 0.2  # of one draft it is 0.3
 
 
-def test_picture_shows_the_things():
+def test_image_shows_the_things():
     things = (shapes.Thing("red", "square", "large", 0, 2), shapes.Thing("blue", "circle", "small", 1, 0))
-    picture = shapes.paint(shapes.Problem(3, things, "count"))
-    assert picture.size == (84, 84)
-    assert picture.getpixel((70, 14)) == shapes.COLORS["red"]
-    assert picture.getpixel((60, 4)) == shapes.COLORS["red"]
-    assert picture.getpixel((14, 42)) == shapes.COLORS["blue"]
-    assert picture.getpixel((4, 32)) == picture.getpixel((42, 42)) == (255, 255, 255)
+    image = shapes.paint(shapes.ShapesProblem(3, things, "count"))
+    assert image.size == (84, 84)
+    assert image.getpixel((70, 14)) == shapes.COLORS["red"]
+    assert image.getpixel((60, 4)) == shapes.COLORS["red"]
+    assert image.getpixel((14, 42)) == shapes.COLORS["blue"]
+    assert image.getpixel((4, 32)) == image.getpixel((42, 42)) == (255, 255, 255)
 
 
 def test_digits_look_different():
     def paint(digit: int) -> bytes:
-        return shapes.paint(shapes.Problem(3, (shapes.Thing("red", str(digit), "small", 0, 0),), "sum")).tobytes()
+        return shapes.paint(shapes.ShapesProblem(3, (shapes.Thing("red", str(digit), "small", 0, 0),), "sum")).tobytes()
 
     assert len({paint(digit) for digit in range(10)}) == 10
 
@@ -229,12 +230,12 @@ def test_answers_about_shapes(form, target, answer):
         shapes.Thing("red", "circle", "small", 0, 1),
         shapes.Thing("blue", "circle", "small", 2, 2),
     )
-    assert shapes.Problem(3, things, form, target).answer == answer
+    assert shapes.ShapesProblem(3, things, form, target).answer == answer
 
 
 def test_sum_of_digits():
     things = tuple(shapes.Thing("red", digit, "small", 0, i) for i, digit in enumerate("352"))
-    assert shapes.Problem(3, things, "sum").answer == "10"
+    assert shapes.ShapesProblem(3, things, "sum").answer == "10"
 
 
 @pytest.mark.parametrize("name", prompt_sets.SETS)
@@ -264,12 +265,12 @@ def test_prompt_set_errors():
     ({"answer": "7"}, "4 + 3 = 7. \\boxed{7}", 9, True),
     ({"answer": "7"}, "\\boxed{7} no, \\boxed{8}", 9, False),
     ({"answer": "7"}, "7", 2, False),
-    ({"control": "equal to", "length": 100}, "x", 111, True),
-    ({"control": "equal to", "length": 100}, "x", 112, False),
-    ({"control": "at most", "length": 100}, "x", 101, True),
-    ({"control": "at most", "length": 100}, "x", 102, False),
-    ({"control": "at least", "length": 100}, "x", 101, True),
-    ({"control": "at least", "length": 100}, "x", 100, False),
+    ({"constraint": "equal to", "length": 100}, "x", 111, True),
+    ({"constraint": "equal to", "length": 100}, "x", 112, False),
+    ({"constraint": "at most", "length": 100}, "x", 101, True),
+    ({"constraint": "at most", "length": 100}, "x", 102, False),
+    ({"constraint": "at least", "length": 100}, "x", 101, True),
+    ({"constraint": "at least", "length": 100}, "x", 100, False),
     ({}, "x", 5, None),
 ])  # fmt: skip
 def test_checks(meta, text, tokens, verdict):
@@ -281,7 +282,7 @@ def test_corpus_leaves_the_test_prompts_out(kind):
     names = ("tiny-vqa",) if kind == "vision" else ("tiny-math", "tiny-write")
     held_out = {p.messages[0]["content"] for name in names for p in prompt_sets.prompt_set(name, "test", 300)}
     documents = [corpus.document(kind, 0, index) for index in range(2000)]
-    if kind == "text":  # the same question about another picture is another problem
+    if kind == "text":  # the same question about another image is another problem
         assert not held_out & {document.prompt for document in documents}
     assert documents[:3] == [corpus.document(kind, 0, index) for index in range(3)]
     assert documents[0] != corpus.document(kind, 1, 0)
@@ -311,8 +312,8 @@ def test_splits_are_disjoint_by_prompt(written):
     _kind, file, records = written
     prompts: dict[str, set] = {"train": set(), "test": set()}
     for record in records:
-        pictures = tuple((file.parent / image).read_bytes() for image in record.get("images", []))
-        prompts[record["split"]].add((record["messages"][0]["content"], pictures))
+        images = tuple((file.parent / image).read_bytes() for image in record.get("images", []))
+        prompts[record["split"]].add((record["messages"][0]["content"], images))
     assert not prompts["train"] & prompts["test"]
     assert 0.05 < len(prompts["test"]) / 600 < 0.15
 

@@ -15,9 +15,9 @@ from ranks import RANKS, drive, fit_of, load, same_after_a_kill
 
 from lenvm_lightning import LengthValueModel, LoRA, TextLenVM
 from lenvm_lightning.cli.main import main
-from lenvm_lightning.cli.run import parse_fit
-from lenvm_lightning.cli.runs import RunFolder
 from lenvm_lightning.errors import CheckpointError, RecipeError
+from lenvm_lightning.pipeline.fit_stage import parse_fit
+from lenvm_lightning.pipeline.run_folder import RunFolder
 from lenvm_lightning.training.deepspeed import ZeRO
 from lenvm_lightning.training.fsdp import full_weights
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint

@@ -13,7 +13,7 @@ from transformers import OPTConfig
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import TextLenVM, VisionLenVM
 from lenvm_lightning.errors import RecipeError
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.tinyworld.rollouts import write_rollouts
 from lenvm_lightning.training.callbacks import ResumableCheckpoint, Throughput
 

@@ -51,7 +51,7 @@ def test_the_data_tell_the_module_the_tail():
 
 
 def test_lambda_returns_are_the_target_below_one():
-    """By hand, with gamma 1/2 and a value of -3/4 everywhere: at lambda 0 a target is -1/2 + 1/2 · V of the next state."""
+    """By hand, gamma 1/2 and a value of -3/4 everywhere: at lambda 0 a target is -1/2 + 1/2 · V of the next state."""
     remaining, mask = torch.tensor([[2, 1, 0]]), torch.ones(1, 3, dtype=torch.bool)
     logits = torch.full((1, 3), math.log(3.0))
     for lam, expected in ((0.0, [-0.875, -0.5, 0.0]), (1.0, [-0.75, -0.5, 0.0])):

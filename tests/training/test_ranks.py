@@ -11,10 +11,10 @@ from ranks import RANKS, drive, fit_of, load, same_after_a_kill
 
 from datamodules import TextRollouts
 from lenvm_lightning import LengthValueModel, TextLenVM
-from lenvm_lightning.cli.run import parse_fit
-from lenvm_lightning.cli.runs import RunFolder
 from lenvm_lightning.errors import CheckpointError, DataError, RecipeError
 from lenvm_lightning.models.value_model import LenVMConfig
+from lenvm_lightning.pipeline.fit_stage import parse_fit
+from lenvm_lightning.pipeline.run_folder import RunFolder
 from lenvm_lightning.training.fsdp import FullySharded, full_weights, is_sharded, keep_in_step, shard
 from lenvm_lightning.training.layout_plan import sharing_ways
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint

@@ -12,6 +12,7 @@ from itertools import pairwise
 from string import ascii_uppercase
 from typing import Literal
 
+from ...utils.boxed import last_boxed
 from .equality import MAX_LENGTH, clean, equal, number, same_text
 
 Kind = Literal["integer", "float", "list", "text", "letter"]
@@ -96,20 +97,6 @@ def _strict(answer: str | None, gold: str, choices: Sequence[str]) -> bool:
 
 
 # Extraction.
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Return what the last ``\boxed{}`` holds, braces balanced; empty and unclosed ones do not count."""
-    opened: list[int | None] = []  # where the content of a box begins; None for any other brace
-    last = None
-    for token in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
-        if token[0].endswith("{") and token[0] != "\\{":
-            opened.append(None if token[0] == "{" else token.end())
-        elif token[0] == "}" and opened:
-            begin = opened.pop()
-            content = "" if begin is None else text[begin : token.start()].strip()
-            last = content or last
-    return last
 
 
 def extract(text: str) -> str | None:

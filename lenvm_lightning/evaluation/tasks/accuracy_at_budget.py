@@ -1,33 +1,32 @@
-"""Tasks ``gsm8k``, ``math500``, ``vqa``: what being right costs in tokens, beside a hard budget on the same samples.
+"""Tasks `gsm8k`, `math500`, `vqa`: what being right costs in tokens, beside a hard budget on the same samples.
 
 Protocol: Zhang et al., section on the trade-off. 64 samples a question, temperature 1, min-p .01 for guided systems.
-The hard budget is what truncation at B tokens would make of the very samples of ``base``: wrong if longer, length
+The hard budget is what truncation at B tokens would make of the very samples of `base`: wrong if longer, length
 min(L, B), for every B. Tokens are generated ids, the end counted, on both sides.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import Subset
 
 from ...errors import EvaluationError
 from ...rollouts.generators.interface import GeneratedText
-from ...rollouts.prompts import load_prompts
-from ..judge.answers import verdict
-from ..results import Column, Measure, Row, Table
+from ..results import Column, Measure, Table, TableRow
 from ..samples import Sample, System, by_question, logprob_per_token
 from ..settings import EvaluationSettings
 from ..statistics import Completions, Frontier, at_length, gap_at_equal_length, hard_budget, mean_and_error
-from ..systems import betas, budget_systems
-from ..task import Findings, Measured, Questions
+from ..systems import budget_systems
+from ..task import DataSource, Findings, Measured, Questions, Task, first_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TINY = {"gsm8k": "tiny-math", "math500": "tiny-math", "vqa": "tiny-vqa"}
 _TINY_QUESTIONS = 50
+_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+_BETAS = (-20, -50, -100, -1000)  # the paper's strengths of the tilt
+_TINY_BETAS = (-2, -5, -10, -20)  # what matters where completions have a tenth of its lengths
 _COLUMNS = [
     Column("pass_at_1", "Pass@1", "up", ".3f"),
     Column("pass_at_1_strict", "strict", "up", ".3f"),
@@ -35,7 +34,7 @@ _COLUMNS = [
     Column("tokens_share", "of base", "down", ".2f"),
     Column("budget_pass_at_1", "hard budget there", None, ".3f"),
     Column("gain", "gain", "up", "+.3f"),
-    Column("cut_share", "cut", "down", ".1%"),
+    Column("truncated_share", "truncated", "down", ".1%"),
     Column("logprob_per_token", "log p a token", "up", ".2f"),
 ]
 _NOTES = [
@@ -45,36 +44,54 @@ _NOTES = [
 ]
 
 
-class BudgetTask:
+class BudgetTask(Task):
     """Problems with an answer; see `Task`.
 
     Args:
         name: of the task.
+        tiny: name of its prompt set in the tiny world.
         sources: names of its data sets, the first where none is named.
+        generator: the embedded generator that is measured where none is named.
     """
 
-    version = 1
-    needs_lenvm = False
-
-    def __init__(self, name: str, *sources: str) -> None:
-        self._name, self._sources = name, sources
-
-    def defaults(self, tiny: bool) -> dict[str, Any]:
-        """Return the paper's settings; in the tiny world fewer completions and shorter ones."""
-        drawing = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    def __init__(self, name: str, tiny: str, *sources: str, generator: str = "tiny-text") -> None:
+        self.name, self.generator = name, generator
+        self._tiny, self._sources = tiny, sources
         fewer = {"n": 8, "limit": _TINY_QUESTIONS, "max_tokens": 768}
-        return {**drawing, **(fewer if tiny else {"n": 64, "max_tokens": 4096})}
+        self.sources = (
+            DataSource(
+                "tiny",
+                self._tiny_questions,
+                {**_SAMPLING, **fewer},
+                systems=("base", "tilt:-5"),
+                compared=("base", "base+min-p", *(f"tilt:{beta}" for beta in _TINY_BETAS)),
+                also=(tiny,),
+                tiny_world=True,
+            ),
+            DataSource(
+                "paper",
+                self._benchmark_questions,
+                {**_SAMPLING, "n": 64, "max_tokens": 4096},
+                systems=("base", "tilt:-20"),
+                compared=("base", "base+min-p", *(f"tilt:{beta}" for beta in _BETAS)),
+            ),
+        )
 
-    def questions(self, settings: EvaluationSettings, tiny: bool) -> Questions:
-        """Return problems with their answers in ``meta``."""
-        if tiny:
-            limit = settings.limit or _TINY_QUESTIONS
-            prompts = load_prompts({"source": _TINY[self._name], "seed": 1}, split="test", limit=limit)
-            return Questions(prompts, _TINY_QUESTIONS, prompts.description)
+    def _tiny_questions(self, settings: EvaluationSettings) -> Questions:
+        """Problems of the tiny world that no tiny model has seen, with their answers in `meta`."""
+        from ...rollouts.prompts import load_prompts
+
+        limit = settings.limit or _TINY_QUESTIONS
+        prompts = load_prompts({"source": self._tiny, "seed": 1}, split="test", limit=limit)
+        return Questions(prompts, _TINY_QUESTIONS, prompts.description)
+
+    def _benchmark_questions(self, settings: EvaluationSettings) -> Questions:
+        """Problems of the benchmark, from the hub or a local copy, with their answers in `meta`."""
+        from ...rollouts.prompts import load_prompts
+
         source = self._source(settings.data)
         prompts = load_prompts(source, split=source.pop("split", None if settings.data_is_file else "test"))
-        kept: Any = Subset(prompts, range(min(settings.limit or len(prompts), len(prompts))))  # type: ignore[arg-type]
-        return Questions(kept, len(prompts), prompts.description)
+        return Questions(first_of(prompts, settings.limit), len(prompts), prompts.description)
 
     def _source(self, data: str | dict[str, Any] | None) -> dict[str, Any]:
         """A source for `load_prompts`.
@@ -97,11 +114,9 @@ class BudgetTask:
             name = next((known for known in self._sources if known in data.lower().replace("-", "")), name)
         return {"source": name, "path": data}
 
-    def systems(self, settings: EvaluationSettings, guided: bool, tiny: bool) -> list[System]:
-        """Return the unguided generator and tilts."""
-        tilts = [f"tilt:{beta:g}" for beta in betas(tiny)]
-        chosen = ["base", "base+min-p", *tilts] if settings.compare else ["base", tilts[1 if tiny else 0]]
-        return budget_systems(settings.systems or (chosen if guided else ["base"]))
+    def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:
+        """Return the unguided generator and controls that are the same for all questions."""
+        return budget_systems(names)
 
     def judge(self, meta: Mapping[str, Any], completion: GeneratedText) -> dict[str, Any]:
         """Return both verdicts, and the answer that was found.
@@ -115,6 +130,8 @@ class BudgetTask:
                 "a question has no answer to judge by, as in splits whose answers are kept secret: take another split, "
                 "such as --data '{source: mathvista, split: testmini}'"
             )
+        from ..judge.answers import verdict  # math-verify takes a while to import
+
         choices = meta.get("choices") or meta.get("options") or ()
         kind: Any = "letter" if meta.get("options") else "list" if meta.get("answer_type") == "list" else None
         found = verdict(completion.text, gold, choices, _precision(meta), kind)
@@ -127,16 +144,11 @@ class BudgetTask:
         rows, points = [], {}
         for system in measured.systems:
             samples = measured.samples[system.name]
-            if not samples:
-                continue
-            rows.append(_row(system, samples, base, truncated))
-            one = rows[-1].measures
-            points[system.name] = {
-                key: getattr(one[column], part)
-                for key, column, part in (
-                    ("tokens", "tokens", "value"), ("pass_at_1", "pass_at_1", "value"), ("error", "pass_at_1", "error")
-                )
-            }  # fmt: skip
+            if samples:
+                row = _row(system, samples, base, truncated)
+                tokens, passed = row.measures["tokens"], row.measures["pass_at_1"]
+                rows.append(row)
+                points[system.name] = {"tokens": tokens.value, "pass_at_1": passed.value, "error": passed.error}
         curves: dict[str, Any] = {"points": points}
         notes = list(_NOTES)
         if truncated is not None:
@@ -145,7 +157,7 @@ class BudgetTask:
             notes[1] = "No hard budget: it is computed from samples of the system `base`, which was not measured."
         differ = sum(s.found["right"] != s.found["strict"] for samples in measured.samples.values() for s in samples)
         notes.append(f"In {differ:,} samples the two verdicts differ; both are in samples.jsonl.")
-        figure = plot_frontier(curves, f"{self._name} ({measured.notice})" if measured.notice else self._name)
+        figure = plot_frontier(curves, f"{self.name} ({measured.notice})" if measured.notice else self.name)
         return Findings([Table("Pass@1 against tokens", _COLUMNS, rows, notes)], curves, {"frontier": figure})
 
 
@@ -164,12 +176,12 @@ def _completions(samples: list[Sample]) -> Completions:
     )
 
 
-def _row(system: System, samples: list[Sample], base: list[Sample] | None, frontier: Frontier | None) -> Row:
+def _row(system: System, samples: list[Sample], base: list[Sample] | None, frontier: Frontier | None) -> TableRow:
     measures = {
         "pass_at_1": Measure(*mean_and_error(by_question(samples, lambda s: float(s.found["right"])))),
         "pass_at_1_strict": Measure(*mean_and_error(by_question(samples, lambda s: float(s.found["strict"])))),
         "tokens": Measure(*mean_and_error(by_question(samples, lambda s: s.tokens))),
-        "cut_share": Measure(mean_and_error(by_question(samples, lambda s: float(s.cut)))[0]),
+        "truncated_share": Measure(mean_and_error(by_question(samples, lambda s: float(s.truncated)))[0]),
         "logprob_per_token": Measure(logprob_per_token(samples)),
     }
     if base and frontier is not None and system.name != "base":
@@ -184,7 +196,7 @@ def _row(system: System, samples: list[Sample], base: list[Sample] | None, front
                 ours, others = [[s for s in some if s.prompt_id in both] for some in (samples, base)]
                 gap = gap_at_equal_length(_completions(others), _completions(ours))
                 measures["gain"] = Measure(gap.gap, low=gap.low, high=gap.high)
-    return Row({"system": system.name}, measures, len(samples), len({sample.prompt_id for sample in samples}))
+    return TableRow({"system": system.name}, measures, len(samples), len({sample.prompt_id for sample in samples}))
 
 
 def plot_frontier(curves: Mapping[str, Any], title: str) -> "Figure":
@@ -206,3 +218,10 @@ def plot_frontier(curves: Mapping[str, Any], title: str) -> "Figure":
     axis.set_xlim(left=0)
     axis.legend(fontsize=7)
     return figure
+
+
+TASKS = (
+    BudgetTask("gsm8k", "tiny-math", "gsm8k"),
+    BudgetTask("math500", "tiny-math", "math500"),
+    BudgetTask("vqa", "tiny-vqa", "mathvista", "mathvision", generator="tiny-vl"),
+)

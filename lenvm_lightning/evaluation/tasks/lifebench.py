@@ -1,217 +1,189 @@
-"""LIFEBench, token variant: prompts that wish for a length, and how well the wish was met.
+"""Task `lifebench`: how well a length constraint is met, token variant.
 
-Items are rows of the benchmark's own layout: ``id``, ``category``, ``lang`` (``en`` or ``cn``) and ``task``, a text in
-which ``{word_count_type}`` and ``{word_count}`` stand for the wish, counted in words; here it is put in tokens. The
-scores are those of Zhang et al., section on length control.
+Protocol: Zhang et al., section on length control. Equal to, at most, at least N tokens; temperature 1, top-k 15,
+top-p .999; mean Length Score and mean deviation for each N, then their mean over N. Beside them stand what the base
+model thinks of the texts and their length, for a score of 100 by three tokens, or by gibberish, is no success.
 """
 
-import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from ...errors import DataError, nearest
-from ...rollouts.generators.interface import Prompt
-from ...tinyworld import writing
+from ...errors import DataError
+from ...rollouts.constraint import CONSTRAINTS, Constraint, length_deviation, length_score
+from ...rollouts.generators.interface import GeneratedText, Prompt
+from ...utils.settings import COUNT, setting
+from ..benchmark_rows import (
+    LANGUAGE_LIST,
+    LANGUAGES,
+    place_of,
+    read_rows,
+    refuse,
+    require_english,
+    require_languages,
+    spread,
+)
+from ..results import Column, Measure, Table, TableRow
+from ..samples import Sample, System, by_question, logprob_per_token
+from ..settings import TRUTH, EvaluationSettings, list_of, one_of
+from ..statistics import mean_and_error
+from ..systems import constraint_systems
+from ..task import DataSource, Findings, Measured, Questions, Task, digest
+from .lifebench_prompts import Question, build_prompt, problems_of, questions, tiny_items
 
 if TYPE_CHECKING:
-    from ...rollouts.prompts.rows import Rows
+    from matplotlib.figure import Figure
 
-LengthControl = Literal["equal to", "at most", "at least"]
-CONTROLS: tuple[LengthControl, ...] = ("equal to", "at most", "at least")
-LANGUAGES = ("en", "cn")
-_TOO_SHORT, _TOO_LONG = 5.0, 2.0  # how fast the score falls with the deviation
+__all__ = ["LifebenchTask", "build_prompt", "length_deviation", "length_score", "load_items"]
 
-_CONTROL, _LENGTH = "{word_count_type}", "{word_count}"  # marks in a task
-_CHINESE: dict[LengthControl, str] = {"equal to": "等于", "at most": "至多有", "at least": "至少有"}
-_SOFT = {"en": (f"must be {_CONTROL}", "should be approximately"), "cn": (f"必须{_CONTROL}", "应约为")}
-_UNIT = {"en": re.compile(r"([ -])(?:word|token)(s?)\b"), "cn": re.compile(r"\s*(?:个?字(?!数)|token)")}
-_SHOWN = 20  # problems in a message
-
-
-def length_deviation(n: float, target: int) -> float:
-    """Return LD = (n - target) / target for ``n`` tokens written.
-
-    Raises:
-        ValueError: the target is not positive.
-    """
-    if target < 1:
-        raise ValueError(f"the target must be at least 1 token, got {target}")
-    return (n - target) / target
+_HUB = "LIFEBench/LIFEBench"
+_TINY_ITEMS = 20
+_SAMPLING = {"temperature": 1.0, "top_k": 15, "top_p": 0.999, "min_p": 0.0}
+_COLUMNS = [
+    Column("length_score", "LS", "up", ".1f"),
+    Column("deviation", "LD", "down", ".1%"),
+    Column("length_share", "length / N", None, ".2f"),
+    Column("tokens", "tokens", None, ".1f"),
+    Column("logprob_per_token", "log p a token", "up", ".2f"),
+    Column("truncated_share", "truncated", "down", ".1%"),
+]
+_NOTES = [
+    "LS: Length Score, 100 where the constraint was met; LD: mean of abs(length - N) / N, its mark only under "
+    "`equal to`. ± is the standard error with items as the unit.",
+    "A score of 100 by a few tokens, or by text that the base model finds unlikely, is no success: look at length / N "
+    "and log p.",
+]
 
 
-def length_score(n: float, target: int, control: LengthControl) -> float:
-    """Return LS in [0, 100]: 100 where the wish was met, else exp(5 LD) or exp(-2 LD) of it.
-
-    Too few tokens count under "equal to" and "at least", too many under "equal to" and "at most".
-
-    Args:
-        n: tokens written.
-        target: tokens wished for.
-        control: the wish.
-
-    Raises:
-        ValueError: the target is not positive, or an unknown control.
-    """
-    if control not in CONTROLS:
-        raise ValueError(f"control must be one of {', '.join(CONTROLS)}; got {control!r}")
-    deviation = length_deviation(n, target)
-    if deviation < 0 and control != "at most":
-        return 100 * math.exp(_TOO_SHORT * deviation)
-    if deviation > 0 and control != "at least":
-        return 100 * math.exp(-_TOO_LONG * deviation)
-    return 100.0
-
-
-def build_prompt(item: dict[str, Any], control: LengthControl, length: int, soften: bool = False) -> str:
-    """Return the task of an item with its wish filled in, in tokens.
-
-    English: ``N words`` becomes ``N tokens``. Chinese: ``字数`` becomes ``token数`` and ``N字`` a bare number, or
-    ``N token`` where nothing before it says what is counted. Only the wish is rewritten: words and numbers that the
-    task speaks about stay.
-
-    Args:
-        item: ``lang`` and ``task`` are used.
-        control: the wish.
-        length: in tokens.
-        soften: ask for about this length: "should be approximately" instead of "must be equal to", 应约为 instead of
-            必须等于. The other controls have no softer wording, and stay.
-
-    Raises:
-        ValueError: an unknown control, a length below 1, or an item whose wish cannot be put in tokens; so no prompt
-            comes out without its number, its control or its unit.
-    """
-    problems = _wrong_wishes([control], [length])
-    problems = problems or _wrong_task(item, soften=soften and control == "equal to")
-    if problems:
-        raise ValueError("; ".join(problems))
-    lang, task = item["lang"], _in_tokens(item["lang"], item["task"], length)
-    if soften and control == "equal to":
-        task = task.replace(*_SOFT[lang])
-    return task.replace(_CONTROL, control if lang == "en" else _CHINESE[control]).replace(_LENGTH, str(length))
-
-
-def _in_tokens(lang: str, task: str, length: int) -> str:
-    """Put the unit of the wish in tokens."""
-    before, after = task.split(_LENGTH)
-    if lang == "en":
-        # One token, and a "128-word essay", have no plural.
-        return f"{before}{_LENGTH}" + _UNIT["en"].sub(
-            lambda unit: f"{unit[1]}token{unit[2] if length > 1 else ''}", after, count=1
-        )
-    clause = _clause(before)
-    text = before.removesuffix(clause)
-    about, count, rest = clause.rpartition("字数")
-    if count:
-        clause = f"{about}token数{rest}"
-    unit = "" if "token数" in clause else " token"
-    written = _UNIT["cn"].match(after)
-    return f"{text}{clause}{_LENGTH}{unit}{after[written.end() :] if written else after}"
-
-
-def _clause(before: str) -> str:
-    """What stands before a Chinese length in the same clause."""
-    return re.split(r"[。！？；\n]", before)[-1]
-
-
-def _wrong_task(item: dict[str, Any], soften: bool = False) -> list[str]:
-    """Why the wish of an item cannot be put in tokens; empty where it can."""
-    lang, task = item.get("lang"), item.get("task")
-    problems = []
-    if lang not in LANGUAGES:
-        problems.append(f"lang must be en or cn, found {lang!r}")
-    if not isinstance(task, str):
-        return [*problems, f"task must be a text, found {task!r}"]
-    problems += [
-        f"task must have {mark} once, to be filled in, found it {task.count(mark)} times"
-        for mark in (_CONTROL, _LENGTH)
-        if task.count(mark) != 1
-    ]
-    if problems:
-        return problems
-    before, after = task.split(_LENGTH)
-    counted = lang == "cn" and re.search("字数|token数", _clause(before))
-    if not _UNIT[str(lang)].match(after) and not counted:
-        unit = "words" if lang == "en" else "字"
-        problems.append(f"expected {unit!r} after {_LENGTH}, the unit of the wish, found {after[:20]!r}")
-    phrase, _ = _SOFT[str(lang)]
-    if soften and phrase not in task:
-        problems.append(f"there is no {phrase!r} that could be softened")
-    return problems
-
-
-def _wrong_wishes(controls: Sequence[str], lengths: Sequence[int]) -> list[str]:
-    problems = [
-        f"control must be one of {', '.join(CONTROLS)}; got {control!r}"
-        for control in controls
-        if control not in CONTROLS
-    ]
-    return problems + [
-        f"a length must be a whole number of at least 1 token, got {length!r}"
-        for length in lengths
-        if not isinstance(length, int) or length < 1
-    ]
+# -- the task ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt that wishes for a length.
+class LifebenchSettings:
+    """What this task alone can be asked."""
 
-    Attributes:
-        prompt: its meta has the ``item`` (an id), the ``lang`` and the ``category``.
-        control: the wish.
-        target: the length wished for, in tokens.
-    """
-
-    prompt: Prompt
-    control: LengthControl
-    target: int
+    lengths: list[int] | None = setting(list_of(COUNT, "a list of lengths"), "target lengths, tokens", None)
+    constraints: list[Constraint] | None = setting(
+        list_of(one_of(*CONSTRAINTS), f"a list of {', '.join(CONSTRAINTS)}"), ", ".join(CONSTRAINTS), None
+    )
+    languages: list[str] | None = setting(LANGUAGE_LIST, ", ".join(LANGUAGES), None)
+    soften: bool = setting(TRUTH, "ask guided systems for `approximately` N instead of `equal to` N", False)
 
 
-def questions(
-    items: Iterable[dict[str, Any]],
-    controls: Sequence[LengthControl] = CONTROLS,
-    lengths: Sequence[int] = (32, 64, 128, 256, 512, 1024),
-    soften: bool = False,
-) -> list[Question]:
-    """Ask every item with every control and length, item by item.
+class LifebenchTask(Task):
+    """LIFEBench; see `Task`."""
 
-    Prompts are called like ``lifebench/en/12/equal-to/128``, and ``.../softened`` where the wording is softer.
+    name = "lifebench"
+    settings = LifebenchSettings
+    research_systems = ("base", "paper")
 
-    Args:
-        items: of `load_items`, or of `tiny_items`.
-        controls: wishes.
-        lengths: in tokens.
-        soften: see `build_prompt`.
+    def __init__(self) -> None:
+        both = {**_SAMPLING, "constraints": list(CONSTRAINTS)}
+        systems, compared = ("base", "ours"), ("base", "ours", "paper")
+        tiny = {"lengths": [16, 32, 64, 128, 256], "n": 2, "limit": _TINY_ITEMS}
+        paper = {"lengths": [32, 64, 128, 256, 512, 1024], "n": 1}
+        self.sources = (
+            DataSource("tiny", _tiny_questions, {**both, **tiny}, systems, compared, tiny_world=True),
+            DataSource("paper", _benchmark_questions, {**both, **paper}, systems, compared),
+        )
+
+    def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:
+        """Return systems that are given the constraint of the prompt."""
+        return constraint_systems(names)
+
+    def default_max_tokens(self, settings: EvaluationSettings) -> int:
+        """Return three times the longest target length."""
+        return 3 * max(settings.own.lengths)
+
+    def judge(self, meta: Mapping[str, Any], completion: GeneratedText) -> dict[str, Any]:
+        """Return the constraint, its target, and how well it was met."""
+        tokens, constraint, target = len(completion.token_ids), meta["constraint"], meta["target"]
+        return {
+            "constraint": constraint,
+            "target": target,
+            "item": meta["item"],
+            "lang": meta["lang"],
+            "score": length_score(tokens, target, constraint),
+            "deviation": length_deviation(tokens, target),
+        }
+
+    def summarise(self, measured: Measured) -> Findings:
+        """Return a table for each constraint, and the plot."""
+        own: LifebenchSettings = measured.settings.own
+        assert own.constraints is not None
+        assert own.lengths is not None
+        tables, curves = [], {}
+        for constraint in own.constraints:
+            rows = []
+            for system in measured.systems:
+                samples = [s for s in measured.samples[system.name] if s.found["constraint"] == constraint]
+                lines = []
+                for n in own.lengths:
+                    of_length = [sample for sample in samples if sample.found["target"] == n]
+                    if of_length:
+                        lines.append(_row(system.name, str(n), of_length))
+                rows += lines + ([_mean(system.name, lines, samples)] if len(lines) > 1 else [])
+                curves[f"{constraint}/{system.name}"] = {
+                    "N": [int(line.label["N"]) for line in lines],
+                    "length_score": [line.measures["length_score"].value for line in lines],
+                    "tokens": [line.measures["tokens"].value for line in lines],
+                }
+            tables.append(Table(f"{constraint} N tokens", _COLUMNS, rows, _NOTES))
+        figure = plot_constraints(curves, own.constraints, measured.notice)
+        return Findings(tables, curves, {"constraints": figure})
+
+
+# -- questions --------------------------------------------------------------------------------------------------------
+
+
+def _tiny_questions(settings: EvaluationSettings) -> Questions:
+    """Items of the tiny world.
 
     Raises:
-        ValueError: a wish that is none, or one given twice.
-        DataError: items that cannot be asked, or two with one id; all of them, at once.
+        EvaluationError: another language than English.
     """
-    problems = _wrong_wishes(controls, lengths)
-    for name, given in (("control", controls), ("length", lengths)):
-        problems += [f"{name} {value!r} is given twice" for value in dict.fromkeys(given) if given.count(value) > 1]
-    if problems:
-        raise ValueError("; ".join(problems))
-    asked = list(items)
-    _complain(
-        "items", _broken([(f"item {item.get('lang')}/{item.get('id')}", item) for item in asked], soften, controls)
+    require_english(settings.own.languages)
+    return _questions(settings, tiny_items(settings.limit or _TINY_ITEMS, settings.seed), _TINY_ITEMS)
+
+
+def _benchmark_questions(settings: EvaluationSettings) -> Questions:
+    """Items of the benchmark, from the hub or a local copy."""
+    place, options = place_of(settings.data or _HUB, settings.task)
+    options["languages"] = settings.own.languages or LANGUAGES
+    of = len(load_items(place, **options))
+    return _questions(settings, load_items(place, limit=settings.limit, **options), of)
+
+
+def _questions(settings: EvaluationSettings, items: list[dict[str, Any]], of: int) -> Questions:
+    """Each item with each constraint and length.
+
+    Args:
+        settings: defaults filled in.
+        items: those that are asked.
+        of: how many there are.
+    """
+    own: LifebenchSettings = settings.own
+    assert own.constraints is not None
+    assert own.lengths is not None
+    constraints = [constraint for constraint in CONSTRAINTS if constraint in own.constraints]
+    asked = [_prompt(question) for question in questions(items, constraints, own.lengths)]
+    softer = None
+    if own.soften:
+        softer = [_prompt(question) for question in questions(items, constraints, own.lengths, soften=True)]
+    return Questions(
+        asked,
+        of * len(own.constraints) * len(own.lengths),
+        {"digest": digest([prompt.messages for prompt in asked])},
+        softer,
     )
-    return [_question(item, control, length, soften) for item in asked for control in controls for length in lengths]
 
 
-def _question(item: dict[str, Any], control: LengthControl, length: int, soften: bool) -> Question:
-    text = build_prompt(item, control, length, soften)
-    prompt_id = f"lifebench/{item['lang']}/{item['id']}/{control.replace(' ', '-')}/{length}"
-    if soften and control == "equal to":
-        prompt_id += "/softened"
-    meta = {"item": item["id"], "lang": item["lang"], "category": item["category"]}
-    return Question(Prompt(prompt_id, [{"role": "user", "content": text}], meta=meta), control, length)
-
-
-# -- items ------------------------------------------------------------------------------------------------------------
+def _prompt(question: Question) -> Prompt:
+    """A question with what judging needs in its `meta`."""
+    meta = {**question.prompt.meta, "constraint": question.constraint, "target": question.target}
+    return Prompt(question.prompt.prompt_id, question.prompt.messages, meta=meta)
 
 
 def load_items(
@@ -225,8 +197,8 @@ def load_items(
     """Read items, in the benchmark's own layout.
 
     Args:
-        source: a JSONL file; or a data set by hub id (the benchmark's own is ``LIFEBench/LIFEBench``), folder or file.
-        languages: those to take, of ``en`` and ``cn``.
+        source: a JSONL file; or a data set by hub id (the benchmark's own is `LIFEBench/LIFEBench`), folder or file.
+        languages: those to take, of `en` and `cn`.
         limit: how many at most, spread evenly over languages, categories and types: always the same ones.
         split: of a data set; may be left out where it has one only, since the small splits repeat items of the large.
         name: configuration of a data set.
@@ -237,108 +209,81 @@ def load_items(
     Raises:
         DataError: the source is not there, or holds items that cannot be asked (all of them, at once), or none.
     """
-    wrong = [lang for lang in languages if lang not in LANGUAGES]
-    if wrong or not languages:
-        raise DataError(f"languages must be some of en and cn (Chinese), got {list(languages)}")
+    require_languages(languages)
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, got {limit}")
-    rows = _rows(str(source), split, name)
-    problems: list[str] = []
-    placed: list[tuple[str, dict[str, Any]]] = []
-    for index, row in rows.scan(rows.columns, [], None):
-        if isinstance(row, ValueError):
-            problems.append(f"{rows.place(index)}: {row}")
-        else:
-            placed.append((rows.place(index), row))
-    _complain(str(source), problems + _broken(placed))
+    placed, problems = read_rows(source, split, name)
+    refuse(str(source), problems + problems_of(placed))
     items = [item for _, item in placed if item["lang"] in languages]
     if not items:
-        raise DataError(f"{source} has no items in {' or '.join(languages)} (looked at {len(rows)} rows).")
-    return items if limit is None else _spread(items, limit)
+        raise DataError(f"{source} has no items in {' or '.join(languages)} (looked at {len(placed)} rows).")
+    return spread(items, limit, lambda item: tuple(str(item.get(key)) for key in ("lang", "category", "type")))
 
 
-def tiny_items(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Items of the tiny world in the benchmark's layout: texts on topics that no tiny model has seen.
-
-    Args:
-        count: how many.
-        seed: another one has other topics.
-
-    Raises:
-        DataError: there are not so many topics.
-    """
-    return [
-        {
-            "id": f"tiny-{seed}-{number}",
-            "category": "create",
-            "type": "Tiny World",
-            "lang": "en",
-            "task": writing.wording(topic, _CONTROL, _LENGTH),
-        }
-        for number, topic in enumerate(writing.unseen_topics(count, seed))
-    ]
+# -- tables and plot --------------------------------------------------------------------------------------------------
 
 
-def _rows(source: str, split: str | None, name: str | None) -> "Rows":
-    # The datasets library takes half a second to import, which those who only score need not wait for.
-    from ...rollouts.prompts.rows import DatasetRows, JsonlRows, load_splits
-
-    file = Path(source).expanduser()
-    if file.suffix == ".jsonl":
-        if not file.is_file():
-            raise DataError(f"there is no file {source!r} (looked from {Path.cwd()}).")
-        if split or name:
-            raise DataError(
-                f"{source} is a file of items, without splits and configurations: leave split and name out."
-            )
-        return JsonlRows(file)
-    hint = "With a copy of its JSONL file, give the path of that."
-    found = load_splits(source, name, hint)
-    if split is None and len(found) > 1:
-        raise DataError(f"{source} has the splits {', '.join(found)}: say which one to take.")
-    chosen = split or next(iter(found))
-    if chosen not in found:
-        raise DataError(f"{source} has no split {chosen!r}{nearest(chosen, found)} (it has {', '.join(found)}).")
-    return DatasetRows(found[chosen], f"split {chosen!r} of {source}", None)
+_OF_SAMPLES: dict[str, Callable[[Sample], float]] = {
+    "length_score": lambda s: s.found["score"],
+    "deviation": lambda s: abs(s.found["deviation"]),
+    "length_share": lambda s: s.tokens / s.found["target"],
+    "tokens": lambda s: float(s.tokens),
+}
 
 
-def _broken(
-    placed: Sequence[tuple[str, dict[str, Any]]], soften: bool = False, controls: Sequence[str] = CONTROLS
-) -> list[str]:
-    """What is wrong with items, each with its place."""
-    problems = []
-    first: dict[str, str] = {}
-    for place, item in placed:
-        wrong = _wrong_task(item, soften and "equal to" in controls)
-        number = item.get("id")
-        if isinstance(number, bool) or not isinstance(number, int | str) or number == "":
-            wrong.append(f"id must be a number or a text, found {number!r}")
-        else:
-            key = f"{item.get('lang')}/{number}"
-            if key in first:
-                wrong.append(f"the id {number!r} is that of {first[key]} too")
-            first.setdefault(key, place)
-        if not isinstance(item.get("category"), str):
-            wrong.append(f"category must be a text, found {item.get('category')!r}")
-        if wrong:
-            problems.append(f"{place}: {'; '.join(wrong)}")
-    return problems
+def _row(system: str, length: str, samples: list[Sample]) -> TableRow:
+    measures = {
+        **{name: Measure(*mean_and_error(by_question(samples, value))) for name, value in _OF_SAMPLES.items()},
+        "logprob_per_token": Measure(logprob_per_token(samples)),
+        "truncated_share": Measure(mean_and_error(by_question(samples, lambda s: float(s.truncated)))[0]),
+    }
+    return TableRow({"system": system, "N": length}, measures, len(samples), len({s.prompt_id for s in samples}))
 
 
-def _complain(source: str, problems: list[str]) -> None:
-    if problems:
-        more = len(problems) - _SHOWN
-        raise DataError(
-            f"{len(problems):,} rows of {source} cannot be used:\n  "
-            + "\n  ".join(problems[:_SHOWN])
-            + (f"\n  … and {more:,} more" if more > 0 else "")
-        )
+def _mean_over_lengths(samples: list[Sample], value: Callable[[Sample], float]) -> float:
+    """Of the samples of an item: lengths weigh equally, however many samples they have."""
+    by_length: dict[int, list[float]] = {}
+    for sample in samples:
+        by_length.setdefault(sample.found["target"], []).append(value(sample))
+    return fmean(map(fmean, by_length.values()))
 
 
-def _spread(items: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """Every so many-th item of those sorted by kind: each kind keeps its share, rounded."""
-    if limit >= len(items):
-        return items
-    kinds = sorted(range(len(items)), key=lambda i: (*(str(items[i].get(k)) for k in ("lang", "category", "type")), i))
-    taken = sorted(kinds[(2 * i + 1) * len(items) // (2 * limit)] for i in range(limit))
-    return [items[i] for i in taken]
+def _mean(system: str, rows: list[TableRow], samples: list[Sample]) -> TableRow:
+    """The mean over N; its standard error with items as the unit: those of the rows are of the same items."""
+    of_items: dict[tuple[str, str], list[Sample]] = {}
+    for sample in samples:
+        of_items.setdefault((sample.found["lang"], str(sample.found["item"])), []).append(sample)
+    measures = {}
+    for name in rows[0].measures:
+        values = [row.measures[name].value for row in rows]
+        known = None not in values
+        error = None
+        if name in _OF_SAMPLES:
+            means = {"/".join(item): [_mean_over_lengths(some, _OF_SAMPLES[name])] for item, some in of_items.items()}
+            error = mean_and_error(means)[1]
+        measures[name] = Measure(sum(v for v in values if v is not None) / len(rows) if known else None, error)
+    return TableRow({"system": system, "N": "mean"}, measures, len(samples), len({s.prompt_id for s in samples}))
+
+
+def plot_constraints(curves: Mapping[str, Any], constraints: Sequence[str], notice: str) -> "Figure":
+    """Length Score against N, a panel for each constraint."""
+    import numpy as np
+
+    from ..plots import new_figure
+
+    figure, axes = new_figure(len(constraints), 3.6)
+    for constraint, axis in zip(constraints, np.ravel(axes), strict=True):
+        for key, curve in curves.items():
+            if key.startswith(f"{constraint}/"):
+                axis.plot(curve["N"], curve["length_score"], marker="o", label=key.partition("/")[2])
+        axis.set_xscale("log", base=2)
+        lengths = sorted({n for key, curve in curves.items() if key.startswith(f"{constraint}/") for n in curve["N"]})
+        axis.set_xticks(lengths, [str(n) for n in lengths])
+        axis.minorticks_off()
+        axis.set(title=f"{constraint} N{f' ({notice})' if notice else ''}", xlabel="N, tokens", ylim=(0, 103))
+    np.ravel(axes)[0].set_ylabel("Length Score")
+    np.ravel(axes)[0].legend(fontsize=7)
+    return figure
+
+
+TASKS = (LifebenchTask(),)

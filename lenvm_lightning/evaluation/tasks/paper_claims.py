@@ -1,4 +1,4 @@
-"""The paper's claims beside what was found in miniature: holds, does not hold, or not testable here.
+"""Task `paper`: the paper's claims beside what was found in miniature: holds, does not hold, or not testable here.
 
 A claim about means holds where its sign does and its 95% interval excludes nothing; one about single training runs
 where the difference is larger than what other seeds of the base run differ by. Everything else does not hold: neither
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from ..results import Measure, Results, Row
+from ...rollouts.constraint import Constraint
+from .. import tiny_world
+from ..results import Measure, Results, TableRow
+from ..task import RecipeTask
 
-Verdict = Literal["holds", "does not hold", "not testable here"]
+ClaimVerdict = Literal["holds", "does not hold", "not testable here"]
 _Z = 1.96
 _T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # the same of so few seeds
 _LONGER, _SOONER = ("wait", "but", "let", "think"), ("therefore", "clearly")
@@ -34,11 +37,11 @@ class Claim:
     about: str
     claim: str
     found: str
-    verdict: Verdict
+    verdict: ClaimVerdict
 
 
 class _Evidence:
-    """Results by task and generator, and finished runs by name, ``base`` among them.
+    """Results by task and generator, and finished runs by name, `base` among them.
 
     Args:
         results: of the evaluations.
@@ -50,7 +53,7 @@ class _Evidence:
         self._results = {(one.task, str((one.provenance.get("generator") or {}).get("name"))): one for one in results}
         self.runs = {"base" if name == base else name: run for name, run in runs.items()}
 
-    def row(self, task: str, generator: str, table: int = 0, **label: str) -> Row:
+    def row(self, task: str, generator: str, table: int = 0, **label: str) -> TableRow:
         """A line of a table.
 
         Raises:
@@ -61,11 +64,11 @@ class _Evidence:
                 return row
         raise KeyError(label)
 
-    def rows(self, task: str, generator: str, table: int = 0) -> list[Row]:
+    def rows(self, task: str, generator: str, table: int = 0) -> list[TableRow]:
         """All lines of a table."""
         return self._results[task, generator].tables[table].rows
 
-    def titled(self, task: str, generator: str, title: str) -> list[Row]:
+    def titled(self, task: str, generator: str, title: str) -> list[TableRow]:
         """All lines of the table of this title."""
         [table] = [table for table in self._results[task, generator].tables if table.title == title]
         return table.rows
@@ -98,26 +101,30 @@ def judge(results: Sequence[Results], runs: Mapping[str, dict[str, Any]], base: 
     return claims + [Claim(about, claim, why, "not testable here") for about, claim, why in _UNTESTABLE]
 
 
-def as_markdown(results: Sequence[Results], runs: Mapping[str, dict[str, Any]], base: str) -> str:
-    """Return the claims as a Markdown table."""
-    from ... import tinyworld
+class PaperTask(RecipeTask):
+    """The claims as a Markdown table; see `RecipeTask`."""
 
-    claims = judge(results, runs, base)
-    count = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in ("holds", "does not hold")}
-    rows = [f"| {claim.about} | {claim.claim} | {claim.found} | **{claim.verdict}** |" for claim in claims]
-    return "\n".join([
-        "# The paper in miniature",
-        "",
-        f"> {tinyworld.NOTICE}. What holds here need not hold for large models, nor the other way round.",
-        "",
-        f"{count['holds']} claims hold, {count['does not hold']} do not, "
-        f"{len(claims) - sum(count.values())} cannot be tested here. Zhang et al., arXiv 2604.27039.",
-        "",
-        "| about | the paper's claim | here | |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-    ])  # fmt: skip
+    name = "paper"
+    recipe = "paper_tiny"
+
+    def as_markdown(self, results: Sequence[Results], runs: Mapping[str, dict[str, Any]], base: str) -> str:
+        """Return every claim with what was found here."""
+        claims = judge(results, runs, base)
+        count = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in ("holds", "does not hold")}
+        rows = [f"| {claim.about} | {claim.claim} | {claim.found} | **{claim.verdict}** |" for claim in claims]
+        return "\n".join([
+            "# The paper in miniature",
+            "",
+            f"> {tiny_world.NOTICE}. What holds here need not hold for large models, nor the other way round.",
+            "",
+            f"{count['holds']} claims hold, {count['does not hold']} do not, "
+            f"{len(claims) - sum(count.values())} cannot be tested here. Zhang et al., arXiv 2604.27039.",
+            "",
+            "| about | the paper's claim | here | |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ])  # fmt: skip
 
 
 def _told(measure: Measure, form: str = ".1f") -> str:
@@ -155,11 +162,11 @@ def _shrinks(evidence: _Evidence) -> tuple[str, bool]:
     return f"{told} tokens at 0, 25, 50, 75%", _above(errors[0], errors[-1])
 
 
-def _wish(control: str, system: str) -> Callable[[_Evidence], tuple[str, bool]]:
+def _constraint(constraint: Constraint, system: str) -> Callable[[_Evidence], tuple[str, bool]]:
     def look(evidence: _Evidence) -> tuple[str, bool]:
         rows = {
             row.label["system"]: row.measures
-            for row in evidence.titled("lifebench", "tiny-text", f"{control} N tokens")
+            for row in evidence.titled("lifebench", "tiny-text", f"{constraint} N tokens")
             if row.label["N"] == "mean"
         }
         parts = [
@@ -279,26 +286,26 @@ def _lambda(evidence: _Evidence) -> tuple[str, bool]:
 
 _CLAIMS: list[tuple[str, str, Callable[[_Evidence], tuple[str, bool]]]] = [
     ("length prediction, text", "known before the first token: MRE 17 to 33% at 1.5B", _boundary("tiny-text")),
-    ("length prediction, pictures", "the same for a vision-language model", _boundary("tiny-vl")),
+    ("length prediction, images", "the same for a vision-language model", _boundary("tiny-vl")),
     ("error by position", "errors shrink as the text is written", _shrinks),
     (
         "LIFEBench, equal to",
         "guidance raises the score, 25.6 to 62.6 (the paper's control)",
-        _wish("equal to", "paper"),
+        _constraint("equal to", "paper"),
     ),
-    ("LIFEBench, equal to", "the same with this project's default control", _wish("equal to", "ours")),
+    ("LIFEBench, equal to", "the same with this project's default control", _constraint("equal to", "ours")),
     (
         "LIFEBench, at least",
         "guidance raises the score, 89.1 to 99.5 (this project's control)",
-        _wish("at least", "ours"),
+        _constraint("at least", "ours"),
     ),
     (
         "LIFEBench, at most",
         "guidance keeps the score, 98.5 and 96.1 (this project's control raises it)",
-        _wish("at most", "ours"),
+        _constraint("at most", "ours"),
     ),
     ("frontier, text", "the tilt beats a hard budget of its length: 63% against 6%", _frontier("gsm8k", "tiny-text")),
-    ("frontier, pictures", "the same on MathVista", _frontier("vqa", "tiny-vl")),
+    ("frontier, images", "the same on MathVista", _frontier("vqa", "tiny-vl")),
     ("scaling, model size", "larger models have less loss", _scaling("layers-", "parameters")),
     ("scaling, prompts", "more prompts, less loss", _scaling("prompts-", "train_prompts")),
     ("scaling, completions a prompt", "more completions, less loss", _scaling("completions-", "train_completions")),
@@ -320,3 +327,6 @@ _UNTESTABLE = [
     ("ablation, precision", "fp16 gives the same curve too", "needs a GPU: there is no fp16 autocast on a CPU"),
     ("reinforcement learning", "a length-only critic", "proposed, not measured in the paper either"),
 ]  # fmt: skip
+
+
+TASKS = (PaperTask(),)

@@ -1,4 +1,4 @@
-"""What a generator is asked and what it answers: prompts, sampling settings, completions."""
+"""What a generator is asked and what it answers: prompts and sampling parameters in, completions or failures out."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Prompt:
     Attributes:
         prompt_id: unique among all prompts of a run, the same in every run.
         messages: chat messages, roles system / user / assistant; ``<image>`` in a content marks an image.
-        images: pictures in the order of their marks, opened or as paths.
+        images: in the order of their marks, opened or as paths.
         split: ``train`` or ``test``; None where the source does not say.
         meta: what the record should remember, such as the gold answer; JSON values only.
     """
@@ -33,9 +33,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """Completions wanted of one prompt: those of these ``numbers`` (each from 0 to n - 1).
+    """Completions wanted of one prompt.
 
-    A ``control`` of their length is for generators with a length value model beside them.
+    Attributes:
+        prompt: what is asked.
+        numbers: which of its n completions, each from 0 to n - 1; those that an earlier run got are left out.
+        control: of their length, for generators with a length value model beside them; None: the model alone.
     """
 
     prompt: Prompt
@@ -50,10 +53,10 @@ class GeneratedText:
     Attributes:
         text: what was written, without special tokens.
         token_ids: generated ids, EOS included where it was generated.
-        finish_reason: ``stop`` = ended by itself, ``length`` = cut at ``max_tokens``.
+        finish_reason: ``stop`` = ended by itself or with a stop text, ``length`` = truncated at ``max_tokens``.
         logprob: sum over ``token_ids`` of the log-probability (nats) that the model gave them, before temperature and
             truncation; None where it is not known.
-        seed: what this completion was drawn with.
+        seed: what this completion was sampled with.
         reencoded: True = the ids come from tokenising the text, not from the generator.
     """
 
@@ -67,7 +70,12 @@ class GeneratedText:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no completion; ``final`` = asking again would not help (a prompt too long, a picture refused)."""
+    """Why there is no completion.
+
+    Attributes:
+        reason: for people.
+        final: True = asking again would not help, such as with a prompt that is too long or an image that is refused.
+    """
 
     reason: str
     final: bool
@@ -75,18 +83,42 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answer:
-    """GeneratedText ``number`` of prompt ``prompt_id``, or why there is none."""
+    """What became of one completion that was asked for.
+
+    Attributes:
+        prompt_id: of its prompt.
+        number: which completion of that prompt, from 0 to n - 1.
+        result: the completion, or why there is none.
+    """
 
     prompt_id: str
     number: int
     result: GeneratedText | Failure
 
 
+class Prompts(Protocol):
+    """Prompts of a run, as `load_prompts` returns them: an image is opened or drawn when its prompt is taken."""
+
+    ids: list[str]
+    """The ``prompt_id`` of each, in order; all different."""
+    description: dict[str, Any]
+    """Where they come from, with a digest of their content, as JSON values."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, index: int, /) -> Prompt:
+        """Return one of them."""
+
+
 class Generator(Protocol):
-    """A model that answers prompts: local (``rollouts.local``) or behind a server (``rollouts.server``)."""
+    """A model that answers prompts, in this process (`LocalGenerator`) or behind an address (`ServerGenerator`)."""
 
     name: str
     """Written into every record."""
+    tokens_written: int
+    """Tokens written by all calls of `sample` together; it only grows. A generator that knows what its completions have
+    while they are being written counts their tokens as they come, others count a completion when it is finished."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the model, as JSON values: the same wherever and whenever it is loaded."""
@@ -94,5 +126,15 @@ class Generator(Protocol):
     def sample(self, requests: Iterable[PromptRequest], sampling: SamplingParams) -> Iterator[Answer]:
         """Yield one answer for each number of each request, as soon as it is there, in any order.
 
-        One prompt that fails does not stop the others; what stops all of them is raised as a ``GeneratorError``.
+        A completion depends on its prompt, ``sampling`` and its number, and not on what is asked for beside it. One
+        prompt that fails does not stop the others: its answers are a `Failure`. Requests are taken one by one, as there
+        is room for them. Closing the iterator abandons what is under way.
+
+        Args:
+            requests: which completions of which prompts; may be endless.
+            sampling: how tokens are sampled, the same for all of them.
+
+        Raises:
+            GeneratorError: nothing more can be had from this generator.
+            GenerationError: a request has a control that this generator cannot follow.
         """

@@ -10,8 +10,9 @@ from itertools import accumulate
 from typing import Any, overload
 
 from ...errors import DataError, nearest
+from ..embedded import prompt_sets
 from ..generators.interface import Prompt
-from .parts import EMBEDDED, Part, Source
+from .parts import PromptPart, Source
 from .sources import READY_MADE
 
 _KEYS = {
@@ -21,15 +22,15 @@ _KEYS = {
 _COLUMNS = ("prompt", "messages", "image", "options", "id", "split", "meta")
 
 
-class Prompts(Sequence[Prompt]):
-    """Prompts of several sources, one after the other. Pictures are opened when a prompt is taken.
+class LoadedPrompts(Sequence[Prompt]):
+    """Prompts of several sources, one after the other. Images are opened when a prompt is taken.
 
     Attributes:
         ids: the ``prompt_id`` of each, without taking any.
         description: where they come from and a digest of their content, as JSON values: what a run was sampled with.
     """
 
-    def __init__(self, parts: list[Part], given: dict[str, Any]) -> None:
+    def __init__(self, parts: list[PromptPart], given: dict[str, Any]) -> None:
         self._parts = parts
         self._ends = list(accumulate(len(part.ids) for part in parts))
         self.ids = [prompt_id for part in parts for prompt_id in part.ids]
@@ -59,7 +60,7 @@ def load_prompts(
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
-) -> Prompts:
+) -> LoadedPrompts:
     """Prompts of one or several sources, in their order.
 
     A source is a name or a mapping. Names: an embedded set (``tiny-math``, ``tiny-write``, ``tiny-vqa``); a data set of
@@ -96,12 +97,12 @@ def load_prompts(
     parts = [part for source in _read_sources(listed, split, limit, seed) for part in source.load()]
     _check_ids(parts)
     given = {"sources": json.loads(json.dumps(listed)), "split": split, "limit": limit, "seed": seed}
-    return Prompts(parts, given)
+    return LoadedPrompts(parts, given)
 
 
-def _check_ids(parts: list[Part]) -> None:
+def _check_ids(parts: list[PromptPart]) -> None:
     """Refuse ids that two sources have."""
-    owner: dict[str, Part] = {}
+    owner: dict[str, PromptPart] = {}
     for part in parts:
         for prompt_id in part.ids:
             other = owner.setdefault(prompt_id, part)
@@ -165,7 +166,7 @@ def _wrong(given: Any, limit: int | None) -> list[str]:
     elif name and path and name not in READY_MADE:
         wrong.append(f"both source and path: only {', '.join(READY_MADE)} can be given as a local copy")
     elif name and not path and not _is_place(name):
-        known = [*EMBEDDED, *READY_MADE]
+        known = [*prompt_sets(), *READY_MADE]
         wrong.append(
             f"no such source{nearest(name, known)} (known: {', '.join(known)}; JSONL files; data sets by folder or "
             "hub id)"
@@ -193,5 +194,5 @@ def _names_columns(value: Any, several: bool) -> bool:
 
 def _is_place(name: str) -> bool:
     """Whether a name may be that of files, a folder or a data set on the hub."""
-    known = name in EMBEDDED or name in READY_MADE
+    known = name in prompt_sets() or name in READY_MADE
     return known or "/" in name or name.endswith(".jsonl") or glob.has_magic(name) or os.path.exists(name)

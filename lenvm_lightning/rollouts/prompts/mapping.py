@@ -11,7 +11,7 @@ from ...errors import nearest
 from ..held_out import role_of
 from ..record import IMAGE_MARK
 
-Row = dict[str, Any]
+SourceRow = dict[str, Any]
 _ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _PLACE = re.compile(r"\{\{|\}\}|\{(\w+)\}")
 PLAIN_KINDS = ("messages", "conversations", "prompt")
@@ -24,18 +24,18 @@ _OF_COMPLETIONS = (  # of rollouts, whose prompts are as good as any
 
 @dataclass(frozen=True)
 class Draft:
-    """A prompt before its id is settled and its pictures are opened.
+    """A prompt before its id is settled and its images are opened.
 
     Attributes:
-        messages: chat messages, roles system / user / assistant, a mark for each picture.
-        pictures: as found in the row: paths, opened pictures, or True where only their number is known.
+        messages: chat messages, roles system / user / assistant, a mark for each image.
+        images: as found in the row: paths, opened images, or True where only their number is known.
         id: as found in the row, or None.
         split: ``train``, ``test`` or None.
         meta: JSON values.
     """
 
     messages: list[dict[str, str]]
-    pictures: list[Any]
+    images: list[Any]
     id: str | None = None
     split: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Draft:
 def content_digest(draft: Draft) -> str:
     """Digest of what a prompt consists of, so that equal prompts get equal ones."""
     return hashlib.blake2b(
-        json.dumps([draft.messages, list(map(str, draft.pictures))]).encode(), digest_size=8
+        json.dumps([draft.messages, list(map(str, draft.images))]).encode(), digest_size=8
     ).hexdigest()
 
 
@@ -79,23 +79,23 @@ def read_turns(turns: Any, *, first_turn: bool = False) -> list[dict[str, str]]:
     return messages
 
 
-def place_marks(messages: list[dict[str, str]], pictures: int) -> list[dict[str, str]]:
-    """Messages with a mark for each picture: where they have none, the pictures go before the first question.
+def place_marks(messages: list[dict[str, str]], images: int) -> list[dict[str, str]]:
+    """Messages with a mark for each image: where they have none, the images go before the first question.
 
-    A ``<image>`` in a text that has no pictures is only a word, and would be taken for one: it gets a space.
+    A ``<image>`` in a text that has no images is only a word, and would be taken for one: it gets a space.
 
     Raises:
-        ValueError: some pictures have marks, but not all of them.
+        ValueError: some images have marks, but not all of them.
     """
     marks = sum(message["content"].count(IMAGE_MARK) for message in messages)
-    if marks == pictures:
+    if marks == images:
         return messages
-    if not pictures:
+    if not images:
         return [{**m, "content": m["content"].replace(IMAGE_MARK, "< image>")} for m in messages]
     if marks:
-        raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {pictures} images")
+        raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {images} images")
     first = next(i for i, message in enumerate(messages) if message["role"] == "user")
-    marked = {**messages[first], "content": IMAGE_MARK * pictures + messages[first]["content"]}
+    marked = {**messages[first], "content": IMAGE_MARK * images + messages[first]["content"]}
     return [*messages[:first], marked, *messages[first + 1 :]]
 
 
@@ -122,20 +122,20 @@ def places(template: str | None) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Mapping:
+class ColumnMapping:
     """Which columns of a row hold what.
 
     Attributes:
         prompt: the column of the question, a text; or None.
         messages: the column of a whole conversation, instead; its last answers are left out.
-        images: columns with a picture or a list of them, in the order in which they are shown.
+        images: columns with an image or a list of them, in the order in which they are shown.
         options: the column of choices; they follow the question as (A), (B), …
         id: the column of ids; row numbers where None.
         split: the column that says train or test.
         meta: columns to remember, by the name they get.
         template: text around the question, ``{prompt}``, and other ``{columns}``; None: the question alone.
         first_turn: of a conversation, keep only what stands before the first answer.
-        mend: changes a row before anything is read from it; None leaves it out.
+        fix: changes a row before anything is read from it; None leaves it out.
     """
 
     prompt: str | None = None
@@ -147,7 +147,7 @@ class Mapping:
     meta: dict[str, str] = field(default_factory=dict)
     template: str | None = None
     first_turn: bool = False
-    mend: Callable[[Row], Row] | None = None
+    fix: Callable[[SourceRow], SourceRow] | None = None
 
     def columns(self) -> list[str]:
         """All columns that are read."""
@@ -155,33 +155,33 @@ class Mapping:
         wanted = [*(name for name in named if name), *self.meta.values(), *sorted(places(self.template) - {"prompt"})]
         return list(dict.fromkeys(wanted))
 
-    def draft(self, row: Row) -> Draft:
+    def draft(self, row: SourceRow) -> Draft:
         """Read one row.
 
         Raises:
             ValueError: it cannot be used; the text says why.
         """
-        if self.mend:
-            row = self.mend(row)
-        pictures = [picture for name in self.images for picture in _as_list(row.get(name)) if picture is not None]
+        if self.fix:
+            row = self.fix(row)
+        images = [image for name in self.images for image in _as_list(row.get(name)) if image is not None]
         if self.messages:
             messages = read_turns(row.get(self.messages), first_turn=self.first_turn)
         else:
-            messages = [{"role": "user", "content": self._question(row, str(self.prompt), pictures)}]
+            messages = [{"role": "user", "content": self._question(row, str(self.prompt), images)}]
         found = row.get(self.id) if self.id else None
         if self.id and found is None:
             raise ValueError(f"{self.id} is empty, and is to be the id")
         return Draft(
-            messages=place_marks(messages, len(pictures)),
-            pictures=pictures,
+            messages=place_marks(messages, len(images)),
+            images=images,
             id=None if found is None else str(found),
             split=_role(row.get(self.split), self.split) if self.split else None,
             meta={name: value for name, column in self.meta.items() if (value := _json(row.get(column))) is not None},
         )
 
-    def _question(self, row: Row, column: str, pictures: list[Any]) -> str:
+    def _question(self, row: SourceRow, column: str, images: list[Any]) -> str:
         text = row.get(column)
-        if text is None or (isinstance(text, str) and not text.strip() and not pictures):  # a picture can say it all
+        if text is None or (isinstance(text, str) and not text.strip() and not images):  # an image can say it all
             raise ValueError(f"{column} is empty")
         if not isinstance(text, str):
             raise ValueError(f"{column} is {type(text).__name__}, expected a string")
@@ -193,15 +193,15 @@ class Mapping:
         return fill(self.template, {**{name: str(value) for name, value in row.items()}, "prompt": text})
 
 
-class PlainMapping(Mapping):
+class PlainMapping(ColumnMapping):
     """Rows that say themselves what they hold: ``messages``, ``conversations`` or ``prompt``, and what goes with it."""
 
     def columns(self) -> list[str]:
         """All columns that may be there."""
         return list(_PLAIN_KEYS)
 
-    def draft(self, row: Row) -> Draft:
-        """Read one row; see `Mapping.draft`."""
+    def draft(self, row: SourceRow) -> Draft:
+        """Read one row; see `ColumnMapping.draft`."""
         kinds = [key for key in PLAIN_KINDS if row.get(key) is not None]
         if not kinds:
             hint = next((h for key in row if (h := nearest(key, PLAIN_KINDS))), "")
@@ -214,9 +214,9 @@ class PlainMapping(Mapping):
             hint = nearest(key, [k for k in _PLAIN_KEYS if k not in row])
             if hint and key not in _PLAIN_KEYS + _OF_COMPLETIONS:
                 raise ValueError(f"unknown key {key!r}{hint}")
-        pictures = _as_list(row.get("images")) or _as_list(row.get("image"))
+        images = _as_list(row.get("images")) or _as_list(row.get("image"))
         if kinds[0] == "prompt":
-            messages = [{"role": "user", "content": self._question(row, "prompt", pictures)}]
+            messages = [{"role": "user", "content": self._question(row, "prompt", images)}]
         elif self.template:
             raise ValueError(f"the template is for a prompt that is a text, and this one is {kinds[0]}")
         else:
@@ -230,8 +230,8 @@ class PlainMapping(Mapping):
         if meta is not None and not isinstance(meta, dict):
             raise ValueError(f"meta is {type(meta).__name__}, expected an object")
         return Draft(
-            messages=place_marks(messages, len(pictures)),
-            pictures=pictures,
+            messages=place_marks(messages, len(images)),
+            images=images,
             id=None if found is None else str(found),
             split=_role(row.get("split") or info.get("split"), "split"),
             meta=_json(meta or {}),

@@ -16,17 +16,18 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError, nearest
+from ..embedded import make_prompts, prompt_sets
 from ..generators.interface import Prompt
 from ..held_out import role_of
-from .mapping import PLAIN_KINDS, Draft, Mapping, PlainMapping, content_digest, missing_columns
-from .rows import DatasetRows, JsonlRows, Rows, load_splits
+from .mapping import PLAIN_KINDS, ColumnMapping, Draft, PlainMapping, content_digest, missing_columns
+from .rows import DatasetRows, JsonlRows, SourceRows, load_splits
 from .sources import READY_MADE, ReadyMade, question_lookup
 
 _log = logging.getLogger(__name__)
-EMBEDDED = ("tiny-math", "tiny-write", "tiny-vqa")
 _COUNT = 600  # prompts of an embedded set where no limit says otherwise
 _SHOWN = 20  # problems in a message
-_LOOKED_AT = 64  # pictures of a data set that its digest looks at
+_OPENED = "a picture"  # stands for one in digests, so the word stays: others would make folders look changed
+_LOOKED_AT = 64  # images of a data set that its digest looks at
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,15 @@ class Source:
         """Whether it is JSONL files, read line by line, and not a data set."""
         return self.path.endswith(".jsonl") or glob.has_magic(self.path)
 
-    def load(self) -> "list[Part]":
+    def load(self) -> "list[PromptPart]":
         """Its prompts, in as many parts as it has files or splits.
 
         Raises:
             DataError: it is not there, or holds rows that cannot be used, or no prompts.
         """
-        if self.path in EMBEDDED:
+        if self.path in prompt_sets():
             return [_embedded(self)]
-        parts: list[Part] = []
+        parts: list[PromptPart] = []
         left = self.limit
         seen = 0
         for rows, name, role in _files(self) if self.is_files else _splits(self):
@@ -90,7 +91,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptPart:
     """Prompts that can be taken by number.
 
     Attributes:
@@ -110,25 +111,23 @@ def _name_of(ready: ReadyMade) -> str:
     return next(name for name, known in READY_MADE.items() if known is ready)
 
 
-def _embedded(source: Source) -> Part:
-    from ...tinyworld.prompt_sets import prompt_set
-
-    prompts = prompt_set(source.path, source.split, source.limit or _COUNT, source.seed)
+def _embedded(source: Source) -> PromptPart:
+    prompts = make_prompts(source.path, source.split, source.limit or _COUNT, source.seed)
     digest, ids = hashlib.blake2b(digest_size=16), []
     for i in range(len(prompts)):
         prompt = prompts[i]
         ids.append(prompt.prompt_id)
         digest.update(json.dumps([prompt.prompt_id, prompt.messages, prompt.split, prompt.meta]).encode())
-        for picture in prompt.images:
-            assert isinstance(picture, Image.Image)
-            digest.update(picture.tobytes())
-    return Part(ids, digest.hexdigest(), lambda i: prompts[i], source.shown)
+        for image in prompt.images:
+            assert isinstance(image, Image.Image)
+            digest.update(image.tobytes())
+    return PromptPart(ids, digest.hexdigest(), lambda i: prompts[i], source.shown)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _files(source: Source) -> Iterator[tuple[Rows, str, str | None]]:
+def _files(source: Source) -> Iterator[tuple[SourceRows, str, str | None]]:
     """Rows, name and role of each JSONL file."""
     files = sorted(path for path in glob.glob(source.path, recursive=True) if os.path.isfile(path))
     if not files:
@@ -143,7 +142,7 @@ def _files(source: Source) -> Iterator[tuple[Rows, str, str | None]]:
         yield JsonlRows(Path(path)), stem, role
 
 
-def _splits(source: Source) -> Iterator[tuple[Rows, str, str | None]]:
+def _splits(source: Source) -> Iterator[tuple[SourceRows, str, str | None]]:
     """Rows, name and role of each split of a data set that is asked for."""
     ready, name = source.ready, source.options.get("name")
     call = f"{{source: {_name_of(ready)}, path: /my/copy}}" if ready else "{path: /my/copy, columns: {...}}"
@@ -177,7 +176,7 @@ def _splits(source: Source) -> Iterator[tuple[Rows, str, str | None]]:
 class _Reading:
     """Reads all rows of one file or split once."""
 
-    def __init__(self, source: Source, rows: Rows, name: str, role: str | None) -> None:
+    def __init__(self, source: Source, rows: SourceRows, name: str, role: str | None) -> None:
         self._source, self._rows, self._name, self._role = source, rows, name, role
         self._mapping = _mapping(source, rows)
         columns = self._mapping.columns()
@@ -189,7 +188,7 @@ class _Reading:
         self._seen: dict[str, str] = {}
         self._any_split = False
 
-    def part(self, limit: int | None) -> Part:
+    def part(self, limit: int | None) -> PromptPart:
         """The prompts, at most ``limit``.
 
         Raises:
@@ -213,15 +212,15 @@ class _Reading:
             if limit is None or len(ids) < limit:
                 ids.append(prompt_id)
                 indices.append(index)
-                stamps = [self._stamp(picture) for picture in draft.pictures]
+                stamps = [self._stamp(image) for image in draft.images]
                 digest.update(json.dumps([prompt_id, draft.messages, stamps, split, draft.meta]).encode())
             elif not self._source.is_files:
                 break
         self._complain(not ids)
-        part = Part(ids, "", lambda i: self._take(ids[i], indices[i]), self._source.shown)
+        part = PromptPart(ids, "", lambda i: self._take(ids[i], indices[i]), self._source.shown)
         for i in range(0, len(ids), max(1, len(ids) // _LOOKED_AT)) if self._mapping.images else ():
-            for picture in part.take(i).images:
-                digest.update(picture.tobytes() if isinstance(picture, Image.Image) else b"")
+            for image in part.take(i).images:
+                digest.update(image.tobytes() if isinstance(image, Image.Image) else b"")
         return replace(part, digest=digest.hexdigest())
 
     def _drafts(self) -> Iterator[tuple[int, Draft]]:
@@ -240,8 +239,8 @@ class _Reading:
                         continue
                     known.add(row.get(self._mapping.id))
                 draft = self._mapping.draft(row)
-                for picture in draft.pictures:
-                    self._stamp(picture)
+                for image in draft.images:
+                    self._stamp(image)
                 yield index, draft
             except ValueError as error:
                 if self._source.is_files:
@@ -262,21 +261,21 @@ class _Reading:
         by_row = self._source.wanted in ("train", "test") and self._mapping.split is not None
         return by_row and split != self._source.wanted
 
-    def _stamp(self, picture: Any) -> str:
-        """What stands for a picture in the digest: its path and size."""
-        if not isinstance(picture, str):
+    def _stamp(self, image: Any) -> str:
+        """What stands for an image in the digest: its path and size."""
+        if not isinstance(image, str):
             if self._source.is_files:
-                raise ValueError(f"a picture is {type(picture).__name__}, expected a path")
-            return "a picture"
+                raise ValueError(f"an image is {type(image).__name__}, expected a path")
+            return _OPENED
         try:
-            return f"{picture}:{os.path.getsize(self._path(picture))}"
+            return f"{image}:{os.path.getsize(self._path(image))}"
         except OSError as error:
-            raise ValueError(f"image {picture} cannot be read: {error.strerror}") from error
+            raise ValueError(f"image {image} cannot be read: {error.strerror}") from error
 
-    def _path(self, picture: str) -> str:
+    def _path(self, image: str) -> str:
         if self._rows.folder is None:
-            raise ValueError(f"a picture is given as a path, {picture!r}, but there is no folder that it could be in")
-        return str(self._rows.folder / picture)
+            raise ValueError(f"an image is given as a path, {image!r}, but there is no folder that it could be in")
+        return str(self._rows.folder / image)
 
     def _complain(self, nothing_left: bool) -> None:
         if self._problems:
@@ -299,24 +298,24 @@ class _Reading:
 
     def _take(self, prompt_id: str, index: int) -> Prompt:
         draft = self._mapping.draft(self._rows.row(index, self._wanted))
-        pictures = []
-        for picture in draft.pictures:
+        images = []
+        for image in draft.images:
             try:
-                pictures.append(self._path(picture) if isinstance(picture, str) else _open(picture))
+                images.append(self._path(image) if isinstance(image, str) else _open(image))
             except (OSError, SyntaxError, ValueError) as error:
-                raise DataError(f"{self._rows.place(index)}: its picture cannot be read: {error}") from error
-        return Prompt(prompt_id, draft.messages, tuple(pictures), draft.split or self._role, draft.meta)
+                raise DataError(f"{self._rows.place(index)}: its image cannot be read: {error}") from error
+        return Prompt(prompt_id, draft.messages, tuple(images), draft.split or self._role, draft.meta)
 
 
-def _open(picture: Any) -> Image.Image:
-    """A picture from its bytes, bare or in the layout of the ``datasets`` library."""
-    content = picture.get("bytes") if isinstance(picture, dict) else picture
+def _open(found: Any) -> Image.Image:
+    """An image from its bytes, bare or in the layout of the ``datasets`` library."""
+    content = found.get("bytes") if isinstance(found, dict) else found
     if isinstance(content, bytes):
         image = Image.open(io.BytesIO(content))
-    elif isinstance(picture, dict) and picture.get("path"):
-        image = Image.open(picture["path"])
+    elif isinstance(found, dict) and found.get("path"):
+        image = Image.open(found["path"])
     else:
-        raise ValueError(f"{type(picture).__name__} is no picture")
+        raise ValueError(f"{type(found).__name__} is no image")
     image.load()
     return image
 
@@ -324,7 +323,7 @@ def _open(picture: Any) -> Image.Image:
 # -- mappings ---------------------------------------------------------------------------------------------------------
 
 
-def _mapping(source: Source, rows: Rows) -> Mapping:
+def _mapping(source: Source, rows: SourceRows) -> ColumnMapping:
     """How rows are read.
 
     Raises:
@@ -348,7 +347,7 @@ def _mapping(source: Source, rows: Rows) -> Mapping:
     return mapping
 
 
-def _chosen(source: Source, there: list[str]) -> Mapping:
+def _chosen(source: Source, there: list[str]) -> ColumnMapping:
     options = source.options
     columns = dict(options.get("columns") or {})
     changes: dict[str, Any] = {
@@ -363,8 +362,8 @@ def _chosen(source: Source, there: list[str]) -> Mapping:
         )
     changes |= {key: options[key] for key in ("template", "first_turn") if key in options}
     if source.ready is None:
-        return Mapping(**changes) if columns else PlainMapping(**changes, images=("images", "image"))
+        return ColumnMapping(**changes) if columns else PlainMapping(**changes, images=("images", "image"))
     mapping = replace(source.ready.mapping(there), **changes)
     if source.ready.needs:
-        mapping = replace(mapping, mend=question_lookup(source.ready, options.get("questions") or {}))
+        mapping = replace(mapping, fix=question_lookup(source.ready, options.get("questions") or {}))
     return mapping

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import DataError
-from .mapping import Row
+from .mapping import SourceRow
 
 
-class Rows(Protocol):
+class SourceRows(Protocol):
     """Numbered rows.
 
     Attributes:
         columns: names of the columns: of all rows, or of the first hundred where they may differ.
-        folder: where relative paths of pictures start; None where there is no such place.
+        folder: where relative paths of images start; None where there is no such place.
     """
 
     columns: list[str]
@@ -33,17 +33,17 @@ class Rows(Protocol):
 
     def scan(
         self, wanted: Sequence[str], images: Sequence[str], order: Sequence[int] | None
-    ) -> Iterator[tuple[int, Row | ValueError]]:
+    ) -> Iterator[tuple[int, SourceRow | ValueError]]:
         """Yield the number of a row and what it holds, or why it cannot be read.
 
         Args:
             wanted: columns to read.
-            images: those of them that hold pictures: True stands for each that is no path.
+            images: those of them that hold images: True stands for each that is no path.
             order: numbers of the rows to read; None: all of them, in order.
         """
 
-    def row(self, index: int, wanted: Sequence[str]) -> Row:
-        """Return one row with its pictures: as bytes, or as paths."""
+    def row(self, index: int, wanted: Sequence[str]) -> SourceRow:
+        """Return one row with its images: as bytes, or as paths."""
 
 
 class JsonlRows:
@@ -77,8 +77,8 @@ class JsonlRows:
 
     def scan(
         self, wanted: Sequence[str], images: Sequence[str], order: Sequence[int] | None
-    ) -> Iterator[tuple[int, Row | ValueError]]:
-        """Whole lines, whatever is wanted of them; see `Rows`."""
+    ) -> Iterator[tuple[int, SourceRow | ValueError]]:
+        """Whole lines, whatever is wanted of them; see `SourceRows`."""
         with self._file.open("rb") as file:
             for index in range(len(self)) if order is None else order:
                 file.seek(self._offsets[index])
@@ -87,15 +87,15 @@ class JsonlRows:
                 except ValueError as error:
                     yield index, error
 
-    def row(self, index: int, wanted: Sequence[str]) -> Row:
-        """One line; see `Rows`."""
+    def row(self, index: int, wanted: Sequence[str]) -> SourceRow:
+        """One line; see `SourceRows`."""
         ((_, row),) = self.scan(wanted, [], [index])
         if isinstance(row, ValueError):
             raise DataError(f"{self.place(index)} was changed while it was in use: {row}")
         return row
 
 
-def _decode(line: bytes) -> Row:
+def _decode(line: bytes) -> SourceRow:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -113,11 +113,11 @@ class DatasetRows:
     Args:
         dataset: the split.
         name: what to call it in messages.
-        folder: where it lies, for pictures that are paths.
+        folder: where it lies, for images that are paths.
     """
 
     def __init__(self, dataset: datasets.Dataset, name: str, folder: Path | None) -> None:
-        # Pictures stay as bytes until somebody looks at them.
+        # Images stay as bytes until somebody looks at them.
         for column, feature in dataset.features.items():
             if isinstance(feature, datasets.Image):
                 dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -135,8 +135,8 @@ class DatasetRows:
 
     def scan(
         self, wanted: Sequence[str], images: Sequence[str], order: Sequence[int] | None
-    ) -> Iterator[tuple[int, Row | ValueError]]:
-        """Batches of Arrow, of the wanted columns alone; see `Rows`."""
+    ) -> Iterator[tuple[int, SourceRow | ValueError]]:
+        """Batches of Arrow, of the wanted columns alone; see `SourceRows`."""
         data = self._select(wanted)
         if order is not None:
             data = data.select(order)
@@ -147,8 +147,8 @@ class DatasetRows:
                 yield (at if order is None else order[at]), {name: column[i] for name, column in batch.items()}
                 at += 1
 
-    def row(self, index: int, wanted: Sequence[str]) -> Row:
-        """One row, read like all others; see `Rows`."""
+    def row(self, index: int, wanted: Sequence[str]) -> SourceRow:
+        """One row, read like all others; see `SourceRows`."""
         table = self._select(wanted)[index : index + 1]
         return {name: self._values(table, name)[0] for name in wanted}
 
@@ -166,7 +166,7 @@ class DatasetRows:
 
 
 def _counted(column: pa.ChunkedArray) -> list[Any]:
-    """Pictures of each row: paths as they are, True for every other."""
+    """Images of each row: paths as they are, True for every other."""
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         if _is_text(kind.value_type):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .mapping import Mapping, Row
+from .mapping import ColumnMapping, SourceRow
 from .rows import load_splits
 
 STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}.\n\n{prompt}"
@@ -30,39 +30,39 @@ class ReadyMade:
 
     path: str
     splits: dict[str, str]
-    mapping: Callable[[list[str]], Mapping]
+    mapping: Callable[[list[str]], ColumnMapping]
     name: str | None = None
     unique: bool = False
     needs: dict[str, str] = field(default_factory=dict)
 
 
-def _columns(**columns: Any) -> Callable[[list[str]], Mapping]:
-    return lambda there: Mapping(**columns)
+def _columns(**columns: Any) -> Callable[[list[str]], ColumnMapping]:
+    return lambda there: ColumnMapping(**columns)
 
 
-def _gsm8k(row: Row) -> Row:
+def _gsm8k(row: SourceRow) -> SourceRow:
     return {**row, "answer": str(row["answer"]).rpartition("####")[2].strip()}
 
 
-def _mathvision(row: Row) -> Row:
-    # Pictures have marks of their own there, always one; ours stands before the question.
+def _mathvision(row: SourceRow) -> SourceRow:
+    # Images have marks of their own there, always one; ours stands before the question.
     return {**row, "question": re.sub(r"<image\d+>", "", str(row["question"])).strip()}
 
 
-def _mathvista(row: Row) -> Row:
+def _mathvista(row: SourceRow) -> SourceRow:
     unit = row.get("unit")
     return {**row, "question": f"{row['question']} (Unit: {unit})" if unit else row["question"]}
 
 
-def _mathvision_columns(there: list[str]) -> Mapping:
-    return Mapping(
+def _mathvision_columns(there: list[str]) -> ColumnMapping:
+    return ColumnMapping(
         prompt="question",
         images=("decoded_image" if "decoded_image" in there else "image",),
         options="options",
         id="id",
         meta={"answer": "answer", "options": "options", "level": "level", "subject": "subject"},
         template=STEP_BY_STEP,
-        mend=_mathvision,
+        fix=_mathvision,
     )
 
 
@@ -101,7 +101,7 @@ READY_MADE = {
     "gsm8k": ReadyMade(
         "openai/gsm8k",
         {"train": "train", "test": "test"},
-        _columns(prompt="question", meta={"answer": "answer"}, template=STEP_BY_STEP, mend=_gsm8k),
+        _columns(prompt="question", meta={"answer": "answer"}, template=STEP_BY_STEP, fix=_gsm8k),
         name="main",
     ),
     "math500": ReadyMade(
@@ -131,14 +131,14 @@ READY_MADE = {
                 "answer_type": "answer_type",
             },
             template=STEP_BY_STEP,
-            mend=_mathvista,
+            fix=_mathvista,
         ),
     ),
     "mathvision": ReadyMade("MathLLMs/MathVision", {"test": "test"}, _mathvision_columns),
 }
 
 
-def question_lookup(ready: ReadyMade, copies: dict[str, str]) -> Callable[[Row], Row]:
+def question_lookup(ready: ReadyMade, copies: dict[str, str]) -> Callable[[SourceRow], SourceRow]:
     """Fills in questions that a data set leaves to others, written there as ``-``; rows that have theirs stay.
 
     Args:
@@ -150,7 +150,7 @@ def question_lookup(ready: ReadyMade, copies: dict[str, str]) -> Callable[[Row],
     """
     loaded: dict[str, dict[str, Any]] = {}
 
-    def mend(row: Row) -> Row:
+    def fix(row: SourceRow) -> SourceRow:
         if str(row["question"] or "").strip() not in ("", "-"):
             return row
         name, split, index = str(row["dataset"]), str(row["split"]), int(row["index"])
@@ -170,13 +170,13 @@ def question_lookup(ready: ReadyMade, copies: dict[str, str]) -> Callable[[Row],
             raise ValueError(f"its question, row {index} of split {split!r} of {name!r}, is not there")
         return {**row, "question": _question(loaded[name][split][index])}
 
-    return mend
+    return fix
 
 
 _QUESTION_COLUMNS = ("question", "description", "input_format", "output_format", "examples", "note")
 
 
-def _question(row: Row) -> str:
+def _question(row: SourceRow) -> str:
     """A programming problem as one text: the others keep it in one column, Codeforces in several."""
     if row.get("question"):
         return str(row["question"])

@@ -1,7 +1,6 @@
 """One progress bar for the whole run, counted in optimizer steps."""
 
 import sys
-import time
 from typing import Any
 
 import lightning as L
@@ -9,11 +8,12 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from ...utils.progress import Progress, time_left
 from .throughput import Throughput
 
 
 class StepProgressBar(ProgressBar):
-    """Steps done, time left, loss and tokens/s. On a terminal a bar; in a log file a line every `seconds`.
+    """Steps done, tokens/s, time left and loss: `Progress`, as Lightning takes it.
 
     Args:
         seconds: between two lines where stderr is no terminal.
@@ -22,7 +22,9 @@ class StepProgressBar(ProgressBar):
     def __init__(self, seconds: float = 20.0) -> None:
         super().__init__()
         self._every = seconds
-        self._bar: tqdm | None = None
+        self._progress: Progress | None = None
+        self._total: int | None = None
+        self._first = 0
         self._enabled = True
 
     def disable(self) -> None:
@@ -33,45 +35,28 @@ class StepProgressBar(ProgressBar):
         """Draw the bar from the step the run begins at."""
         if not self._enabled:
             return
-        total = trainer.estimated_stepping_batches
-        self._bar = tqdm(
-            desc="train",
-            total=int(total) if total != float("inf") else None,
-            initial=trainer.global_step,
-            unit="step",
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
-        self._began, self._first, self._told = time.monotonic(), trainer.global_step, time.monotonic()
+        steps = trainer.estimated_stepping_batches
+        self._total = None if steps == float("inf") else int(steps)
+        self._first = trainer.global_step
+        self._progress = Progress("train", "steps", self._total, self._first, seconds=self._every)
+        self._progress.__enter__()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Advance."""
-        bar = self._bar
-        if bar is None:
+        progress, step = self._progress, trainer.global_step
+        last = step == self._total
+        if progress is None or not (progress.is_due or last):  # reading the loss waits for the device
             return
-        speed = next((c.tokens_per_s for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         loss = trainer.callback_metrics.get("train/loss")
-        facts = {} if loss is None else {"loss": f"{float(loss):.4f}"}
-        if speed is not None:
-            facts["tokens/s"] = f"{speed:,.0f}"
-        if not bar.disable:
-            bar.n = trainer.global_step
-            bar.set_postfix(facts, refresh=False)
-            bar.update(0)
-        elif time.monotonic() - self._told >= self._every:
-            self._told = time.monotonic()
-            self._print_line(trainer.global_step, int(bar.total) if bar.total else None, facts)
-
-    def _print_line(self, step: int, total: int | None, facts: dict[str, str]) -> None:
-        spent = time.monotonic() - self._began
-        left = f", {_clock(spent / max(1, step - self._first) * (total - step))} left" if total else ""
-        text = "".join(f", {name} {value}" for name, value in facts.items())
-        print(
-            f"step {step}{f'/{total}' if total else ''}, {_clock(spent)} elapsed{left}{text}",
-            file=sys.stderr,
-            flush=True,
+        left = None if self._total is None else self._total - step
+        progress.show(
+            step,
+            tokens_per_s=next((c.tokens_per_s for c in trainer.callbacks if isinstance(c, Throughput)), None),  # type: ignore[attr-defined]
+            seconds_left=None if left is None else time_left(progress.seconds_spent, step - self._first, left),
+            facts={} if loss is None else {"loss": f"{float(loss):.4f}"},
+            at_once=last,
         )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -93,16 +78,10 @@ class StepProgressBar(ProgressBar):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finish the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._progress is not None:
+            self._progress.__exit__(None, None, None)
+            self._progress = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave the terminal in order."""
         self.on_train_end(trainer, pl_module)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,5 +1,4 @@
 import json
-import math
 from collections import Counter
 from random import Random
 
@@ -8,18 +7,21 @@ import pytest
 from places import SHARED
 
 from lenvm_lightning.errors import DataError
+from lenvm_lightning.evaluation.read_settings import read_settings
+from lenvm_lightning.evaluation.results import Measure
+from lenvm_lightning.evaluation.samples import Sample
+from lenvm_lightning.evaluation.systems import constraint_systems
+from lenvm_lightning.evaluation.task import Measured
 from lenvm_lightning.evaluation.tasks.lifebench import (
-    CONTROLS,
+    LifebenchTask,
     build_prompt,
-    length_deviation,
-    length_score,
     load_items,
-    questions,
-    tiny_items,
 )
+from lenvm_lightning.evaluation.tasks.lifebench_prompts import questions, tiny_items
+from lenvm_lightning.rollouts.constraint import CONSTRAINTS
 from lenvm_lightning.tinyworld import writing
 
-# Words, numbers, braces and 字数 that belong to the tasks, and not to their wishes.
+# Words, numbers, braces and 字数 that belong to the tasks, and not to their constraints.
 ENGLISH = {
     "id": 3,
     "category": "qa",
@@ -37,55 +39,33 @@ CHINESE = {
 }
 
 
-def test_deviation_by_hand():
-    assert length_deviation(96, 64) == 0.5
-    assert length_deviation(48, 64) == -0.25
-    with pytest.raises(ValueError, match="at least 1 token"):
-        length_deviation(5, 0)
-
-
-@pytest.mark.parametrize(("n", "control", "score"), [
-    (64, "equal to", 100), (64, "at most", 100), (64, "at least", 100),
-    (96, "equal to", 100 * math.exp(-1)), (48, "equal to", 100 * math.exp(-1.25)),
-    (96, "at most", 100 * math.exp(-1)), (48, "at most", 100),
-    (96, "at least", 100), (48, "at least", 100 * math.exp(-1.25)),
-])  # fmt: skip
-def test_score_by_hand(n, control, score):
-    assert length_score(n, 64, control) == pytest.approx(score)
-
-
-def test_unknown_control():
-    with pytest.raises(ValueError, match="at most"):
-        length_score(5, 5, "about")
-
-
-@pytest.mark.parametrize(("control", "wish"), [
+@pytest.mark.parametrize(("constraint", "demand"), [
     ("equal to", "The answer must be equal to 128 tokens long."),
     ("at most", "The answer must be at most 128 tokens long."),
     ("at least", "The answer must be at least 128 tokens long."),
 ])  # fmt: skip
-def test_english_wish(control, wish):
+def test_english_constraint(constraint, demand):
     before = "Why are 100 words long enough for a {haiku}, and must be equal to 5 words?\n\n"
-    assert build_prompt(ENGLISH, control, 128) == before + wish
+    assert build_prompt(ENGLISH, constraint, 128) == before + demand
 
 
-@pytest.mark.parametrize(("control", "wish"), [
+@pytest.mark.parametrize(("constraint", "demand"), [
     ("equal to", "token数必须等于 64。"), ("at most", "token数必须至多有 64。"), ("at least", "token数必须至少有 64。"),
 ])  # fmt: skip
-def test_chinese_wish(control, wish):
+def test_chinese_constraint(constraint, demand):
     before = "为什么“字数”必须等于20字？每行5字。\n\n[要求]你的字数故事，"
-    assert build_prompt(CHINESE, control, 64) == before + wish
+    assert build_prompt(CHINESE, constraint, 64) == before + demand
 
 
-def test_softened_wish_is_softer_only_where_it_asks_for_a_length():
+def test_a_softened_constraint_is_softer_only_where_it_asks_for_a_length():
     text = build_prompt(ENGLISH, "equal to", 32, soften=True)
     assert text.endswith("must be equal to 5 words?\n\nThe answer should be approximately 32 tokens long.")
     assert build_prompt(CHINESE, "equal to", 32, soften=True).endswith(
         "必须等于20字？每行5字。\n\n[要求]你的字数故事，token数应约为 32。"
     )
     for item in (ENGLISH, CHINESE):
-        for control in ("at most", "at least"):
-            assert build_prompt(item, control, 32, soften=True) == build_prompt(item, control, 32)
+        for constraint in ("at most", "at least"):
+            assert build_prompt(item, constraint, 32, soften=True) == build_prompt(item, constraint, 32)
 
 
 @pytest.mark.parametrize(("lang", "task", "length", "text"), [
@@ -111,13 +91,13 @@ def test_other_units(lang, task, length, text):
     ({"lang": "zh"}, "lang must be en or cn, found 'zh'"),
     ({"task": None}, "task must be a text"),
 ])  # fmt: skip
-def test_no_prompt_without_its_wish(change, message):
+def test_no_prompt_without_its_constraint(change, message):
     with pytest.raises(ValueError, match=message):
         build_prompt({**ENGLISH, **change}, "at most", 64)
 
 
-def test_wishes_that_are_none():
-    with pytest.raises(ValueError, match="control must be one of equal to, at most, at least; got 'about'"):
+def test_constraints_that_are_none():
+    with pytest.raises(ValueError, match="constraint must be one of equal to, at most, at least; got 'about'"):
         build_prompt(ENGLISH, "about", 64)
     with pytest.raises(ValueError, match="at least 1 token, got 0"):
         build_prompt(ENGLISH, "at most", 0)
@@ -132,7 +112,7 @@ def test_questions_have_ids_and_targets():
     assert len({question.prompt.prompt_id for question in asked}) == len(asked) == 2 * 3 * 2
     first = asked[0]
     assert first.prompt.prompt_id == "lifebench/en/3/equal-to/32"
-    assert (first.control, first.target) == ("equal to", 32)
+    assert (first.constraint, first.target) == ("equal to", 32)
     assert first.prompt.meta == {"item": 3, "lang": "en", "category": "qa"}
     assert first.prompt.messages == [{"role": "user", "content": build_prompt(ENGLISH, "equal to", 32)}]
     soft = questions([ENGLISH], ["equal to", "at most"], [32], soften=True)
@@ -140,7 +120,9 @@ def test_questions_have_ids_and_targets():
 
 
 def test_questions_tell_all_that_is_wrong():
-    with pytest.raises(ValueError, match=r"got 'about'; .* got 0; control 'at most' is given twice; length 5 is given"):
+    with pytest.raises(
+        ValueError, match=r"got 'about'; .* got 0; constraint 'at most' is given twice; length 5 is given"
+    ):
         questions([ENGLISH], ["at most", "about", "at most"], [5, 0, 5])
     with pytest.raises(
         DataError, match=r"3 rows(.|\n)*item en/3: the id 3 is that of(.|\n)*en/5: task(.|\n)*cn/5: cat"
@@ -153,9 +135,9 @@ def test_tiny_questions_are_what_the_tiny_generator_was_trained_on():
     lengths = [16, 37, 256]
     asked = questions(items, lengths=lengths)
     expected = [
-        writing.Problem(topic, control, length).prompt
+        writing.WritingProblem(topic, constraint, length).prompt
         for topic in writing.unseen_topics(40)
-        for control in CONTROLS
+        for constraint in CONSTRAINTS
         for length in lengths
     ]
     assert [question.prompt.messages[0]["content"] for question in asked] == expected
@@ -245,16 +227,98 @@ def test_items_that_cannot_be_had(tmp_path):
         load_items(tmp_path / "others.jsonl")
 
 
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def answered(system, item, constraint, target, tokens, score, deviation, number=0):
+    found = {
+        "constraint": constraint,
+        "target": target,
+        "item": item,
+        "lang": "en",
+        "score": score,
+        "deviation": deviation,
+    }
+    question = f"{item}/{constraint}/{target}"
+    return Sample(system, question, number, tokens, "stop", -0.5 * tokens, found, "", [5] * tokens)
+
+
+def findings(samples, lengths=(16, 32), constraints=("equal to",)):
+    settings = read_settings({"task": "lifebench", "lengths": list(lengths), "constraints": list(constraints)}, "test")
+    systems = constraint_systems(list(samples))
+    return LifebenchTask().summarise(Measured(settings, systems, samples, []))
+
+
+def test_rows_by_hand():
+    """Items score 100 and 50 at N=16, 80 and 60 at N=32: 90 and 55 in the mean, each an error of 17.5 from 72.5."""
+    samples = [
+        answered("base", "x", "equal to", 16, 16, 100.0, 0.0), answered("base", "y", "equal to", 16, 12, 50.0, -0.25),
+        answered("base", "x", "equal to", 32, 40, 80.0, 0.25), answered("base", "y", "equal to", 32, 48, 60.0, 0.5),
+    ]  # fmt: skip
+    [table] = findings({"base": samples}).tables
+    short, long, mean = table.rows
+    assert [row.label for row in table.rows] == [{"system": "base", "N": n} for n in ("16", "32", "mean")]
+    assert [(row.samples, row.questions) for row in table.rows] == [(2, 2), (2, 2), (4, 4)]
+    assert short.measures["length_score"] == Measure(75.0, pytest.approx(25.0))
+    assert long.measures["length_score"] == Measure(70.0, pytest.approx(10.0))
+    assert mean.measures["length_score"] == Measure(72.5, pytest.approx(17.5))
+    assert short.measures["deviation"] == Measure(
+        0.125, pytest.approx(0.125)
+    )  # of abs(LD), by its mark not by its sign
+    assert long.measures["deviation"] == Measure(0.375, pytest.approx(0.125))
+    assert mean.measures["deviation"].value == 0.25
+    assert short.measures["length_share"].value == 14 / 16
+    assert long.measures["length_share"].value == 44 / 32
+    assert mean.measures["length_share"].value == pytest.approx((14 / 16 + 44 / 32) / 2)
+    assert mean.measures["tokens"].value == (14 + 44) / 2
+    assert mean.measures["logprob_per_token"] == Measure(-0.5)
+    assert mean.measures["truncated_share"] == Measure(0.0)
+
+
+def test_each_length_counts_alike_however_many_samples_it_has():
+    samples = [answered("base", "x", "equal to", 16, 16, 100.0, 0.0, number) for number in range(3)]
+    samples += [answered("base", "x", "equal to", 32, 48, 40.0, 0.5)]
+    mean = findings({"base": samples}).tables[0].rows[-1]
+    assert mean.measures["length_score"].value == 70.0
+
+
+def test_constraints_and_systems_do_not_mix():
+    samples = {
+        name: [
+            answered(name, "x", constraint, n, n, score, 0.0)
+            for constraint, score in (("equal to", 90.0 + plus), ("at least", 60.0 + plus))
+            for n in (16, 32)
+        ]
+        for name, plus in (("base", 0.0), ("ours", 5.0))
+    }
+    found = findings(samples, constraints=("equal to", "at least"))
+    scores = {
+        (table.title, row.label["system"], row.label["N"]): row.measures["length_score"].value
+        for table in found.tables
+        for row in table.rows
+    }
+    assert len(scores) == 12
+    assert scores["equal to N tokens", "base", "mean"] == 90.0
+    assert scores["equal to N tokens", "ours", "16"] == 95.0
+    assert scores["at least N tokens", "base", "32"] == 60.0
+    assert found.curves["at least/ours"] == {"N": [16, 32], "length_score": [65.0, 65.0], "tokens": [16.0, 32.0]}
+
+
+def test_one_length_needs_no_mean_and_an_absent_one_no_row():
+    samples = [answered("base", "x", "equal to", 16, 16, 100.0, 0.0)]
+    assert [row.label["N"] for row in findings({"base": samples}).tables[0].rows] == ["16"]
+
+
 # -- the real items, where they lie beside the checkout ---------------------------------------------------------------
 
 REAL = SHARED / "data" / "lifebench"
-CHINESE_CONTROLS = {"equal to": "等于", "at most": "至多有", "at least": "至少有"}
+CHINESE_CONSTRAINTS = {"equal to": "等于", "at most": "至多有", "at least": "至少有"}
 
 
 @pytest.mark.shared
 @pytest.mark.skipif(not REAL.exists(), reason="the real data is not beside this checkout")
 @pytest.mark.parametrize("name", ["data_lite", "data_lite_no_summary", "data_no_summary"])
-def test_every_real_item_keeps_its_text_and_gets_its_wish(name):
+def test_every_real_item_keeps_its_text_and_gets_its_constraint(name):
     items = load_items(REAL / f"{name}.jsonl")
     assert {item["lang"] for item in items} == {"en", "cn"}
     for soften in (False, True):
@@ -271,14 +335,16 @@ def check(task, lang, question, soften):
     number = str(question.target)
     assert text.count(number) == task.count(number) + 1
     assert "{word_count" not in text
-    soft = soften and question.control == "equal to"
-    # The wish is the last clause of every real item; all before it is the item's own.
+    soft = soften and question.constraint == "equal to"
+    # The constraint is the last clause of every real item; all before it is the item's own.
     start = task.rindex("must be {" if lang == "en" else "字数必须{")
     assert text.startswith(task[:start])
-    wish = text[start:]
+    demand = text[start:]
     if lang == "en":
-        assert wish == f"{'should be approximately' if soft else f'must be {question.control}'} {number} tokens long."
+        assert (
+            demand == f"{'should be approximately' if soft else f'must be {question.constraint}'} {number} tokens long."
+        )
     else:
-        assert wish == f"token数{'应约为' if soft else f'必须{CHINESE_CONTROLS[question.control]}'} {number}。"
+        assert demand == f"token数{'应约为' if soft else f'必须{CHINESE_CONSTRAINTS[question.constraint]}'} {number}。"
     assert text.count("words") == task.count("words") - (lang == "en")
     assert text.count("字") == task.count("字") - 2 * (lang == "cn")

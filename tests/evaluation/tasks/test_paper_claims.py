@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lenvm_lightning.evaluation.results import Column, Measure, Results, Row, Table
+from lenvm_lightning.evaluation.results import Column, Measure, Results, Table, TableRow
 from lenvm_lightning.evaluation.tasks.paper_claims import judge
 
 
@@ -19,12 +19,12 @@ def verdicts(about, *found):
 
 def tilt(beta, low):
     numbers = {"pass_at_1": Measure(0.9), "tokens_share": Measure(0.5), "budget_pass_at_1": Measure(0.4)}
-    return Row({"system": f"tilt:{beta}"}, {**numbers, "gain": Measure(0.5, low=low, high=0.6)}, 4, 2)
+    return TableRow({"system": f"tilt:{beta}"}, {**numbers, "gain": Measure(0.5, low=low, high=0.6)}, 4, 2)
 
 
 @pytest.mark.parametrize(("rows", "verdict"), [
     ([], "not testable here"),
-    ([Row({"system": "base"}, {}, 4, 2)], "not testable here"),
+    ([TableRow({"system": "base"}, {}, 4, 2)], "not testable here"),
     ([tilt(-5, 0.1), tilt(-10, 0.2)], "holds"),
     ([tilt(-5, 0.1), tilt(-10, -0.2)], "does not hold"),
     ([tilt(-5, None)], "does not hold"),
@@ -41,7 +41,7 @@ def test_every_tilt_has_to_beat_the_budget(rows, verdict):
 ])  # fmt: skip
 def test_a_difference_has_to_be_larger_than_its_error(error, verdict):
     rows = [
-        Row({"system": name, "N": "mean"}, {
+        TableRow({"system": name, "N": "mean"}, {
             "length_score": Measure(score, error), "length_share": Measure(1.0), "logprob_per_token": Measure(-0.5),
         }, 4, 2)
         for name, score in (("base", 40.0), ("ours", 50.0))

@@ -21,7 +21,7 @@ from transformers import (
 from datamodules.tokenise import encode_prompt as encode_for_training
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.models.backbone import load_processor
+from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator, loading
 from lenvm_lightning.rollouts.record import Rollout
@@ -114,7 +114,7 @@ def test_order_and_interruption_do_not_matter(text, expected):
 
 
 @pytest.mark.parametrize("rows", [1, 4, 64])
-def test_slots_do_not_matter(text, tiny_text, expected, rows):
+def test_the_number_of_rows_does_not_matter(text, tiny_text, expected, rows):
     few = requests(text_prompts(10), 3) if rows == 64 else requests(text_prompts(10)[:rows], 2)
     other = LocalGenerator(text.model, tiny_text, "text", rows=rows)
     found = tokens(results(other, few, SamplingParams(max_tokens=120, seed=7)))

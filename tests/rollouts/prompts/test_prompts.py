@@ -46,7 +46,7 @@ def texts(prompts):
     return [prompt.messages[-1]["content"] for prompt in prompts]
 
 
-def picture(color="red", size=(6, 4)):
+def make_image(color="red", size=(6, 4)):
     return Image.new("RGB", size, color)
 
 
@@ -75,7 +75,7 @@ def test_an_embedded_set_has_600_prompts_unless_more_are_wanted():
 
 
 def test_rows_say_themselves_what_they_hold(write, tmp_path):
-    picture().save(tmp_path / "p.png")
+    make_image().save(tmp_path / "p.png")
     file = write(
         "mine.jsonl",
         {"prompt": "Why?", "id": 7, "meta": {"gold": 4}, "split": "train", "difficulty": "hard"},
@@ -150,7 +150,7 @@ def test_all_broken_lines_are_listed_with_their_place(write, tmp_path):
 
 
 def test_columns_of_files_can_be_named(write, tmp_path):
-    picture().save(tmp_path / "p.png")
+    make_image().save(tmp_path / "p.png")
     row = {"q": "How many?", "opts": ["one", "two"], "pic": "p.png", "nr": 5, "gold": "A", "level": 2, "part": "val"}
     columns = {"prompt": "q", "options": "opts", "image": "pic", "id": "nr", "split": "part", "meta": ["gold", "level"]}
     file = write("m.jsonl", row)
@@ -184,11 +184,11 @@ def test_rows_of_a_split(write):
         load_prompts(file, split="testmini")
 
 
-def test_a_mark_without_a_picture_is_only_a_word(write):
+def test_a_mark_without_an_image_is_only_a_word(write):
     """Or the record of such a prompt could not be read again."""
     (prompt,) = load_prompts(write("w.jsonl", {"prompt": "What does <image> mean in SVG?"}))
     assert prompt.messages[0]["content"] == "What does < image> mean in SVG?"
-    record = {"prompt_id": prompt.prompt_id, "messages": prompt.messages, "completion": "A picture."}
+    record = {"prompt_id": prompt.prompt_id, "messages": prompt.messages, "completion": "An image."}
     assert len(parse_record(record, Path())[0]) == 1
 
 
@@ -244,11 +244,11 @@ def test_rows_without_ids_are_numbered_by_split(tmp_path):
         load_prompts({"path": str(tmp_path / "mine"), "split": "validatoin"})
 
 
-def test_pictures_are_opened_when_a_prompt_is_taken(tmp_path):
+def test_images_are_opened_when_a_prompt_is_taken(tmp_path):
     """The broken ones are not among those that the digest looks at."""
     content = (tmp_path / "p.png", tmp_path / "q.png")
-    picture("red").save(content[0])
-    picture("blue").save(content[1])
+    make_image("red").save(content[0])
+    make_image("blue").save(content[1])
     good = [{"bytes": path.read_bytes(), "path": None} for path in content]
     rows = [{"q": f"{i}?", "pics": good[: i % 3]} for i in range(200)]
     rows[4]["pics"] = [{"bytes": b"nothing", "path": None}]
@@ -257,7 +257,7 @@ def test_pictures_are_opened_when_a_prompt_is_taken(tmp_path):
     prompts = load_prompts({"path": str(tmp_path / "d.parquet"), "columns": {"prompt": "q", "image": "pics"}})
     assert texts(prompts[:4]) == ["0?", "<image>1?", "<image><image>2?", "3?"]
     assert [image.getpixel((0, 0)) for image in prompts[2].images] == [(255, 0, 0), (0, 0, 255)]
-    with pytest.raises(DataError, match=r"row 4 of split 'train' .*picture cannot be read"):
+    with pytest.raises(DataError, match=r"row 4 of split 'train' .*image cannot be read"):
         prompts[4]
 
 
@@ -353,8 +353,9 @@ def math500(folder):
 
 def mathvista(folder):
     row = {
-        "pid": "1", "question": "How far?", "image": "images/1.jpg", "decoded_image": picture(), "choices": ["1", "2"],
-        "unit": "cm", "precision": None, "answer": "2", "question_type": "multi_choice", "answer_type": "text",
+        "pid": "1", "question": "How far?", "image": "images/1.jpg", "decoded_image": make_image(),
+        "choices": ["1", "2"], "unit": "cm", "precision": None, "answer": "2",
+        "question_type": "multi_choice", "answer_type": "text",
         "metadata": {"grade": "high school"}, "query": "Hint: ...",
     }  # fmt: skip
     features = {name: datasets.Value("string") for name in row} | {
@@ -367,7 +368,7 @@ def mathvista(folder):
 def mathvision(folder):
     row = {
         "id": "4", "question": "Which?\n<image1>", "options": ["A", "B"], "image": "images/4.jpg",
-        "decoded_image": picture("blue"), "answer": "B", "solution": None, "level": 3, "subject": "counting",
+        "decoded_image": make_image("blue"), "answer": "B", "solution": None, "level": 3, "subject": "counting",
     }  # fmt: skip
     features = {name: datasets.Value("string") for name in row} | {
         "decoded_image": datasets.Image(), "options": datasets.List(datasets.Value("string")),
@@ -511,13 +512,13 @@ def test_the_digest_follows_the_content(write, tmp_path):
     def digest(*rows, **options):
         return load_prompts({"path": write("d.jsonl", *rows), **options}).description["digest"]
 
-    picture().save(tmp_path / "p.png")
+    make_image().save(tmp_path / "p.png")
     row = {"prompt": "<image>?", "id": 1, "image": "p.png"}
     first = digest(row)
     assert digest(row, {"prompt": "?"}, limit=1) == first  # what is not taken does not count
     assert digest({**row, "ignored": 1}) == first
     assert len({first, digest({**row, "prompt": "<image>!"}), digest({**row, "id": 2}), digest({**row, "meta": {"a": 1}})}) == 4  # fmt: skip # noqa: E501
-    picture("green", (60, 40)).save(tmp_path / "p.png")
+    make_image("green", (60, 40)).save(tmp_path / "p.png")
     assert digest(row) != first
 
 

@@ -27,7 +27,7 @@ from ....decoding.prefill import Request
 from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....decoding.vocabulary import forbidden_ids, placeholder_ids, stop_ids_of
 from ....errors import CheckpointError, GenerationError, GeneratorError
-from ....models.backbone import load_processor
+from ....models.processors import load_processor
 from ....models.value_model import LengthValueModel
 from ...prompting import encode_prompt, open_image, tokenizer_of
 from ...record import IMAGE_MARK
@@ -70,6 +70,7 @@ class LocalGenerator:
         if rows is not None and rows < 1:
             raise GeneratorError(f"rows must be at least 1, got {rows}")
         self.name = name
+        self.tokens_written = 0
         self.model = model
         self.processor = processor
         self._tokenizer = tokenizer_of(processor)
@@ -81,7 +82,6 @@ class LocalGenerator:
         self._limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._warned: set[str] = set()
         self.rows = rows or _rows_for(model)
-        self.tokens_written = 0
 
     @classmethod
     def load(
@@ -132,7 +132,10 @@ class LocalGenerator:
         requests_or_answers = self._requests(requests, sampling, engine)
         try:
             if engine is None:
-                yield from (item for item in requests_or_answers if isinstance(item, Answer))
+                for answer in requests_or_answers:
+                    if isinstance(answer, Answer):
+                        self.tokens_written += len(getattr(answer.result, "token_ids", ()))
+                        yield answer
                 return
             for item in engine.steps(requests_or_answers):
                 if isinstance(item, Answer):

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import cached_file
 
-from .... import tinyworld
 from ....errors import CheckpointError, GenerationError, GeneratorError, nearest
-from ....models.backbone import _quiet_transformers, load_config, load_processor, resolve
+from ....models import embedded
+from ....models.backbone import load_config
+from ....models.hub_files import quiet_transformers, resolve
+from ....models.processors import load_processor
 from ...prompting import tokenizer_of
 
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
@@ -49,7 +51,7 @@ def load_model(
         raise GeneratorError(str(error)) from error
     auto: Any = AutoModelForImageTextToText if _sees(config) else AutoModelForCausalLM
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, info = auto.from_pretrained(
                 resolve(source),
                 config=config,
@@ -90,7 +92,7 @@ def _no_weights(source: str, error: Exception) -> str:
     return (
         f"no generator could be loaded from {source!r} (looked for config.json and safetensors weights): {first}. "
         f"Give a Hugging Face id (needs the hub), a directory written by save_pretrained, an embedded name "
-        f"({', '.join(tinyworld.NAMES)}), or the http:// address of a server."
+        f"({', '.join(embedded.generators())}), or the http:// address of a server."
     )
 
 

@@ -1,7 +1,7 @@
 """What differs between OpenAI-compatible servers: how they are told to sample, and what they give back.
 
-All of them draw with defaults of their own where a request says nothing: vLLM and SGLang take top_k and a repetition
-penalty from the model's ``generation_config.json``, llama.cpp cuts at its top_k of 40, ``transformers serve`` takes the
+All of them sample with defaults of their own where a request says nothing: vLLM and SGLang take top_k and a repetition
+penalty from the model's ``generation_config.json``, llama.cpp keeps its top_k of 40, ``transformers serve`` takes the
 likeliest token unless the model's configuration says ``do_sample``. So every server is told everything it understands,
 or the records would state settings that were not used.
 """
@@ -16,7 +16,7 @@ from ....errors import GeneratorError, nearest
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Backend:
     """One kind of server.
 
     Attributes:
@@ -26,7 +26,7 @@ class Dialect:
         logprobs: True = it gives log-probabilities to whoever asks, and no model of it refuses.
         scaled: True = its log-probabilities are those after the temperature.
         controls: True = it has a length value model, and takes a control of the length with each request.
-        fields: of a request beside the standard ones, for sampling settings and the ids that end a completion.
+        fields: of a request beside the standard ones, for sampling parameters and the ids that end a completion.
     """
 
     name: str
@@ -38,24 +38,26 @@ class Dialect:
     controls: bool = False
 
 
-def _vllm(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
+def _vllm_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     # Older versions know only the second of the two, and only beside log-probabilities.
-    return {**_engine(sampling), "return_token_ids": True, "return_tokens_as_token_ids": True}
+    fields = {**_shared_fields(sampling), "return_token_ids": True, "return_tokens_as_token_ids": True}
+    return fields | ({"include_stop_str_in_output": True} if sampling.stop else {})
 
 
-def _sglang(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
-    return {**_engine(sampling), "return_token_ids": True, "separate_reasoning": False}
+def _sglang_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
+    fields = {**_shared_fields(sampling), "return_token_ids": True, "separate_reasoning": False}
+    return fields | ({"no_stop_trim": True} if sampling.stop else {})
 
 
-def _engine(sampling: SamplingParams) -> dict[str, Any]:
+def _shared_fields(sampling: SamplingParams) -> dict[str, Any]:
     return {"top_k": sampling.top_k or -1, "min_p": sampling.min_p, "repetition_penalty": 1.0}  # -1: all tokens
 
 
-def _llamacpp(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
+def _llamacpp_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     return {"top_k": sampling.top_k, "min_p": sampling.min_p, "repeat_penalty": 1.0}
 
 
-def _transformers(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
+def _transformers_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     # Any other unknown field is an error there; this one replaces the model's own generation configuration.
     config: dict[str, Any] = {"do_sample": sampling.temperature > 0, "eos_token_id": eos, "repetition_penalty": 1.0}
     if sampling.temperature > 0:
@@ -64,7 +66,7 @@ def _transformers(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     return {"generation_config": json.dumps(config)}
 
 
-def _openai(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
+def _openai_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     if sampling.top_k or sampling.min_p:
         raise GeneratorError(
             f"OpenAI's servers know neither top_k (here {sampling.top_k}) nor min_p (here {sampling.min_p}). "
@@ -73,40 +75,40 @@ def _openai(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     return {}
 
 
-def _other(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
+def _other_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     return {name: value for name in ("top_k", "min_p") if (value := getattr(sampling, name))}
 
 
 # The newer name of the limit is the one that OpenAI's own models insist on; gateways and small servers know the older.
 # The research code's server is an SGLang (and signs as one, so it has to be named); what its log-probabilities are of
 # under a control it does not say, so they are not asked for.
-DIALECTS = {
-    dialect.name: dialect
-    for dialect in (
-        Dialect("vllm", "max_completion_tokens", token_ids=True, logprobs=True, fields=_vllm),
-        Dialect("sglang", "max_completion_tokens", token_ids=True, logprobs=True, fields=_sglang, scaled=True),
-        Dialect(
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("vllm", "max_completion_tokens", token_ids=True, logprobs=True, fields=_vllm_fields),
+        Backend("sglang", "max_completion_tokens", token_ids=True, logprobs=True, fields=_sglang_fields, scaled=True),
+        Backend(
             "research",
             "max_completion_tokens",
             token_ids=True,
             logprobs=False,
-            fields=_sglang,
+            fields=_sglang_fields,
             scaled=True,
             controls=True,
         ),
-        Dialect("transformers", "max_completion_tokens", token_ids=False, logprobs=False, fields=_transformers),
-        Dialect("openai", "max_completion_tokens", token_ids=False, logprobs=False, fields=_openai),
-        Dialect("llamacpp", "max_tokens", token_ids=False, logprobs=False, fields=_llamacpp),
-        Dialect("other", "max_tokens", token_ids=False, logprobs=False, fields=_other),
+        Backend("transformers", "max_completion_tokens", token_ids=False, logprobs=False, fields=_transformers_fields),
+        Backend("openai", "max_completion_tokens", token_ids=False, logprobs=False, fields=_openai_fields),
+        Backend("llamacpp", "max_tokens", token_ids=False, logprobs=False, fields=_llamacpp_fields),
+        Backend("other", "max_tokens", token_ids=False, logprobs=False, fields=_other_fields),
     )
 }
 
 
-def find_dialect(name: str, host: str, owners: list[str], paths: Callable[[], set[str]]) -> Dialect:
-    """Choose a dialect.
+def find_backend(name: str, host: str, owners: list[str], paths: Callable[[], set[str]]) -> Backend:
+    """Choose a kind of server.
 
     Args:
-        name: one of ``DIALECTS``, or ``auto``.
+        name: one of ``BACKENDS``, or ``auto``.
         host: of the server's address.
         owners: the ``owned_by`` of the models that it lists, by which the common servers sign.
         paths: asks the server for the paths it serves; ``transformers serve`` is known by one of its own.
@@ -114,12 +116,12 @@ def find_dialect(name: str, host: str, owners: list[str], paths: Callable[[], se
     Raises:
         GeneratorError: the name is unknown.
     """
-    if name in DIALECTS:
-        return DIALECTS[name]
+    if name in BACKENDS:
+        return BACKENDS[name]
     if name != "auto":
-        known = ["auto", *DIALECTS]
+        known = ["auto", *BACKENDS]
         raise GeneratorError(f"unknown kind of server {name!r}{nearest(name, known)} (known: {', '.join(known)})")
     if f".{host}".endswith((".openai.com", ".openai.azure.com")):  # gateways say `openai` is the owner of any model
-        return DIALECTS["openai"]
+        return BACKENDS["openai"]
     signed = next((owner for owner in owners if owner in ("vllm", "sglang", "llamacpp")), None)
-    return DIALECTS[signed or ("transformers" if "/load_model" in paths() else "other")]
+    return BACKENDS[signed or ("transformers" if "/load_model" in paths() else "other")]

@@ -1,4 +1,4 @@
-"""Prompts as an OpenAI-compatible server takes them: messages with pictures as data URLs."""
+"""Prompts as an OpenAI-compatible server takes them: messages with images as data URLs."""
 
 import base64
 import io
@@ -12,17 +12,17 @@ from ..interface import Prompt
 
 
 def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """Messages of a prompt, its pictures in the place of their marks.
+    """Messages of a prompt, its images in the place of their marks.
 
     Raises:
-        ValueError: a picture cannot be read, or there are more or fewer marks than pictures.
+        ValueError: an image cannot be read, or there are more or fewer marks than images.
     """
     marks = sum(message["content"].count(IMAGE_MARK) for message in prompt.messages)
     if marks != len(prompt.images):
-        raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} pictures")
+        raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} images")
     if not prompt.images:
         return [dict(message) for message in prompt.messages]
-    urls = iter([picture_url(image) for image in prompt.images])
+    urls = iter([image_url(image) for image in prompt.images])
     messages = []
     for message in prompt.messages:
         parts: list[dict[str, Any]] = []
@@ -31,14 +31,14 @@ def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
                 parts.append({"type": "image_url", "image_url": {"url": next(urls)}})
             if text:
                 parts.append({"type": "text", "text": text})
-        # Only users show pictures; servers want plain text from everybody else.
+        # Only users show images; servers want plain text from everybody else.
         plain = message["role"] != "user" and IMAGE_MARK not in message["content"]
         messages.append({"role": message["role"], "content": message["content"] if plain else parts})
     return messages
 
 
-def picture_url(image: Image.Image | str) -> str:
-    """A picture, opened or as a path, as the data URL of an RGB PNG.
+def image_url(image: Image.Image | str) -> str:
+    """An image, opened or as a path, as the data URL of an RGB PNG.
 
     Raises:
         ValueError: it cannot be opened; see `open_image`.

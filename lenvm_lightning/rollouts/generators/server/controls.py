@@ -13,7 +13,7 @@ from ....decoding.batched_controls import numbers_for_a_batch
 from ....decoding.sampling_params import SamplingParams
 from ....errors import GenerationError, GeneratorError
 from ....guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
-from .backends import Dialect
+from .backends import Backend
 
 _CONSTRAINTS = {EqualTo: "eq", AtMost: "le", AtLeast: "ge"}
 
@@ -35,7 +35,7 @@ def custom_params(control: Control, gamma: float | None = None) -> dict[str, Any
         GenerationError: the server has no name for the control, or would not do what it says.
     """
     if gamma is not None and not 0 < gamma < 1:
-        raise GenerationError(f"gamma must lie between 0 and 1, got {gamma!r}")
+        raise GenerationError(f"gamma must lie between 0 and 1, found {gamma!r}")
     if numbers_for_a_batch(control):
         raise GenerationError(f"control {control} has numbers for several rows: give each request a control of its own")
     params = _params(control)
@@ -91,13 +91,13 @@ class ControlFields:
     """What the controls of one run add to its requests.
 
     Args:
-        dialect: of the server.
+        backend: of the server.
         sampling: of the run.
         gamma: see `custom_params`.
     """
 
-    def __init__(self, dialect: Dialect, sampling: SamplingParams, gamma: float | None = None) -> None:
-        self._dialect, self._sampling, self._gamma = dialect, sampling, gamma
+    def __init__(self, backend: Backend, sampling: SamplingParams, gamma: float | None = None) -> None:
+        self._backend, self._sampling, self._gamma = backend, sampling, gamma
         self._kinds: dict[str, Any] = {}  # of controls so far, and the first of each
 
     def of(self, control: Control | None) -> dict[str, Any]:
@@ -107,14 +107,14 @@ class ControlFields:
             GeneratorError: the server takes no controls, or not with these settings, or not beside the run's others.
             GenerationError: it has no name for this one.
         """
-        if control is not None and not self._dialect.controls:
+        if control is not None and not self._backend.controls:
             raise GeneratorError(
-                f"control {control}: a server of kind {self._dialect.name!r} has no length value model beside it and "
+                f"control {control}: a server of kind {self._backend.name!r} has no length value model beside it and "
                 "would ignore it. Use server='research' for the research code's server, or a local generator "
                 "(LocalGenerator with lenvm=...)."
             )
         params = {} if control is None else custom_params(control, self._gamma)
-        if self._dialect.controls:
+        if self._backend.controls:
             kind = "target" if "target_length" in params else params.get("value_mode", "none")
             self._require_obeyed(kind, control)
         return {"custom_params": params} if params else {}
@@ -131,8 +131,8 @@ class ControlFields:
             raise GeneratorError(f"the research server tilts only among top_k candidates: set top_k for {control}")
         self._kinds.setdefault(kind, control)
         if len(self._kinds) > 1:
-            told = " and ".join(str(first) for first in self._kinds.values())
+            kinds = " and ".join(str(first) for first in self._kinds.values())
             raise GeneratorError(
                 "the research server does as it is told only where all requests of a batch have the same kind of "
-                f"control, but here are {told}: sample them one kind after the other"
+                f"control, but here are {kinds}: sample them one kind after the other"
             )

@@ -1,4 +1,8 @@
-"""One completion from a server that may be busy, restarting, or dead: what is asked again, and when it is enough."""
+"""When a completion is asked for again, and when a server counts as dead: it may be busy, restarting, or gone.
+
+The client's own retries stay off: with them each request would wait for itself, at most 8 s at a time, and a server
+that is dead would look like a million requests that failed.
+"""
 
 import asyncio
 import logging
@@ -6,7 +10,7 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
@@ -15,16 +19,18 @@ import openai
 
 from ....errors import GeneratorError
 from ..interface import Failure, GeneratedText
-from .responses import Reader, UnusableReply
+from .responses import UnusableResponse
 
 _log = logging.getLogger(__name__)
 _UNREACHABLE = (502, 503, 504)  # what stands before the server answers, not the server
 _FATAL = (401, 403, 404, 405)
 _SAME_REFUSAL = 8  # prompts refused for the same reason, with nothing accepted yet, before all are believed to be
+_LONGEST_BACKOFF = 60.0  # seconds
+_LONGEST_WAIT_FOR_SERVER = 5.0  # seconds between attempts to reach it: a restarted one is found soon
 
 
 @dataclass(frozen=True)
-class Trouble:
+class FailedAttempt:
     """Why an attempt failed.
 
     Attributes:
@@ -41,28 +47,28 @@ class Trouble:
     answered: bool = False
 
 
-def judge(error: Exception) -> Trouble:
+def classify(error: Exception) -> FailedAttempt:
     """Say what a failed attempt means."""
-    if isinstance(error, UnusableReply):
-        return Trouble("passing", str(error), answered=True)
+    if isinstance(error, UnusableResponse):
+        return FailedAttempt("passing", str(error), answered=True)
     if isinstance(error, openai.APIConnectionError):
         name = type(error.__cause__).__name__
         if name.startswith("Connect"):  # ConnectError, ConnectTimeout: nobody is there
-            return Trouble("unreachable", f"no connection: {_deepest(error)}")
+            return FailedAttempt("unreachable", f"no connection: {_deepest(error)}")
         if isinstance(error, openai.APITimeoutError):
-            return Trouble("passing", f"no answer in time ({name})")
-        return Trouble("passing", f"the connection broke: {_deepest(error)}")
+            return FailedAttempt("passing", f"no answer in time ({name})")
+        return FailedAttempt("passing", f"the connection broke: {_deepest(error)}")
     if isinstance(error, openai.APIStatusError):
         status, wait = error.status_code, retry_after(error.response.headers)
         reason = f"{status}: {_said(error)}"
         if status in _UNREACHABLE:
-            return Trouble("unreachable", reason, wait)
+            return FailedAttempt("unreachable", reason, wait)
         if status in _FATAL or error.code == "insufficient_quota":
-            return Trouble("fatal", reason)
+            return FailedAttempt("fatal", reason)
         if status in (408, 409, 429) or status >= 500:
-            return Trouble("passing", reason, wait, answered=True)
-        return Trouble("refused", reason, answered=True)
-    return Trouble("passing", f"{type(error).__name__}: {error}")
+            return FailedAttempt("passing", reason, wait, answered=True)
+        return FailedAttempt("refused", reason, answered=True)
+    return FailedAttempt("passing", f"{type(error).__name__}: {error}")
 
 
 def retry_after(headers: Any) -> float | None:
@@ -101,23 +107,23 @@ def _said(error: openai.APIStatusError) -> str:
     return text if len(text) <= 500 else text[:500] + "…"
 
 
-class Patience:
-    """Shared by all who wait: how long the server has not been there.
+class Reachability:
+    """How long the server has not been there; shared by all requests.
 
     Args:
-        seconds: how long nobody may reach it before it counts as dead.
-        where: its address, for messages.
+        timeout: seconds that nobody may reach it before it counts as dead.
+        address: of the server, for messages.
     """
 
-    def __init__(self, seconds: float, where: str) -> None:
-        self._seconds, self._where = seconds, where
+    def __init__(self, timeout: float, address: str) -> None:
+        self._timeout, self._address = timeout, address
         self._since: float | None = None
         self._attempts = 0
 
     def answered(self) -> None:
         """Note that the server is there."""
         if self._since is not None:
-            _log.warning("%s answers again after %.0f s", self._where, time.monotonic() - self._since)
+            _log.warning("%s answers again after %.0f s", self._address, time.monotonic() - self._since)
         self._since, self._attempts = None, 0
 
     def unreachable(self, reason: str) -> None:
@@ -129,26 +135,20 @@ class Patience:
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            _log.warning("%s does not answer (%s); trying again for %g s", self._where, reason, self._seconds)
+            _log.warning("%s does not answer (%s); trying again for %g s", self._address, reason, self._timeout)
         self._attempts += 1
-        if now - self._since > self._seconds:
+        if now - self._since > self._timeout:
             raise GeneratorError(
-                f"the server at {self._where} has not answered for {now - self._since:.0f} s ({self._attempts} "
-                f"attempts; the last one: {reason}). Start it again, or wait longer for it (patience=...)."
+                f"the server at {self._address} has not answered for {now - self._since:.0f} s ({self._attempts} "
+                f"attempts; the last one: {reason}). Start it again, or wait longer for it (unreachable_timeout=...)."
             )
 
 
-class Asker:
-    """Asks for completions until there is one, or a reason why there is none.
-
-    The client's own retries stay off: each request would wait for itself, at most 8 s at a time, and a server that is
-    dead would look like a million requests that failed.
+class RetryPolicy:
+    """Tries a request until there is a completion, or a reason why there is none; one for all requests of a run.
 
     Args:
-        client: asynchronous, without retries of its own.
-        fields: of every request.
-        reader: makes completions of replies.
-        patience: shared with nobody else.
+        reachability: shared with nobody else.
         retries: how often one completion is asked for again.
         backoff: seconds before the first of these, doubled each time; at most a minute.
         longest_wait: seconds beyond which a server that asks to wait is not waited for.
@@ -157,72 +157,71 @@ class Asker:
 
     def __init__(
         self,
-        client: openai.AsyncOpenAI,
-        fields: dict[str, Any],
-        reader: Reader,
-        patience: Patience,
+        reachability: Reachability,
         *,
         retries: int,
         backoff: float,
         longest_wait: float,
         hide: Callable[[str], str],
     ) -> None:
-        self._client, self._fields, self._reader, self._patience = client, fields, reader, patience
+        self._reachability = reachability
         self._retries, self._backoff, self._longest_wait, self._hide = retries, backoff, longest_wait, hide
         self._accepted = False
         self._refused: dict[str, set[str]] = defaultdict(set)
 
-    async def ask(
-        self, prompt_id: str, messages: list[dict[str, Any]], seed: int, extra: dict[str, Any]
+    async def run(
+        self, prompt_id: str, attempt: Callable[[], Awaitable[GeneratedText | Failure]]
     ) -> GeneratedText | Failure:
-        """Ask for one completion; ``extra`` fields are of this request alone.
+        """Make attempts at one completion until one of them is the last.
+
+        Args:
+            prompt_id: of the prompt.
+            attempt: sends the request once, and reads the response.
 
         Raises:
             GeneratorError: nothing more can be asked of this server.
         """
-        failed = waits = 0
+        failures = waits = 0
         while True:
             try:
-                completion = self._reader.read(await self._request(messages, seed, extra), seed)
+                result = await attempt()
                 self._accepted = True
-                self._patience.answered()
-                return completion
-            except (openai.APIError, UnusableReply) as error:
-                trouble = judge(error)
-            reason = self._hide(trouble.reason)
-            if trouble.kind == "unreachable":
-                self._patience.unreachable(reason)
+                self._reachability.answered()
+                return result
+            except (openai.APIError, UnusableResponse) as error:
+                failed = classify(error)
+            reason = self._hide(failed.reason)
+
+            # 1. Nobody is there: that is no failure of this request. Wait for the server, with all others.
+            if failed.kind == "unreachable":
+                self._reachability.unreachable(reason)
                 waits += 1
-                await asyncio.sleep(trouble.wait or min(5.0, 0.25 * 2 ** min(waits, 10)) * random.uniform(0.5, 1))
+                await asyncio.sleep(failed.wait or _pause_before_reaching(waits))
                 continue
-            if trouble.answered:
-                self._patience.answered()
             waits = 0
-            if trouble.kind == "fatal":
-                raise GeneratorError(self._hide(_describe_fatal(trouble.reason)))
-            if trouble.kind == "refused":
+            if failed.answered:
+                self._reachability.answered()
+
+            # 2. Asking again would not help: neither this request nor, perhaps, any other.
+            if failed.kind == "fatal":
+                raise GeneratorError(self._hide(_describe_fatal(failed.reason)))
+            if failed.kind == "refused":
                 self._check_refusals(prompt_id, reason)
                 return Failure(reason, final=True)
-            failed += 1
-            if failed > self._retries:
-                return Failure(f"{reason} (asked {failed} times)", final=False)
-            if (trouble.wait or 0) > self._longest_wait:
-                return Failure(f"{reason} (the server asks to wait {trouble.wait:.0f} s)", final=False)
-            await asyncio.sleep(self._pause(failed, trouble.wait))
 
-    async def _request(self, messages: list[dict[str, Any]], seed: int, extra: dict[str, Any]) -> Any:
-        create: Any = self._client.chat.completions.create  # its overloads want literals
-        fields = {**self._fields, "extra_body": {**self._fields.get("extra_body", {}), **extra}}
-        try:
-            return await create(messages=messages, seed=seed, **fields)
-        except ValueError as error:  # raised bare by the client, for broken JSON and for bytes that are no text
-            raise UnusableReply(f"the server's answer is not valid JSON: {error}") from error
+            # 3. It may pass: ask again, later each time, but not for ever.
+            failures += 1
+            if failures > self._retries:
+                return Failure(f"{reason} (asked {failures} times)", final=False)
+            if (failed.wait or 0) > self._longest_wait:
+                return Failure(f"{reason} (the server asks to wait {failed.wait:.0f} s)", final=False)
+            await asyncio.sleep(self._pause(failures, failed.wait))
 
-    def _pause(self, failed: int, asked: float | None) -> float:
+    def _pause(self, failures: int, asked: float | None) -> float:
         """Seconds before the next attempt; spread, so that those who failed together do not come back together."""
         if asked is not None:
             return asked * random.uniform(1, 1.1)
-        return min(60.0, self._backoff * 2 ** (failed - 1)) * random.uniform(0.5, 1)
+        return min(_LONGEST_BACKOFF, self._backoff * 2 ** (failures - 1)) * random.uniform(0.5, 1)
 
     def _check_refusals(self, prompt_id: str, reason: str) -> None:
         self._refused[reason].add(prompt_id)
@@ -231,6 +230,11 @@ class Asker:
                 f"the server refuses every request, {_SAME_REFUSAL} prompts for the same reason: {reason}. It may be "
                 "a setting that it does not know, or another kind of server than was assumed (server=...)."
             )
+
+
+def _pause_before_reaching(waits: int) -> float:
+    """Seconds before a server that is not there is looked for again."""
+    return min(_LONGEST_WAIT_FOR_SERVER, 0.25 * 2 ** min(waits, 10)) * random.uniform(0.5, 1)
 
 
 def _describe_fatal(reason: str) -> str:

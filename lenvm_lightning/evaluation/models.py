@@ -1,0 +1,93 @@
+"""The generator and the length value model of an evaluation, loaded when they are needed first."""
+
+from dataclasses import replace
+from typing import Any
+
+from ..rollouts.generators.interface import Generator
+from ..rollouts.generators.local.loading import place_for, require_same_tokens
+from ..rollouts.prompting import tokenizer_of
+from ..rollouts.sample import open_generator
+from .prepare import Prepared
+from .samples import System
+
+
+class Models:
+    """Loads each model once.
+
+    Args:
+        prepared: what is to be done.
+
+    Attributes:
+        gamma: discount of the length value model; None where there is none, or it is not loaded yet and nobody gave it.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._generator: Generator | None = None
+        self._lenvm: Any = None
+        self.gamma: float | None = prepared.settings.gamma
+
+    def connect(self) -> dict[str, Any] | None:
+        """Reach the server, and refuse controls that it does not take before anything is asked of it.
+
+        Returns:
+            What identifies its model; None for a local generator, which is loaded later.
+
+        Raises:
+            LenVMError: it cannot be reached, or does not take a control.
+        """
+        prepared = self._prepared
+        if not prepared.server:
+            return None
+        self._generator = open_generator(prepared.generator, **prepared.generator_options)
+        meta = next(iter(prepared.questions.prompts)).meta
+        for system in prepared.systems:
+            if system.control is not None:
+                sampling = replace(prepared.sampling, **system.sampling)
+                self._generator.check(system.control(meta), sampling)  # type: ignore[attr-defined]
+        return self._generator.fingerprint()
+
+    def generator_for(self, system: System) -> Generator:
+        """The generator, with a length value model where the system is guided.
+
+        Raises:
+            LenVMError: it cannot be loaded, or the length value model has another tokenizer.
+        """
+        prepared = self._prepared
+        if self._generator is None:
+            self._generator = open_generator(prepared.generator, **prepared.generator_options)
+            if prepared.settings.lenvm is not None:
+                tokenizer = tokenizer_of(self._generator.processor)  # type: ignore[attr-defined]
+                require_same_tokens(tokenizer, prepared.settings.lenvm)
+        if not prepared.server:
+            self._generator.lenvm = self.lenvm() if system.guided else None  # type: ignore[attr-defined]
+        return self._generator
+
+    def lenvm(self) -> Any:
+        """The length value model; None where there is none.
+
+        Raises:
+            LenVMError: it cannot be loaded.
+        """
+        settings = self._prepared.settings
+        if self._lenvm is None and settings.lenvm is not None:
+            from ..models.value_model import LengthValueModel
+
+            device = place_for(settings.device, settings.dtype)
+            dtype = settings.dtype or ("auto" if device.type == "cuda" else "float32")
+            model = LengthValueModel.from_pretrained(settings.lenvm, gamma=settings.gamma, dtype=dtype)
+            self._lenvm = model.to(device).eval()
+            self.gamma = self._lenvm.gamma
+        return self._lenvm
+
+    def processor(self) -> Any:
+        """Tokenizer or processor of the generator's vocabulary."""
+        found = getattr(self._generator, "processor", None)
+        if found is not None:
+            return found
+        from ..models.processors import load_processor
+
+        # A server's model writes in the vocabulary of the length value model.
+        prepared = self._prepared
+        source = prepared.settings.lenvm if prepared.server else prepared.generator
+        return load_processor((prepared.settings.options or {}).get("processor") or source or "")

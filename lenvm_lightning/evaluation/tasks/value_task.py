@@ -1,0 +1,105 @@
+"""What the tasks `length` and `tokens` share: completions of the unguided generator, read by a length value model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...errors import EvaluationError
+from ...rollouts.generators.interface import GeneratedText
+from .. import tiny_world
+from ..samples import Sample, System
+from ..settings import EvaluationSettings
+from ..task import DataSource, Measured, Questions, Task, first_of, ids_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TINY_SETS = {"tiny-vl": ["tiny-vqa"]}  # of other generators: problems and texts
+_TINY_PROMPTS = 60
+# As rollouts are sampled: temperature 1 without truncation.
+_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+class ValueTask(Task):
+    """Prompts as training takes them, and the generator unguided; see `Task`.
+
+    Args:
+        n: completions of a prompt.
+        n_tiny: the same in the tiny world.
+    """
+
+    needs_lenvm = True
+
+    def __init__(self, n: int, n_tiny: int) -> None:
+        fewer = {"n": n_tiny, "limit": _TINY_PROMPTS, "max_tokens": 768}
+        self.sources = (
+            DataSource("tiny", _tiny_questions, {**_SAMPLING, **fewer}, also=tiny_world.PROMPT_SETS, tiny_world=True),
+            DataSource("prompts", self._questions, {**_SAMPLING, "n": n, "max_tokens": 5000}),
+        )
+
+    def _questions(self, settings: EvaluationSettings) -> Questions:
+        """Prompts that were not trained on, as far as their source says.
+
+        Raises:
+            EvaluationError: none are named.
+        """
+        from ...rollouts.prompts import load_prompts
+
+        if settings.data is None:
+            raise EvaluationError("--data is missing: prompts that the length value model was not trained on")
+        prompts = load_prompts(settings.data, split=None if settings.data_is_file else "test")
+        return Questions(first_of(prompts, settings.limit), len(prompts), prompts.description)
+
+    def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:
+        """Return the unguided generator: lengths under a control are another matter."""
+        if list(names) != ["base"]:
+            raise EvaluationError(f"{self.name} measures completions of `base` alone, found {list(names)}")
+        return [System("base")]
+
+    def judge(self, meta: Mapping[str, Any], completion: GeneratedText) -> dict[str, Any]:
+        """Return nothing: there is no right and wrong."""
+        return {}
+
+
+def _tiny_questions(settings: EvaluationSettings) -> Questions:
+    """Prompts of the tiny world that no tiny model has seen: of one set, or as many of each that fits the generator."""
+    from ...rollouts.prompts import load_prompts
+
+    fitting = _TINY_SETS.get(settings.generator or "", ["tiny-math", "tiny-write"])
+    names = fitting if settings.data is None else [str(settings.data)]
+    limit = settings.limit or _TINY_PROMPTS
+    sources: list[str | dict[str, Any]] = []
+    for place, name in enumerate(names):
+        share = (limit + place) // len(names)
+        if share:
+            sources.append({"source": name, "seed": 1, "limit": share})
+    prompts = load_prompts(sources, split="test")
+    return Questions(prompts, _TINY_PROMPTS, prompts.description)
+
+
+def read_states(measured: Measured) -> "Iterator[tuple[Sample, Tensor]]":
+    """Samples with the logits of all their states, in the order of the samples.
+
+    Raises:
+        EvaluationError: a prompt that the length value model cannot read.
+    """
+    samples = [sample for sample in measured.samples["base"] if sample.token_ids]
+    places = {prompt_id: place for place, prompt_id in enumerate(ids_of(measured.prompts))}
+    cache: dict[str, Any] = {}
+
+    def prompt_of(sample: Sample) -> Any:
+        if sample.prompt_id not in cache:
+            cache.clear()  # samples of a prompt follow one another
+            cache[sample.prompt_id] = measured.prompts[places[sample.prompt_id]]
+        return cache[sample.prompt_id]
+
+    from ..rollout_values import values_of
+
+    assert measured.lenvm is not None
+    pairs = ((prompt_of(sample), sample.token_ids) for sample in samples)
+    found: dict[int, Tensor] = {}
+    for number, logits in values_of(measured.lenvm, measured.processor, pairs):
+        if isinstance(logits, str):
+            raise EvaluationError(f"prompt {samples[number].prompt_id!r} cannot be read: {logits}")
+        found[number] = logits
+    # In the order of the samples, so that sums do not depend on how they were batched.
+    yield from ((samples[number], found[number]) for number in sorted(found))

@@ -1,0 +1,1 @@
+"""Recipes: read and checked, then their stages run: sample, fit, variants, evaluate."""

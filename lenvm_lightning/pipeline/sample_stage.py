@@ -1,0 +1,162 @@
+"""The sample stage, of a recipe and of ``lenvm sample``: its settings, where it writes, running it."""
+
+import contextlib
+import gc
+import hashlib
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..decoding.sampling_params import SamplingParams
+from ..errors import RecipeError
+from ..utils.settings import COUNT, OPTIONS, SOURCES, TEXT, describe, misfits, setting, setting_of
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What to sample. All but ``options`` and ``out`` decides what the completions are."""
+
+    generator: str = setting(TEXT, "an embedded model, a model directory, a hub id, or a server's http:// address")
+    prompts: str | list[Any] = setting(SOURCES, "an embedded set, a JSONL file or a data set; several may be given")
+    n: int = setting(COUNT, "completions of each prompt", 8)
+    split: str | None = setting(TEXT, "only prompts of this split", None)
+    limit: int | None = setting(COUNT, "only so many prompts", None)
+    temperature: float = setting_of(SamplingParams, "temperature")
+    top_p: float = setting_of(SamplingParams, "top_p")
+    top_k: int = setting_of(SamplingParams, "top_k")
+    min_p: float = setting_of(SamplingParams, "min_p")
+    max_tokens: int = setting_of(SamplingParams, "max_tokens")
+    seed: int = setting_of(SamplingParams, "seed")
+    stop: list[str] | tuple[str, ...] = setting_of(SamplingParams, "stop")
+    model: str | None = setting(TEXT, "which model, where a server has several", None)
+    options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)
+    out: str | None = setting(TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How tokens are sampled."""
+        return SamplingParams(**{one.name: getattr(self, one.name) for one in fields(SamplingParams)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as a recipe has them; without ``stop`` where there is none."""
+        values = {**asdict(self), "stop": list(self.stop)}
+        return {name: value for name, value in values.items() if name != "stop" or value}
+
+
+FIELDS = {f.name: f for f in fields(SampleSettings)}
+
+
+def wrong_values(section: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, problem) of every value of a ``sample`` section that cannot be."""
+    return misfits(section, FIELDS)
+
+
+def help_text() -> str:
+    """Every setting with its default, for people."""
+    return describe(FIELDS)
+
+
+def read_settings(section: dict[str, Any], where: str) -> SampleSettings:
+    """Settings of a ``sample`` section whose keys are known to be right.
+
+    Raises:
+        RecipeError: what is missing or cannot be; all of it at once.
+    """
+    given = {key: value for key, value in section.items() if value is not None}
+    problems = [f"{key} is missing" for key, f in FIELDS.items() if f.default is MISSING and key not in given]
+    problems += [problem for _, problem in wrong_values(given)]
+    if problems:
+        raise RecipeError(f"{where} cannot be sampled:\n  " + "\n  ".join(problems))
+    return SampleSettings(**given)
+
+
+def settled(settings: SampleSettings, runs: Path) -> SampleSettings:
+    """With a folder: the one given, else one that all runs with the same settings share."""
+    if settings.out is not None:
+        return settings
+    content = {key: value for key, value in settings.as_dict().items() if key not in ("options", "out")}
+    digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
+    name = re.sub(r"[^\w.-]+", "-", settings.generator.rstrip("/").split("/")[-1]).strip("-.") or "generator"
+    return replace(settings, out=str(runs / "rollouts" / f"{name}-{digest}"))
+
+
+def rollouts_file(settings: SampleSettings) -> Path:
+    """Where the completions will be."""
+    assert settings.out is not None
+    return Path(settings.out) / "rollouts.jsonl"
+
+
+def run_sampling(settings: SampleSettings, *, wait: bool = False) -> int:
+    """Sample, and say how it went.
+
+    Args:
+        settings: with a folder.
+        wait: wait where another process samples into the same folder, instead of refusing.
+
+    Returns:
+        Exit status: 0 all completions are there, 3 some failed.
+
+    Raises:
+        LenVMError: prompts, generator or folder cannot be used.
+        SystemExit: SIGTERM; what is done stays.
+    """
+    from ..rollouts.prompts import load_prompts
+    from ..rollouts.sample import already_sampled, open_generator, report, sample_rollouts
+
+    source, options = settings.generator, {"model": settings.model, **(settings.options or {})}
+    with sigterm_exits():
+        prompts = load_prompts(settings.prompts, split=settings.split, limit=settings.limit)
+        wanted = prompts, settings.n, rollouts_file(settings).parent, settings.sampling
+        outcome = already_sampled(source, *wanted, **options)
+        if outcome is None:
+            outcome = sample_rollouts(open_generator(source, **options), *wanted, wait=wait)
+    report(outcome)
+    return outcome.status
+
+
+def check_sampling(settings: SampleSettings) -> bool:
+    """Say what would be sampled, without loading the generator; whether all of it is there already."""
+    from ..rollouts.prompts import load_prompts
+
+    prompts = load_prompts(settings.prompts, split=settings.split, limit=settings.limit)
+    file = rollouts_file(settings)
+    print(
+        f"sample: {settings.n} completions of each of {len(prompts):,} prompts by {settings.generator}, "
+        f"{settings.n * len(prompts):,} in all, at most {settings.max_tokens:,} tokens each, into {file.parent}"
+        + (" (complete)" if file.exists() else "")
+    )
+    return file.exists()
+
+
+def wait_for_first(settings: SampleSettings) -> None:
+    """In all processes of a distributed run but the first: wait until that one has sampled."""
+    while not rollouts_file(settings).exists():
+        time.sleep(1.0)
+
+
+def free_memory() -> None:
+    """Give back what a generator held, so that training can have it."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM end the process the ordinary way, so that everything is closed in order."""
+
+    def stop(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,66 @@
+"""What an evaluation would do, before any model is loaded: protocols of data sources, systems, sampling, identity."""
+
+import pytest
+
+from lenvm_lightning.errors import EvaluationError
+from lenvm_lightning.evaluation.prepare import identity_of, name_of_folder, prepare
+from lenvm_lightning.evaluation.read_settings import read_settings
+from lenvm_lightning.evaluation.settings import filled
+
+
+def prepared(task, **given):
+    return prepare(read_settings({"task": task, **given}, "test"))
+
+
+def names(found):
+    return [system.name for system in found.systems]
+
+
+def test_protocols_belong_to_data_sources(tmp_path):
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    tiny, paper = prepared("gsm8k"), prepared("gsm8k", data=str(file))
+    assert (tiny.source.name, tiny.settings.n, tiny.settings.limit, tiny.sampling.max_tokens) == ("tiny", 8, 50, 768)
+    assert (paper.source.name, paper.settings.n, paper.settings.limit, paper.sampling.max_tokens) == (
+        "paper", 64, None, 4096,
+    )  # fmt: skip
+    assert (names(tiny), names(paper)) == (["base", "tilt:-5"], ["base", "tilt:-20"])
+    compared = prepared("gsm8k", data=str(file), compare=True)
+    assert names(compared) == ["base", "base+min-p", "tilt:-20", "tilt:-50", "tilt:-100", "tilt:-1000"]
+    assert paper.tiny_world  # its generator is
+
+
+def test_what_is_given_wins():
+    found = prepared("lifebench", lengths=[16], n=3, temperature=0.7, limit=2)
+    assert (found.settings.own.lengths, found.settings.n, found.sampling.temperature) == ([16], 3, 0.7)
+    assert found.sampling.max_tokens == 48  # three times the longest target length
+    assert found.settings.own.constraints == ["equal to", "at most", "at least"]
+    settings = read_settings({"task": "lifebench", "n": 3}, "test")
+    assert filled(settings, {"n": 1, "soften": True, "lengths": [8]}).as_dict()["lengths"] == [8]
+    assert filled(settings, {"n": 1}).n == 3
+
+
+def test_given_sampling_holds_for_all_systems():
+    _, guided = prepared("gsm8k", limit=1).systems
+    assert guided.sampling == {"min_p": 0.01}
+    _, guided = prepared("gsm8k", limit=1, min_p=0.0).systems
+    assert guided.sampling == {}
+
+
+def test_who_guides():
+    server = {"generator": "http://127.0.0.1:9", "data": "tiny"}
+    assert names(prepared("lifebench", **server)) == ["base"]
+    for task in ("lifebench", "longbench-write"):  # the research server knows the paper's controls alone
+        assert names(prepared(task, **server, options={"server": "research"})) == ["base", "paper"]
+    assert names(prepared("gsm8k", **server, options={"server": "research"})) == ["base", "tilt:-5"]
+    with pytest.raises(EvaluationError, match="ours: a server decodes by itself"):
+        prepared("lifebench", **server, systems=["ours"])
+
+
+def test_the_folder_is_named_by_all_that_decides():
+    def name(**given):
+        return name_of_folder("lifebench", identity_of(prepared("lifebench", limit=1, **given), None))
+
+    assert name() == name(data="tiny") == name(out="elsewhere", device="cpu")
+    assert len({name(), name(lengths=[16]), name(seed=1), name(soften=True), name(dtype="bfloat16")}) == 5
+    assert name().startswith("lifebench-tiny-text-")

@@ -1,0 +1,9 @@
+import pytest
+from scripted_server import ScriptedServer
+
+
+@pytest.fixture
+def server():
+    server = ScriptedServer()
+    yield server
+    server.stop()

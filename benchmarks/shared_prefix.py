@@ -3,9 +3,9 @@ r"""What is saved when completions of one prompt compute it once, in training.
 A step, forward and backward, on n completions of one prompt: as padded rows, over a prompt cache, and as a tree. All
 three are compared in values and gradients first, then timed interleaved in one process, medians of the rounds. Read the
 ratios: times belong to the machine, and on a CPU are CPU seconds. The bound is that of the real tokens, n(P + C) to
-P + nC; what rows lose to padding and to attention comes on top. ``chosen`` is the way that training takes by itself.
+P + nC; what rows lose to padding and to attention comes on top. `chosen` is the way that training takes by itself.
 
-With pictures, rows run the vision tower for every completion and the two ways run it once.
+With images, rows run the vision tower for every completion and the two ways run it once.
 
     python benchmarks/shared_prefix.py                                # about two minutes on one core
     python benchmarks/shared_prefix.py --cases 8x256x64 16x64x96 --layers 4
@@ -74,10 +74,10 @@ def batches(
 
     Args:
         count: completions.
-        prompt: tokens of the prompt, those of the picture among them.
+        prompt: tokens of the prompt, those of the image among them.
         completion: mean tokens of a completion.
         args: the command line.
-        side: cells of a picture's side, each one a token; 0 for none.
+        side: cells of an image's side, each one a token; 0 for none.
     """
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(10, args.vocabulary, (prompt,), generator=random)
@@ -160,9 +160,9 @@ def measure(name: str, model: LengthValueModel, inputs: dict[str, LengthBatch], 
         rounds,
         inputs["rows"]["input_ids"].device.type,
     )
-    layout, pictures = inputs["tree"]["layout"], bool(inputs["tree"]["vision"])
-    ways = WAYS[1:] if pictures else WAYS
-    chosen = make_plan(layout, ways, ordered=pictures).way  # type: ignore[arg-type]
+    layout, has_images = inputs["tree"]["layout"], bool(inputs["tree"]["vision"])
+    ways = WAYS[1:] if has_images else WAYS
+    chosen = make_plan(layout, ways, ordered=has_images).way  # type: ignore[arg-type]
     real = make_plan(layout, ["tree"]).real  # type: ignore[list-item]
     row = {
         "case": name,
@@ -187,7 +187,7 @@ def parse() -> argparse.Namespace:
                         metavar="NxPxC",
                         help="completions x tokens of the prompt x mean tokens of a completion")  # fmt: skip
     parser.add_argument("--vision-cases", nargs="*", default=["8x160x64"], metavar="NxPxC",
-                        help="the same with a picture of 100 tokens")  # fmt: skip
+                        help="the same with an image of 100 tokens")  # fmt: skip
     parser.add_argument("--hidden", type=int, default=512, help="width of the backbone, a multiple of 64")
     parser.add_argument("--layers", type=int, default=2, help="its layers")
     parser.add_argument("--tower-layers", type=int, default=4, help="layers of the vision tower")
@@ -219,7 +219,7 @@ def main() -> None:
         model = vision_model(args)
     for case in args.vision_cases:
         inputs = batches(*map(int, case.split("x")), args, side=4 if args.quick else 10)  # type: ignore[misc]
-        rows.append(measure(f"{case} + picture", model, inputs, args.rounds))
+        rows.append(measure(f"{case} + image", model, inputs, args.rounds))
     print("\n" + json.dumps({"benchmark": "shared_prefix", "device": args.device, "layers": args.layers,
                              "hidden": args.hidden, "rows": rows}))  # fmt: skip
 

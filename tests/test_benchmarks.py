@@ -84,7 +84,7 @@ def test_plan(running):
 
 def test_shared_prefix(running):
     _, result = finish(running["shared_prefix"])
-    assert [row["case"] for row in result["rows"]] == ["3x40x12", "2x30x10 + picture"]
+    assert [row["case"] for row in result["rows"]] == ["3x40x12", "2x30x10 + image"]
     for row in result["rows"]:
         assert row["parity_max_difference"] <= 1e-4
         assert row["speedup_ratio"] == row[f"{row['chosen']}_speedup_ratio"] > 0

@@ -3,7 +3,7 @@ r"""What is saved when completions of one prompt compute it once, in training.
 A step, forward and backward, on n completions of one prompt: as padded rows, over a prompt cache, and as a tree. All
 three are compared in values and gradients first, then timed interleaved in one process, medians of the rounds. Read the
 ratios: times belong to the machine, and on a CPU are CPU seconds. The bound is that of the real tokens, n(P + C) to
-P + nC; what rows lose to padding and to attention comes on top. ``chosen`` is the way that training takes by itself.
+P + nC; what rows lose to padding and to attention comes on top. `chosen` is the way that training takes by itself.
 
 With images, rows run the vision tower for every completion and the two ways run it once.
 
@@ -160,9 +160,9 @@ def measure(name: str, model: LengthValueModel, inputs: dict[str, LengthBatch], 
         rounds,
         inputs["rows"]["input_ids"].device.type,
     )
-    layout, images = inputs["tree"]["layout"], bool(inputs["tree"]["vision"])
-    ways = WAYS[1:] if images else WAYS
-    chosen = make_plan(layout, ways, ordered=images).way  # type: ignore[arg-type]
+    layout, has_images = inputs["tree"]["layout"], bool(inputs["tree"]["vision"])
+    ways = WAYS[1:] if has_images else WAYS
+    chosen = make_plan(layout, ways, ordered=has_images).way  # type: ignore[arg-type]
     real = make_plan(layout, ["tree"]).real  # type: ignore[list-item]
     row = {
         "case": name,

@@ -31,10 +31,10 @@ def plan_batches(
 ) -> list[list[int]]:
     """Group rows so that `rows x longest row <= max_tokens`, or, packed, `bins x fullest bin <= max_tokens`.
 
-    Rows are shuffled, sorted by length within windows of about `window` batches, cut into batches, and the batches
+    Rows are shuffled, sorted by length within windows of about `window` batches, split into batches, and the batches
     shuffled: rows of similar length meet, and no part of an epoch is all short or all long.
 
-    With `completions_per_batch` above 1 all this happens to groups of completions of one prompt, drawn anew for every
+    With `completions_per_batch` above 1 all this happens to groups of completions of one prompt, sampled anew for every
     seed, and the length of a group is that of its longest row. The paper found that shuffled batches, the default, beat
     batches that keep a prompt's completions together; groups also cost padding, since their rows differ in length.
 
@@ -62,32 +62,35 @@ def plan_batches(
         return []
     sizes = np.asarray(lengths, dtype=np.int64)
     random = np.random.default_rng(seed) if seed is not None else None
-    if packed and completions_per_batch > 1:
-        raise ValueError(
-            "packed batches keep no completions of a prompt together, got completions_per_batch: "
-            f"{completions_per_batch}"
-        )
+    _check_grouping(len(sizes), prompts, completions_per_batch, packed)
     if packed:
         return _plan_packed(sizes, max_tokens, random, window if bucket else _RANDOM_WINDOW)
     # 1. What stays in one batch: single rows, or completions of a prompt.
-    if completions_per_batch == 1:
-        groups = _Groups([[row] for row in range(len(sizes))], longest=sizes)
-    elif prompts is not None and len(prompts) == len(sizes):
+    if completions_per_batch > 1:
         groups = _group_by_prompt(np.asarray(prompts), completions_per_batch, sizes, max_tokens, random)
     else:
-        raise ValueError(
-            f"completions_per_batch: {completions_per_batch} needs the prompt of each of the {len(sizes)} rows"
-        )
+        groups = _Groups([[row] for row in range(len(sizes))], longest=sizes)
     # 2. Evaluation goes from long to short.
     if random is None:
-        return _cut_into_batches(groups, np.argsort(-groups.longest, kind="stable"), max_tokens)
+        return _split_into_batches(groups, np.argsort(-groups.longest, kind="stable"), max_tokens)
     # 3. Training shuffles, sorts within windows, and shuffles the batches.
     order = random.permutation(len(groups.rows))
     if bucket:
         order = _sort_within_windows(groups, order, window * max_tokens, random)
-    batches = _cut_into_batches(groups, order, max_tokens)
+    batches = _split_into_batches(groups, order, max_tokens)
     random.shuffle(batches)
     return batches
+
+
+def _check_grouping(rows: int, prompts: Sequence[int] | None, completions_per_batch: int, packed: bool) -> None:
+    """Refuse groups of completions in packed batches, and without a prompt for every row."""
+    if completions_per_batch <= 1:
+        return
+    asked_for = f"completions_per_batch: {completions_per_batch}"
+    if packed:
+        raise ValueError(f"packed batches keep no completions of a prompt together, got {asked_for}")
+    if prompts is None or len(prompts) != rows:
+        raise ValueError(f"{asked_for} needs the prompt of each of the {rows} rows")
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _group_by_prompt(
     for group in np.split(rows, starts[1:]):
         by_length = group[np.argsort(-sizes[group], kind="stable")]
         single_rows = _Groups([[row] for row in by_length.tolist()], longest=sizes[by_length])
-        groups += _cut_into_batches(single_rows, np.arange(len(by_length)), max_tokens)
+        groups += _split_into_batches(single_rows, np.arange(len(by_length)), max_tokens)
     return _Groups(groups, longest=np.asarray([sizes[group].max() for group in groups]))
 
 
@@ -144,7 +147,7 @@ def _sort_within_windows(
     return np.concatenate([window[np.argsort(keys[window], kind="stable")] for window in windows])
 
 
-def _cut_into_batches(groups: _Groups, order: np.ndarray, max_tokens: int) -> list[list[int]]:
+def _split_into_batches(groups: _Groups, order: np.ndarray, max_tokens: int) -> list[list[int]]:
     """Batches of whole groups, one after the other in this order, each as large as the budget allows."""
     longest_of = groups.longest.tolist()
     batches: list[list[int]] = []

@@ -104,7 +104,7 @@ class Collator:
         return batch
 
     def _layout_of(self, rows: list[dict[str, Any]]) -> Layout:
-        """Rows of one prompt are those with equal tokens and images: a long prompt may have been cut elsewhere."""
+        """Rows of one prompt are those with equal tokens and images: limits may have truncated a long one."""
         seen: dict[tuple[Any, ...], int] = {}
         prompts = []
         for row in rows:

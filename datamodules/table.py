@@ -216,7 +216,7 @@ def build_table(
 
     Args:
         processor: tokenizer or processor of the backbone.
-        limits: sizes to cut to.
+        limits: sizes to truncate to.
         files: JSONL files.
         dataset: arguments of `datasets.load_dataset` for rollouts kept as a dataset, in either layout.
         cache_dir: where tables are kept.

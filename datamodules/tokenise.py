@@ -1,4 +1,4 @@
-"""Rollouts to token ids: chat template, image tokens, cuts. One row a completion, or the reason why there is none."""
+"""Rollouts to token ids: chat template, image tokens, limits. One row a completion, or the reason why there is none."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lenvm_lightning.rollouts.record import Rollout
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes that rows are cut to.
+    """Sizes that rows are truncated to.
 
     Attributes:
         max_length: tokens of prompt and completion together; what is longer loses the end of its completion.
@@ -90,13 +90,13 @@ def encode_rollout(
     Args:
         processor: tokenizer, or processor of a vision-language model.
         rollout: what to encode.
-        limits: sizes to cut to.
+        limits: sizes to truncate to.
         prompts: token ids of prompts met before, by content; filled here, so that the completions of one prompt
             load its images once.
 
     Returns:
         The row: `input_ids`, `prompt_length` (tokens of the prompt in it), `length` (tokens of the whole
-        completion, EOS included), `censored`, `prompt_id`, `split`, `images`; and notes about cuts.
+        completion, EOS included), `censored`, `prompt_id`, `split`, `images`; and notes on limits.
 
     Raises:
         ValueError: the rollout cannot be used; the text says why.
@@ -120,7 +120,7 @@ def encode_rollout(
             raise ValueError(
                 f"the prompt has {len(prompt)} tokens with its images, more than max_prompt_length {limits.prompt}"
             )
-        notes.append(f"prompt of {len(prompt)} tokens cut to its last {limits.prompt}")
+        notes.append(f"prompt of {len(prompt)} tokens truncated to its last {limits.prompt}")
         prompt = prompt[-limits.prompt :]
     room = limits.max_length - len(prompt)
     if len(completion) > room:

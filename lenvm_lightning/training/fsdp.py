@@ -109,10 +109,12 @@ def shard(model: LengthValueModel, mesh: DeviceMesh, precision: str) -> None:
         )
     if any(not p.is_floating_point() for p in model.parameters()):
         raise RecipeError("quantised weights cannot be sharded over ranks: train them with strategy: ddp")
+    # 1. The weights while they are in one piece; only the first process has them.
     weights = model.state_dict() if dist.get_rank() == 0 else {}
-    half = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+    # 2. What layers are gathered in, and what gradients are added in; None = as the weights are.
     gathered = torch.bfloat16 if precision == "bf16-mixed" else None
-    added = torch.float32 if gathered or precision in half else None
+    added = torch.float32 if precision in ("bf16-mixed", "bf16-true", "16-true") else None
+    # 3. What is gathered by itself: the head, then every layer, then all else at once.
     ranks = mesh["data_parallel"]
     layers = [m for m in model.backbone.get_decoder().modules() if isinstance(m, GradientCheckpointingLayer)]
     fully_shard(model.v_head, mesh=ranks)
@@ -122,6 +124,7 @@ def shard(model: LengthValueModel, mesh: DeviceMesh, precision: str) -> None:
         for part in model.modules():
             if isinstance(part, FSDPModule):
                 part.set_force_sum_reduction_for_comms(True)  # gloo cannot average; it is divided afterwards
+    # 4. Every rank gets its shard of the weights.
     _shard_from_rank0(model, weights, mesh.device_type)
 
 

@@ -63,8 +63,8 @@ def test_lists_tensors_and_arrays_are_as_good(models):
     padded = {"input_ids": [[5, 6, 7], [0, 8, 9]], "attention_mask": [[1, 1, 1], [0, 1, 1]]}
     assert ids_of(generate(*models, padded, control=EqualTo(np.int64(9)), temperature=np.array([0.5, 1.5]))) == expected
     rows = [torch.tensor(prompt) for prompt in PROMPTS]
-    wishes = [EqualTo(torch.tensor(9)), EqualTo(9)]
-    assert ids_of(generate(*models, rows, control=wishes, temperature=torch.tensor([0.5, 1.5]))) == expected
+    controls = [EqualTo(torch.tensor(9)), EqualTo(9)]
+    assert ids_of(generate(*models, rows, control=controls, temperature=torch.tensor([0.5, 1.5]))) == expected
 
 
 def test_a_limit_inside_a_gate_may_lie_above_max_tokens(models):
@@ -73,12 +73,12 @@ def test_a_limit_inside_a_gate_may_lie_above_max_tokens(models):
 
 def test_tokens_that_the_models_do_not_know_fail_alone(models):
     expected = generate(*models, PROMPTS, control=EqualTo(9), seed=[1, 2])
-    strange = generate(*models, [PROMPTS[0], [5, 99_999], PROMPTS[1], [-1]], control=EqualTo(9), seed=[1, 0, 2, 0])
-    assert [completion.error for completion in strange[1::2]] == [
+    completions = generate(*models, [PROMPTS[0], [5, 99_999], PROMPTS[1], [-1]], control=EqualTo(9), seed=[1, 0, 2, 0])
+    assert [completion.error for completion in completions[1::2]] == [
         "inputs: the models know no token 99999, only 2,048 tokens",
         "inputs: the models know no token -1, only 2,048 tokens",
     ]
-    assert ids_of(strange[::2]) == ids_of(expected)
+    assert ids_of(completions[::2]) == ids_of(expected)
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.nan])

@@ -53,7 +53,7 @@ def test_small_models_write_with_one_thread(text_inputs, monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert set(seen[-3:]) == {1}  # those before are of the probe
+    assert set(seen[-3:]) == {1}  # those before are of the compatibility check
 
 
 def test_n_completions_share_a_prefill(text_inputs):

@@ -44,7 +44,8 @@ def flags(command: str) -> list[tuple[str, str | None]]:
 
 
 def defaults_of(cls: type) -> dict:
-    return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    owner = getattr(cls, "settings_class", cls)
+    return {name: parameter.default for name, parameter in inspect.signature(owner).parameters.items()}
 
 
 def repeated(given: dict, defaults: dict) -> list[str]:

@@ -11,8 +11,9 @@ A control is called once a step, for all rows at once, and returns the probabili
     gamma      discount of the length value model.
 
 All lengths count the end token. Everything is written on ``g = 1 - gamma ** remaining``, in [0, 1]; larger is longer.
-Controls are frozen dataclasses: their numbers may be tensors of shape (B,), one for each row, and
-`per_row` makes one control of many. There is no wait for the device in here.
+Controls are frozen dataclasses: their numbers may be tensors of shape (B,), one for each row, and `per_row` makes one
+control of many. There is no wait for the device in here. `decoding.control_text` reads their text form,
+``equal-to:128:hard``.
 """
 
 import math
@@ -42,7 +43,10 @@ _GRID, _ROUNDS = 17, 5
 
 
 class Control(Protocol):
-    """See the module."""
+    """See the module.
+
+    One that aims at a length may say so by an attribute ``n``, tokens, the end included: then there is room for them.
+    """
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to sample from. Shape (B, K)."""

@@ -97,7 +97,9 @@ class LengthTarget:
             return r
         if self.kind == "normalised":
             return (r / self.scale).clamp(max=1.0)
-        return torch.log1p(r)
+        if self.kind == "log_length":
+            return torch.log1p(r)
+        raise self._unknown()
 
     def predict(self, logit: Tensor) -> Tensor:
         """Prediction of the target from a head logit. Any shape; float32 or better."""
@@ -105,16 +107,22 @@ class LengthTarget:
             return logit_to_value(logit)
         if self.kind == "normalised":
             return -logit_to_value(logit)
-        return softplus(logit)
+        if self.kind in ("length", "log_length"):
+            return softplus(logit)
+        raise self._unknown()
 
     def remaining(self, logit: Tensor) -> Tensor:
         """Remaining tokens implied by a head logit. Any shape, >= 0."""
         if self.kind == "discounted":
             return logit_to_remaining(logit, self.gamma)
         prediction = self.predict(logit)
+        if self.kind == "length":
+            return prediction
         if self.kind == "normalised":
             return prediction * self.scale
-        return torch.expm1(prediction) if self.kind == "log_length" else prediction
+        if self.kind == "log_length":
+            return torch.expm1(prediction)
+        raise self._unknown()
 
     def value(self, logit: Tensor) -> Tensor:
         """Discounted value implied by a head logit, in [-1, 0]. Any shape."""
@@ -130,7 +138,12 @@ class LengthTarget:
             return float(torch.logit(-target, eps=1e-6))
         if self.kind == "normalised":
             return float(torch.logit(target, eps=1e-6))
-        return float(inverse_softplus(target))
+        if self.kind in ("length", "log_length"):
+            return float(inverse_softplus(target))
+        raise self._unknown()
+
+    def _unknown(self) -> NotImplementedError:
+        return NotImplementedError(f"target {self.kind!r} does not say what to do here")  # a new one that is half there
 
 
 def token_losses(logit: Tensor, target: Tensor, remaining: Tensor, kind: LossKind, rule: LengthTarget) -> Tensor:

@@ -82,3 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def lenvm_eval() -> None:
     """Entry point."""
     as_process(main)
+
+
+if __name__ == "__main__":
+    lenvm_eval()

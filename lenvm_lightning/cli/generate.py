@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..decoding.sampling_params import SamplingParams
+from ..decoding.sampling_params import GUIDED_SAMPLING, SamplingParams
 from ..errors import GenerationError
 from ..models import embedded
 from ..utils.settings import fields_of
@@ -45,10 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = fields_of(SamplingParams)
     limit = f"{known['max_tokens'].metadata['meaning']} (default: twice N, or 512)"
     add_setting(sampling, known["max_tokens"], default=None, help=limit)
-    add_setting(sampling, known["temperature"], default=1.0)
-    add_setting(sampling, known["top_k"], default=15)
-    add_setting(sampling, known["top_p"], default=0.999)
-    add_setting(sampling, known["min_p"], default=0.0)
+    add_setting(sampling, known["temperature"], default=GUIDED_SAMPLING.temperature)
+    add_setting(sampling, known["top_k"], default=GUIDED_SAMPLING.top_k)
+    add_setting(sampling, known["top_p"], default=GUIDED_SAMPLING.top_p)
+    add_setting(sampling, known["min_p"], default=GUIDED_SAMPLING.min_p)
     add_setting(sampling, known["seed"], default=0)
     add_setting(sampling, known["stop"], default=[], action="append", help="end after this text; may be given again")
     parser.add_argument("--compile", action="store_true", help="compile the steps: a minute or more first, then faster")

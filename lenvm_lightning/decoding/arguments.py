@@ -1,6 +1,5 @@
 """The arguments of one call of `generate`: checked, all problems told at once, and made into requests."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import index as as_whole
@@ -11,18 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import GenerationError
-from ..guidance import AtMost, Control, innermost, is_control, target_of
+from ..guidance import Control, is_control, target_of
 from ..models.value_model import LengthValueModel
 from ..utils.settings import is_integer
 from .batched_controls import numbers_for_a_batch
 from .compiled import missing_for_compile
 from .engine import Engine, RunningCompletion
+from .limits import context_window, contradiction, why_no_room, why_unreadable
 from .prefill import Request
-from .sampling_params import SamplingParams, completion_seed
-from .vocabulary import embedding_rows, placeholder_ids, stop_ids_of
+from .sampling_params import GUIDED_SAMPLING, SamplingParams, completion_seed
+from .vocabulary import embedding_rows, stop_ids_of
 
 MAX_TOKENS = 512  # of a completion without a target
-_MAX_ROWS = 256
+_ROOM_FACTOR, _ROOM = 2, 16  # beside a target: one that is missed is better seen missed than truncated
+_MAX_ROWS = 256  # completions written side by side, where nobody says: more take memory and were never measured
 _SPARE_IDS = 1024  # by so many rows may the embeddings of one vocabulary differ: they are padded to round numbers
 
 
@@ -36,10 +37,10 @@ class Arguments:
     control: Control | Sequence[Control | None] | None = None
     n: int = 1
     max_tokens: int | Sequence[int | None] | None = None
-    temperature: float | Sequence[float] = 1.0
-    top_k: int | Sequence[int] = 15
-    top_p: float | Sequence[float] = 0.999
-    min_p: float | Sequence[float] = 0.0
+    temperature: float | Sequence[float] = GUIDED_SAMPLING.temperature
+    top_k: int | Sequence[int] = GUIDED_SAMPLING.top_k
+    top_p: float | Sequence[float] = GUIDED_SAMPLING.top_p
+    min_p: float | Sequence[float] = GUIDED_SAMPLING.min_p
     seed: int | Sequence[int] = 0
     stop: str | Sequence[str] = ()
     eos_token_id: int | Sequence[int] | None = None
@@ -75,7 +76,7 @@ class RequestBatch:
         self._models: dict[str, Any] = {"generator": given.generator}
         if lenvm is not None:
             self._models["lenvm"] = lenvm.backbone
-        self._known_tokens = min(embedding_rows(model) for model in self._models.values())
+        self._known_tokens = min(embedding_rows(model) for model in self._models.values())  # by all of them
         self._problems: list[str] = []
         self._check_models()
         self._check_whole("n", given.n, "at least 1 completion")
@@ -101,6 +102,7 @@ class RequestBatch:
         engine = Engine[Any](
             given.generator,
             given.lenvm,
+            processor=given.tokenizer,
             stop_ids=self._stop_ids,
             max_rows=min(max_rows, len(self._requests) * self.n),
             compiled=given.compile,
@@ -118,7 +120,7 @@ class RequestBatch:
         mask[~mask.bool().any(-1), -1] = 1
         try:
             engine.prefill_batch(inputs, self._requests, [request.key for request in self._requests])
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, GenerationError):
             raise
         except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
             raise GenerationError(f"inputs: the models cannot take these images: {error}") from error
@@ -168,7 +170,7 @@ class RequestBatch:
     def _end_ids(self) -> frozenset[int]:
         given = self._given.eos_token_id
         if given is None:
-            return stop_ids_of(self._given.generator)
+            return stop_ids_of(self._given.generator, self._given.tokenizer)
         ids = given if isinstance(given, Sequence) else [given]
         for token in ids:
             self._check_whole("eos_token_id", token, "a token's id", least=0)
@@ -216,45 +218,23 @@ class RequestBatch:
 
     def _add_request(self, row: int, control: Control | None, params: SamplingParams, limit: int | None) -> None:
         ids = self._prompts[row]
-        tokens, problem = self._max_tokens(len(ids), control, limit)
-        problem = self._unreadable(ids) or problem
+        models = list(self._models.values())
+        against = contradiction(control, limit)
+        if against:
+            self._problems.append(against)
+        unreadable = why_unreadable(models, ids, _has_images(self._vision), self._given.tokenizer)
+        problem = f"inputs: {unreadable}" if unreadable else why_no_room(models, len(ids), control, limit)
         if problem:
             self.failed.append((row, problem))
             return
+        target = target_of(control)
+        default = MAX_TOKENS if target is None else _ROOM_FACTOR * target + _ROOM
+        tokens = int(min(limit or default, context_window(models) - len(ids)))
         # Where there are problems nothing is written, and n may be no number.
         seeds = [] if self._problems else [completion_seed(params.seed, "", index) for index in range(self.n)]
         given = self._given
         ending = _ending(row, params.stop, given.tokenizer, given.ends)
         self._requests.append(Request(row, ids, seeds, replace(params, max_tokens=tokens), control, ends=ending))
-
-    def _unreadable(self, ids: list[int]) -> str | None:
-        """Why a prompt's ids cannot be read."""
-        unknown = next((token for token in ids if not 0 <= token < self._known_tokens), None)
-        if unknown is not None:
-            return f"inputs: the models know no token {unknown}, only {self._known_tokens:,} tokens"
-        if not _has_images(self._vision) and not placeholder_ids(self._given.generator).isdisjoint(ids):
-            return "inputs: an image's token stands in the prompt, but there are no images (pixel_values)"
-        return None
-
-    def _max_tokens(self, prompt: int, control: Control | None, asked: int | None) -> tuple[int, str | None]:
-        """Tokens that a completion may have, and why there can be none."""
-        if not prompt:
-            return 1, "inputs: the prompt is empty"
-        texts = [model.config.get_text_config() for model in self._models.values()]
-        window = min(getattr(text, "max_position_embeddings", None) or math.inf for text in texts)
-        target = target_of(control)
-        if asked is not None and target is not None and asked < target and not isinstance(innermost(control), AtMost):
-            self._problems.append(f"control {control} and max_tokens={asked} contradict each other: raise max_tokens")
-        if target is not None and prompt + target > window:
-            return 1, (
-                f"control {control}: a prompt of {prompt} tokens and a target of {target} pass the context window of "
-                f"{window} tokens"
-            )
-        if asked is not None and prompt + asked > window:
-            return 1, f"max_tokens={asked}: with a prompt of {prompt} tokens it passes the context window of {window}"
-        default = MAX_TOKENS if target is None else 2 * target + 16
-        tokens = int(min(asked or default, window - prompt))
-        return tokens, None if tokens > 0 else f"inputs: the prompt of {prompt} tokens fills the context window"
 
 
 def _read_inputs(inputs: Any) -> tuple[list[list[int]], dict[str, Tensor]]:

@@ -31,7 +31,8 @@ class StepResult:
         tokens: chosen, -1 where logits, values or what a control made of them are NaN or leave none. Shape (B,), int64.
         logprobs: that the generator's logits give them, before temperature, truncation and control. Shape (B,).
         before: remaining tokens at the state in which they were chosen. Shape (B,).
-        after: remaining tokens after them. Shape (B,).
+        after: remaining tokens after them, as predicted for the chosen candidate; in rows without a control, where
+            it may be none of the candidates, one less than before. Shape (B,).
         ids: of the candidates, the likeliest first. Shape (B, K), K = 0 where no row had to be scored.
         probs: of the base model, 0 where a row has fewer candidates. Shape (B, K).
         remaining: tokens that would follow each candidate. Shape (B, K).
@@ -176,9 +177,8 @@ class CandidateScorer:
         of_chosen = remaining.gather(1, place).squeeze(1)
         after = torch.where(rules.guided, of_chosen, (before - 1).clamp(min=0))
         after = after.masked_fill(torch.isin(tokens, stop_ids), 0.0)
-        return StepResult(
-            tokens, logprobs, before, after, ids[:, :scored], probs[:, :scored], remaining[:, :scored], guided
-        )
+        of_candidates = (column[:, :scored] for column in (ids, probs, remaining, guided))
+        return StepResult(tokens, logprobs, before, after, *of_candidates)
 
     def _may_narrow(self, logits: Tensor) -> bool:
         """Whether the number of columns may differ from step to step: not where that means a wait or a new shape."""

@@ -9,14 +9,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import GenerationError
 from ..models.value_model import LengthValueModel
 from .candidate_scorer import CandidateScorer
 from .kv_cache import FEWEST_ROWS
-from .model_runner import ModelRunner
+from .model_runner import ModelRunner, Prefill
 
 _LARGEST_DIFFERENCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of values, or of distributions; else:
 _LARGEST_DIFFERENCE_OF_HALF = 0.1  # what bfloat16 rounds; models that are wrong differ by more
@@ -36,10 +36,10 @@ def open_runner(generator: PreTrainedModel, compiled: bool = False) -> ModelRunn
         GenerationError: it does not work so.
     """
 
-    def difference() -> float:
-        return difference_in_rows(ModelRunner(generator), _PROMPT, {})
+    def build() -> ModelRunner:
+        return ModelRunner(generator, compiled)
 
-    return _opened("generator", generator, generator.dtype, lambda: ModelRunner(generator, compiled), difference)
+    return _opened("generator", generator, generator.dtype, build, lambda: _difference_of_tokens(generator))
 
 
 def open_scorer(lenvm: LengthValueModel, fewest_rows: int = 1, compiled: bool = False) -> CandidateScorer:
@@ -54,11 +54,11 @@ def open_scorer(lenvm: LengthValueModel, fewest_rows: int = 1, compiled: bool = 
         GenerationError: it does not work so.
     """
 
-    def difference() -> float:
-        return _difference_of_values(lenvm)
+    def build() -> CandidateScorer:
+        return CandidateScorer(lenvm, fewest_rows, compiled)
 
     dtype = next(lenvm.parameters()).dtype
-    return _opened("lenvm", lenvm, dtype, lambda: CandidateScorer(lenvm, fewest_rows, compiled), difference)
+    return _opened("lenvm", lenvm, dtype, build, lambda: _difference_of_values(lenvm))
 
 
 def _opened(
@@ -79,15 +79,57 @@ def _opened(
     return opened
 
 
-def why_not_with_images(runner: ModelRunner, prompt_ids: Sequence[int], inputs: dict[str, Any]) -> str | None:
-    """Why a generator cannot be decoded in rows after a prompt with images; None where it can.
+def require_same_after_images(
+    runner: ModelRunner,
+    lenvm: LengthValueModel | None,
+    output: Any,
+    prefills: Sequence[Prefill],
+    prompts: Sequence[Sequence[int]],
+) -> None:
+    """Refuse a model that, after prompts with images, says in rows something else than it just said on its own.
 
     Args:
-        runner: of the generator.
-        prompt_ids: at least two tokens.
-        inputs: what the model takes for them, see `ModelRunner.prefill_inputs`.
+        runner: of the generator, or of a length value model's backbone.
+        lenvm: the length value model; None for a generator.
+        output: of the model for a batch of prompts whose last column holds the last token of each of ``prompts``.
+        prefills: where those prompts are in the cache that came with it.
+        prompts: token ids of each.
+
+    Raises:
+        GenerationError: it does not work so.
     """
-    return _reason(runner.model, (runner.model.dtype, "images"), lambda: difference_in_rows(runner, prompt_ids, inputs))
+    model = runner.model
+    reason = _reason(
+        model, (model.dtype, "images"), lambda: _difference_after_images(runner, lenvm, output, prefills, prompts)
+    )
+    if reason:
+        who = "generator" if lenvm is None else "lenvm"
+        raise GenerationError(f"{who}: {type(model).__name__} cannot be decoded in rows after images: {reason}")
+
+
+@torch.inference_mode()
+def _difference_after_images(
+    runner: ModelRunner,
+    lenvm: LengthValueModel | None,
+    output: Any,
+    prefills: Sequence[Prefill],
+    prompts: Sequence[Sequence[int]],
+) -> float:
+    """Largest difference over some prompts: of values, or total variation of next-token distributions."""
+
+    def said(out: Any, rows: Sequence[int]) -> Tensor:
+        if lenvm is None:
+            return out.logits[list(rows), -1].double().softmax(-1) / 2
+        return lenvm.gamma ** lenvm.remaining(lenvm.v_head(out.last_hidden_state[list(rows), -1])).double()[:, None]
+
+    plain = ModelRunner(runner.model)  # to compile for this would take longer than the steps themselves
+    cache = plain.new_cache()
+    for row, (one, ids) in enumerate(zip(prefills, prompts, strict=True)):
+        cache.fill([row], one.cache, [one.row], len(ids) - 1, offset=one.offset, start=one.start)
+    last_tokens = torch.zeros(cache.rows, 1, dtype=torch.int64, device=runner.model.device)
+    last_tokens[: len(prompts), 0] = torch.tensor([ids[-1] for ids in prompts])
+    in_rows = said(plain.forward(cache, last_tokens), range(len(prompts)))
+    return float((said(output, [one.row for one in prefills]) - in_rows).abs().sum(-1).max())
 
 
 def _reason(model: nn.Module, key: Any, difference: Callable[[], float]) -> str | None:
@@ -109,26 +151,18 @@ def _reason(model: nn.Module, key: Any, difference: Callable[[], float]) -> str 
 
 
 @torch.inference_mode()
-def difference_in_rows(runner: ModelRunner, prompt_ids: Sequence[int], inputs: dict[str, Any]) -> float:
-    """Compare the token that follows a prompt by way of a row with the model's own forward.
+def _difference_of_tokens(generator: PreTrainedModel) -> float:
+    """Total variation, 0 to 1, of the next-token distributions in a row and of the model's own forward.
 
-    Args:
-        runner: of the generator.
-        prompt_ids: at least two tokens.
-        inputs: for `ModelRunner.prefill_inputs`; empty for text.
-
-    Returns:
-        Total variation of the two distributions, 0 to 1; NaN where the model's logits are.
+    NaN where the model's logits are.
     """
-    ids = torch.tensor([list(prompt_ids)], device=runner.model.device)
-    output, prefill, offsets = runner.prefill_inputs(inputs or {"input_ids": ids})
-    if not inputs:
-        prefill, offsets = runner.prefill([list(prompt_ids)[:-1]]), [0]
+    runner = ModelRunner(generator)
+    prompt = torch.tensor([_PROMPT], device=generator.device)
     cache = runner.new_cache()
-    cache.fill([0], prefill, [0], len(prompt_ids) - 1, offsets[0])
-    logits = runner.forward(cache, ids[:, -1:].expand(FEWEST_ROWS, 1)).logits[0, -1]
-    own, in_row = output.logits[0, -1].double().softmax(-1), logits.double().softmax(-1)
-    return float((own - in_row).abs().sum() / 2)
+    cache.fill([0], runner.prefill([_PROMPT[:-1]]), [0], len(_PROMPT) - 1)
+    in_row = runner.forward(cache, prompt[:, -1:].expand(FEWEST_ROWS, 1)).logits[0, -1]
+    own = runner.prefill_inputs({"input_ids": prompt})[0].logits[0, -1]
+    return float((own.double().softmax(-1) - in_row.double().softmax(-1)).abs().sum() / 2)
 
 
 @torch.inference_mode()

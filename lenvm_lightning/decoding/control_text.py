@@ -1,5 +1,7 @@
 """The text form of a control, the same in command lines, recipes and servers: `tilt:-5`, `equal-to:128:hard`."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import GenerationError, nearest
@@ -10,8 +12,41 @@ EXAMPLES = (
     "at-least:200", "at-least:200:hard", "scale:mul:0.5", "scale:linear:-0.5", "scale:length_mul:0.5",
     "gated:0.1:0.5:tilt:-5",
 )  # fmt: skip
-_TARGETS: dict[str, Any] = {"equal-to": EqualTo, "at-most": AtMost, "at-least": AtLeast}
-_KINDS = ("none", "tilt", *_TARGETS, "scale", "gated")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The text form of one control: an example, how many parts stand after its name, and what they make."""
+
+    example: str
+    least: int
+    most: int
+    build: Callable[[list[str]], Control | None]
+
+
+def _target(kind: Any) -> Callable[[list[str]], Control]:
+    return lambda parts: kind(_number(int, parts[0]), *parts[1:])
+
+
+def _scale(parts: list[str]) -> Control:
+    kind: Any = parts[0].replace("-", "_")
+    return Scale(_number(float, parts[1]), kind)
+
+
+def _gated(parts: list[str]) -> Control:
+    return Gated(parse_control(":".join(parts[2:])), _number(float, parts[0]), _number(float, parts[1]))
+
+
+_FORMS = {
+    "none": _Form("none", 0, 0, lambda parts: None),
+    "tilt": _Form("tilt:-5", 1, 1, lambda parts: Tilt(_number(float, parts[0]))),
+    "equal-to": _Form("equal-to:128", 1, 2, _target(EqualTo)),
+    "at-most": _Form("at-most:128", 1, 2, _target(AtMost)),
+    "at-least": _Form("at-least:128", 1, 2, _target(AtLeast)),
+    "scale": _Form("scale:mul:0.5", 2, 2, _scale),
+    "gated": _Form("gated:0.1:0.5:tilt:-5", 3, 6, _gated),
+}
+"""A control of your own gets its text form by one more line here."""
 
 
 def parse_control(text: str) -> Control | None:
@@ -27,36 +62,19 @@ def parse_control(text: str) -> Control | None:
     Raises:
         GenerationError: the text is none of these, or a number or a mode means nothing; it names the nearest right one.
     """
-    kind, *parts = (part.strip() for part in text.strip().split(":"))
-    if kind not in _KINDS:
-        hint = nearest(kind, _KINDS) or nearest(text, EXAMPLES)
+    name, *parts = (part.strip() for part in text.strip().split(":"))
+    form = _FORMS.get(name)
+    if form is None:
+        hint = nearest(name, _FORMS) or nearest(text, EXAMPLES)
         raise GenerationError(f"control {text!r} is none{hint} (such as {', '.join(EXAMPLES[1:])})")
+    if not form.least <= len(parts) <= form.most:
+        raise GenerationError(f"control {text!r} has {len(parts)} parts after its name; write it like {form.example!r}")
     try:
-        if kind == "none":
-            _require(text, "none", parts, 0, 0)
-            return None
-        if kind == "tilt":
-            _require(text, "tilt:-5", parts, 1, 1)
-            return Tilt(_number(float, parts[0]))
-        if kind == "scale":
-            _require(text, "scale:mul:0.5", parts, 2, 2)
-            name: Any = parts[0].replace("-", "_")
-            return Scale(_number(float, parts[1]), name)
-        if kind == "gated":
-            _require(text, "gated:0.1:0.5:tilt:-5", parts, 3, 6)
-            inner = parse_control(":".join(parts[2:]))
-            return Gated(inner, _number(float, parts[0]), _number(float, parts[1]))
-        _require(text, f"{kind}:128", parts, 1, 2)
-        return _TARGETS[kind](_number(int, parts[0]), *parts[1:])
+        return form.build(parts)
     except GenerationError:
         raise
     except ValueError as error:
         raise GenerationError(f"control {text!r}: {error}") from error
-
-
-def _require(text: str, example: str, parts: list[str], least: int, most: int) -> None:
-    if not least <= len(parts) <= most:
-        raise GenerationError(f"control {text!r} has {len(parts)} parts after its name; write it like {example!r}")
 
 
 def _number(kind: type[int] | type[float], word: str) -> Any:

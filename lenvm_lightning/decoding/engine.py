@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..errors import GenerationError
 from ..models.value_model import LengthValueModel
 from ..utils.threads import is_small, one_thread
 from . import compatibility
-from .candidate_scorer import RowRules, StepResult
+from .candidate_scorer import MOST_CANDIDATES, RowRules, StepResult
 from .kv_cache import FEWEST_ROWS
+from .model_runner import ModelRunner
 from .prefill import Prefiller, Request
 from .sampling import sample_tokens
 from .sampling_params import SamplingParams
@@ -127,14 +129,16 @@ class Engine(Generic[Passed]):
             fewest_rows = FEWEST_ROWS if lenvm is None else 1
         self._scorer = None if lenvm is None else compatibility.open_scorer(lenvm, fewest_rows, compiled)
         self._device = generator.device
-        self._one_thread = is_small(generator)
+        self._one_thread = is_small(generator) and (lenvm is None or is_small(lenvm.backbone))
         self.stop_ids = stop_ids_of(generator, processor) if stop_ids is None else stop_ids
         self._stop_tensor = torch.tensor(sorted(self.stop_ids), dtype=torch.int64, device=self._device)
         self._forbidden = forbidden_ids(generator, lenvm, processor)
         self._cache = self._runner.new_cache(fewest_rows)
         self._caches = [self._cache] if self._scorer is None else [self._cache, self._scorer.cache]
-        runners = [self._runner] if self._scorer is None else [self._runner, self._scorer.runner]
-        self._prompts = Prefiller(runners)
+        readers: list[tuple[ModelRunner, LengthValueModel | None]] = [(self._runner, None)]
+        if self._scorer is not None:
+            readers.append((self._scorer.runner, self._scorer.lenvm))
+        self._prompts = Prefiller(readers)
         self._fewest_rows = fewest_rows
         self._max_rows = max_rows
         self._rows: list[RunningCompletion | None] = []  # of the caches; None = the row is free
@@ -153,8 +157,16 @@ class Engine(Generic[Passed]):
                 yield item
 
     def steps(self, requests: Iterable[Request | Passed]) -> Iterator[list[RunningCompletion] | Passed]:
-        """Yield after each step the completions that it has written a token of; what is no request is passed on."""
-        source = iter(requests)
+        """Yield after each step the completions that it has written a token of; what is no request is passed on.
+
+        One run at a time; a run that is abandoned takes its completions with it.
+        """
+        try:
+            yield from self._write(iter(requests))
+        finally:
+            self._abandon()
+
+    def _write(self, source: Iterator[Request | Passed]) -> Iterator[list[RunningCompletion] | Passed]:
         while True:
             # 1. As long as rows are free, prefill prompts that wait, and put their completions into rows.
             while self._running < self._max_rows:
@@ -234,10 +246,19 @@ class Engine(Generic[Passed]):
     # -- prompts ---
 
     def why_not(self, request: Request) -> str | None:
-        """Why a request cannot be written in rows of a cache; None where it can. Text was tried when it was made."""
-        if not request.inputs or len(request.prompt_ids) < 2:
+        """Why a request with images cannot be written in rows of a cache; None where it can.
+
+        The first prompt with images is read for that. Whether text can be written was checked when the engine was made.
+        """
+        if not request.inputs or self._prompts.images_are_checked:
             return None
-        return compatibility.why_not_with_images(self._runner, request.prompt_ids, request.inputs)
+        try:
+            self._prompts.prefill_batch(request.inputs, [request], [0])
+        except GenerationError as error:
+            return str(error)
+        except (ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return None
 
     def prefill_batch(self, inputs: dict[str, Any], requests: Sequence[Request], places: Sequence[int]) -> None:
         """Read a batch of prompts, images included, at once; see `Prefiller.prefill_batch`."""
@@ -260,8 +281,8 @@ class Engine(Generic[Passed]):
         rows = rows[:count]
         if not rows:
             return False
-        for cache, (prefill, prefill_row, start, offset) in zip(self._caches, request.prefills, strict=True):
-            cache.fill(rows, prefill, [prefill_row] * len(rows), length, offset, start)
+        for cache, one in zip(self._caches, request.prefills, strict=True):
+            cache.fill(rows, one.cache, [one.row] * len(rows), length, offset=one.offset, start=one.start)
         for place in rows:
             self._rows[place] = RunningCompletion.of(request, prompt.left.popleft())
         self._rules = None
@@ -289,18 +310,26 @@ class Engine(Generic[Passed]):
         longest = max((len(prompt.request.prompt_ids) for prompt in self._prompts.prefilled), default=0)
         free_width = longest + _STEPS_BETWEEN_LAYOUTS
         wider = sum(width > free_width for width in widths)
-        order[wider:wider] = [-1] * free
-        widths[wider:wider] = [free_width] * free
+        order = [*order[:wider], *[-1] * free, *order[wider:]]
+        widths = [*widths[:wider], *[free_width] * free, *widths[wider:]]
         # 3. Both caches; rows of the scorer's hold the candidates of a step, too.
         self._cache.lay_out(order, widths)
         if self._scorer is not None:
-            tried = max((row.request.params.top_k for row in self._rows if row), default=0) + 1
+            wanted = [row.request.params.top_k or MOST_CANDIDATES for row in self._rows if row]
+            tried = min(max(wanted, default=0), MOST_CANDIDATES) + 1
             self._scorer.cache.lay_out(order, [width + tried for width in widths])
         # 4. The completions follow their rows; behind them are those that the cache has added.
         moved = [self._rows[place] if place >= 0 else None for place in order]
         self._rows = moved + [None] * (self._cache.rows - len(moved))
         self._rules = None
         self._steps_left = _STEPS_BETWEEN_LAYOUTS
+
+    def _abandon(self) -> None:
+        """Forget everything that has not ended."""
+        self._prompts.clear()
+        for place, row in enumerate(self._rows):
+            if row is not None:
+                self._free(place, wipe=False)
 
     def _free(self, place: int, *, wipe: bool) -> None:
         for cache in self._caches:

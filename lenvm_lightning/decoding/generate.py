@@ -11,6 +11,7 @@ from ..guidance import Control
 from ..models.value_model import LengthValueModel
 from .arguments import Arguments, RequestBatch
 from .engine import FinishReason, RunningCompletion
+from .sampling_params import GUIDED_SAMPLING
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,10 @@ def generate(
     control: Control | Sequence[Control | None] | None = None,
     n: int = 1,
     max_tokens: int | Sequence[int | None] | None = None,
-    temperature: float | Sequence[float] = 1.0,
-    top_k: int | Sequence[int] = 15,
-    top_p: float | Sequence[float] = 0.999,
-    min_p: float | Sequence[float] = 0.0,
+    temperature: float | Sequence[float] = GUIDED_SAMPLING.temperature,
+    top_k: int | Sequence[int] = GUIDED_SAMPLING.top_k,
+    top_p: float | Sequence[float] = GUIDED_SAMPLING.top_p,
+    min_p: float | Sequence[float] = GUIDED_SAMPLING.min_p,
     seed: int | Sequence[int] = 0,
     stop: str | Sequence[str] = (),
     eos_token_id: int | Sequence[int] | None = None,
@@ -115,7 +116,7 @@ def generate(
         n: completions of each prompt.
         max_tokens: of a completion, its end included; where None, a little more than twice the target, or 512, and
             never more than the context window holds.
-        temperature: see `SamplingParams`.
+        temperature: see `SamplingParams`; the defaults of all four are `GUIDED_SAMPLING`.
         top_k: likewise.
         top_p: likewise.
         min_p: likewise.

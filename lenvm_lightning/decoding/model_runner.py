@@ -10,7 +10,7 @@ and prompts are padded to a width that is their own.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -106,6 +106,22 @@ def block_attention(
 
 AttentionInterface.register(_ATTENTION, block_attention)
 AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+class Prefill(NamedTuple):
+    """Where a prompt is that a model has read, all tokens but the last.
+
+    Attributes:
+        cache: what the model returned.
+        row: of the cache.
+        start: column at which the prompt begins; padding stands before.
+        offset: what its images add to the positions of what follows.
+    """
+
+    cache: Cache
+    row: int = 0
+    start: int = 0
+    offset: int = 0
 
 
 class ModelRunner:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import Cache
 
 from ..guidance import Control
+from ..models.value_model import LengthValueModel
+from .compatibility import require_same_after_images
 from .kv_layout import round_up
-from .model_runner import PADDING, ModelRunner, moved_to
+from .model_runner import PADDING, ModelRunner, Prefill, moved_to
 from .sampling_params import SamplingParams
 
-Prefill = tuple[Cache, int, int, int]
-"""Where a prompt is, all tokens but the last: cache, its row, the column it starts at, its rope offset."""
+_END = object()  # of a source of requests: None may be an item of it
 _AHEAD = 16  # prompts looked at, to find some that can be prefilled together
 _PREFILL_TOKENS = 1024  # padded tokens of such a prefill: more of them save no time and cost memory
 
@@ -71,11 +71,13 @@ class Prefiller:
     """Prompts on their way into rows: looked at, prefilled, and waiting until rows are free.
 
     Args:
-        runners: of the generator and, where there is one, of the length value model.
+        readers: the models that read a prompt, the generator first; beside the runner of a length value model that
+            model itself.
     """
 
-    def __init__(self, runners: Sequence[ModelRunner]) -> None:
-        self._runners = runners
+    def __init__(self, readers: Sequence[tuple[ModelRunner, LengthValueModel | None]]) -> None:
+        self._readers = readers
+        self.images_are_checked = False  # that the models say in rows what they say on their own, after images
         self._waiting: list[Request] = []  # looked at, not prefilled yet
         self.prefilled: deque[PrefilledPrompt] = deque()
 
@@ -89,11 +91,16 @@ class Prefiller:
         """Whether there are prompts to prefill."""
         return bool(self._waiting)
 
+    def clear(self) -> None:
+        """Forget all prompts."""
+        self._waiting.clear()
+        self.prefilled.clear()
+
     def look_ahead(self, source: Iterator[Any]) -> Iterator[Any]:
         """Take requests from a source, a few; what is no request is yielded."""
         while len(self._waiting) < _AHEAD:
-            item = next(source, None)
-            if item is None:
+            item = next(source, _END)
+            if item is _END:
                 return
             if isinstance(item, Request):
                 self._waiting.append(item)
@@ -106,13 +113,13 @@ class Prefiller:
         first = self._waiting[0]
         group = [first]
         if not first.prefills and first.inputs:
-            first.prefills = [(cache, 0, 0, offsets[0]) for cache, offsets in self._prefill_inputs(first.inputs)]
+            self.prefill_batch(first.inputs, [first], [0])
         elif not first.prefills:
             alike = [one for one in self._waiting if one.is_plain_text and one.width == first.width]
             group = alike[: max(1, _PREFILL_TOKENS // max(first.width, 1))]
-            caches = [runner.prefill([one.prompt_ids[:-1] for one in group]) for runner in self._runners]
+            caches = [runner.prefill([one.prompt_ids[:-1] for one in group]) for runner, _ in self._readers]
             for row, request in enumerate(group):
-                request.prefills = [(cache, row, 0, 0) for cache in caches]
+                request.prefills = [Prefill(cache, row) for cache in caches]
         taken = set(map(id, group))
         self._waiting = [request for request in self._waiting if id(request) not in taken]
         self.prefilled.extend(PrefilledPrompt(one, deque(range(len(one.seeds)))) for one in group)
@@ -125,12 +132,22 @@ class Prefiller:
             inputs: what the models take: ``input_ids`` and ``attention_mask`` (B, T) among it.
             requests: those of the prompts that are to be answered.
             places: row of the batch that each request's prompt is.
-        """
-        starts = inputs["attention_mask"].long().argmax(-1).tolist()
-        caches = self._prefill_inputs(inputs)
-        for request, place in zip(requests, places, strict=True):
-            request.prefills = [(cache, place, starts[place], offsets[place]) for cache, offsets in caches]
 
-    def _prefill_inputs(self, inputs: dict[str, Any]) -> list[tuple[Cache, list[int]]]:
-        """The cache of each model, and the rope offset of what follows each prompt."""
-        return [runner.prefill_inputs(moved_to(runner.model, inputs))[1:] for runner in self._runners]
+        Raises:
+            GenerationError: a model that cannot be decoded in rows after images.
+        """
+        mask = inputs["attention_mask"].bool()
+        starts = mask.long().argmax(-1).tolist()
+        # What the models say after the last column is of use for prompts that end there: not before padding.
+        ending = [n for n, place in enumerate(places) if mask[place, -1] and len(requests[n].prompt_ids) > 1]
+        prompts = [requests[n].prompt_ids for n in ending]
+        prefills = []
+        for runner, lenvm in self._readers:
+            output, cache, offsets = runner.prefill_inputs(moved_to(runner.model, inputs))
+            of_requests = [Prefill(cache, place, starts[place], offsets[place]) for place in places]
+            if ending:
+                require_same_after_images(runner, lenvm, output, [of_requests[n] for n in ending], prompts)
+                self.images_are_checked = True
+            prefills.append(of_requests)
+        for request, *of_models in zip(requests, *prefills, strict=True):
+            request.prefills = of_models

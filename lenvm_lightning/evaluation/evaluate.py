@@ -57,7 +57,7 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
     task = tasks.get(settings.task)
     if isinstance(task, RecipeTask):
         raise EvaluationError(
-            f"the task `{task.name}` belongs into a recipe with other tasks, see recipes/{task.recipe}.yaml"
+            f"the task `{task.name}` belongs in a recipe with other tasks, see recipes/{task.recipe}.yaml"
         )
     if isinstance(task, RunTask):
         return _compare_runs(task, settings, root, command)
@@ -76,10 +76,10 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
         models.lenvm()  # one that cannot be loaded is told before base is sampled for hours
         speeds = _sample(prepared, models, samples)
         by_system = {system.name: samples.of(system.name) for system in prepared.systems}
+        _tell_failed(samples)
         if not any(by_system.values()):
             reasons = sorted({failure.reason for failure in samples.failures.values()})
             raise EvaluationError(f"{folder}: not one completion could be had:\n  " + "\n  ".join(reasons[:_SHOWN]))
-        _tell_failed(samples)
         # 4. Samples -> findings.
         findings = prepared.task.summarise(_measured(prepared, models, by_system))
         # 5. Findings -> report.

@@ -202,7 +202,7 @@ class CompletionStore(Generic[Key, Record]):
         return key in self._places
 
     def wanted(self, key: Key) -> bool:
-        """Whether a completion belongs into this store at all."""
+        """Whether a completion belongs in this store at all."""
         return True
 
     def what_stays(self) -> str:

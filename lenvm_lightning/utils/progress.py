@@ -112,8 +112,9 @@ class Progress:
 class CompletionProgress:
     """Progress of completions, many of which are written at the same time. A context manager.
 
-    Tokens of completions that are under way count, so that rate and time left are right from the first seconds on, long
-    before the first completions end. While it is open, a thread shows how far things are even where none ends.
+    Tokens of completions that are under way count, so that the rate is right from the first seconds on. Time left is a
+    bound until the first completion ends, and an estimate from then on. While it is open, a thread shows how far things
+    are even where none ends.
 
     Args:
         name: what is being done, such as ``sample``.
@@ -121,7 +122,8 @@ class CompletionProgress:
         tokens_written: tells how many tokens the generator has written so far, those of completions under way included.
             Where it counts finished ones only, progress knows no more.
         limit: tokens after which a completion is truncated.
-        there: lengths of the completions that were there before, in tokens.
+        there: completions that were there before.
+        tokens_there: tokens of those.
         truncated: how many of those were truncated.
         failed: completions that cannot be had.
         seconds: between two lines where stderr is no terminal.
@@ -216,17 +218,26 @@ class CompletionProgress:
             return None
         return (self._total - self._finished - self._failed) * length / rate
 
+    @property
+    def most_seconds_left(self) -> float | None:
+        """Time until all are there if each is as long as it may be; None before the first token."""
+        rate = self.tokens_per_s
+        return None if rate is None else (self._total - self._finished - self._failed) * self._limit / rate
+
     def show(self, *, at_once: bool = False) -> None:
         """Show how far it is, unless it was shown a moment ago."""
         with self._lock:
             if not (at_once or self._progress.is_due):
                 return
             share = self._truncated / self._finished if self._finished else 0.0
+            facts = {"truncated": f"{share:.1%}"}
+            if self.seconds_left is None and self.most_seconds_left is not None:
+                facts = {"left at most": clock_text(self.most_seconds_left), **facts}
             self._progress.show(
                 self._finished + self._failed,
                 tokens_per_s=self.tokens_per_s,
                 seconds_left=self.seconds_left,
-                facts={"truncated": f"{share:.1%}"},
+                facts=facts,
                 at_once=True,
             )
 

@@ -266,7 +266,7 @@ MISTAKES = {
     "--task longbench-write --languages cn": r"the tiny world writes English only",
     "--task longbench-write --systems ours": r"measure `base` beside ours.*or give --tokens-per-word for en and cn",
     "--task longbench-write --tokens-per-word {de:2}": r"tokens_per_word must be positive numbers by language",
-    "--task paper": r"the task `paper` belongs into a recipe with other tasks, see recipes/paper_tiny.yaml",
+    "--task paper": r"the task `paper` belongs in a recipe with other tasks, see recipes/paper_tiny.yaml",
     "--task gsm8k --data none.jsonl": r"none.jsonl",
     "--task gsm8k --generator none-such --data tiny": r"none-such",
     "--task gsm8k --lenvm none-such": r"none-such",

@@ -1,7 +1,10 @@
 """The decode loop: one forward of each model a step, rows that are freed and filled."""
 
+import dataclasses
 import math
+from weakref import WeakKeyDictionary
 
+import pytest
 import torch
 from pairs import (
     prompts_of,
@@ -10,7 +13,12 @@ from pairs import (
 )
 from tiny_generators import build
 
+from lenvm_lightning.decoding import compatibility
+from lenvm_lightning.decoding.engine import Engine
 from lenvm_lightning.decoding.generate import generate
+from lenvm_lightning.decoding.prefill import Request
+from lenvm_lightning.decoding.sampling_params import SamplingParams
+from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import EqualTo, Tilt
 
 
@@ -93,3 +101,62 @@ def test_logits_that_are_not_numbers_fail_alone(text_inputs):
     assert "NaN" in completions[4].error
     for ours, before in zip(completions[:4], expected, strict=True):
         assert ours.token_ids[:6] == before.token_ids[:6]
+
+
+def requests_of(count, **params):
+    return [Request(key, [5 + key, 6, 7], [key], SamplingParams(**{"max_tokens": 5, **params})) for key in range(count)]
+
+
+def test_an_abandoned_run_leaves_nothing_behind(text):
+    engine = Engine(*text)
+    first = engine.steps(requests_of(3))
+    next(first)
+    first.close()
+    again = requests_of(2)
+    assert {id(one.request) for one in engine.run(again)} == set(map(id, again))
+
+
+def test_what_is_no_request_is_passed_on_even_none(text):
+    [request] = requests_of(1)
+    seen = list(Engine(*text).run([None, "a", request, None]))
+    assert [item for item in seen if item is None or item == "a"] == [None, "a", None]
+    assert sum(getattr(item, "request", None) is request for item in seen) == 1
+
+
+@pytest.mark.parametrize(("top_k", "tried"), [(0, 64), (500, 64), (15, 15)])
+def test_rows_have_room_for_the_candidates_that_are_scored(text, top_k, tried, monkeypatch):
+    engine = Engine(*text)
+    layouts = {"generator": [], "scorer": []}
+    for name, cache in (("generator", engine._cache), ("scorer", engine._scorer.cache)):
+        lay_out = cache.lay_out
+        monkeypatch.setattr(
+            cache,
+            "lay_out",
+            lambda order, widths, of=layouts[name], real=lay_out: of.append(list(widths)) or real(order, widths),
+        )
+    requests = requests_of(2, top_k=top_k, max_tokens=40)
+    list(engine.run([dataclasses.replace(one, control=Tilt(-1.0)) for one in requests]))
+    together = layouts["generator"][-1], layouts["scorer"][-1]
+    assert [scorer - own for own, scorer in zip(*together, strict=True)] == [tried + 1] * len(together[0])
+
+
+def test_images_are_checked_before_anything_is_written(vision, vision_inputs, monkeypatch):
+    """A model that says something else in rows after images is refused by name, by generate and whoever else asks."""
+    together, _ = vision_inputs
+    monkeypatch.setattr(compatibility, "_found", WeakKeyDictionary())
+    monkeypatch.setattr(compatibility, "_difference_after_images", lambda *read: 0.5)
+    with pytest.raises(
+        GenerationError, match=r"generator: .* cannot be decoded in rows after images: .* differs by 0.5"
+    ):
+        generate(*vision, together, control=EqualTo(4))
+
+
+def test_the_check_of_images_compares_both_models(vision, vision_inputs, monkeypatch):
+    together, _ = vision_inputs
+    found = WeakKeyDictionary()
+    monkeypatch.setattr(compatibility, "_found", found)
+    real, apart = compatibility._difference_after_images, []
+    monkeypatch.setattr(compatibility, "_difference_after_images", lambda *read: apart.append(real(*read)) or apart[-1])
+    generate(*vision, together, control=EqualTo(4), max_tokens=4)
+    assert len(apart) == 2
+    assert max(apart) < 1e-9

@@ -228,7 +228,7 @@ def test_pictures_that_do_not_fit_are_named(vision, vision_inputs):
     without = {name: whole[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     with pytest.raises(GenerationError, match="inputs: the models cannot take these images"):
         generate(*vision, without, control=EqualTo(4))
-    with pytest.raises(GenerationError, match="an image's token stands in the prompt, but there are no images"):
+    with pytest.raises(GenerationError, match="an image or video token of the model stands where there is no image"):
         generate(*vision, {name: whole[name] for name in ("input_ids", "attention_mask")}, control=EqualTo(4))
 
 

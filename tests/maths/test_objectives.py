@@ -1,23 +1,19 @@
 """Targets, their inverses and the losses: small numbers by hand."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from lenvm_lightning.objectives import LengthTarget, LossConfig, state_weights, token_losses
+from lenvm_lightning.objectives import LengthTarget, LossConfig, TargetKind, state_weights, token_losses
 from lenvm_lightning.values import logit_to_value, remaining_to_value
 
 DISCOUNTED = LengthTarget("discounted", gamma=0.5)
 LENGTH = LengthTarget("length", gamma=0.5)
 NORMALISED = LengthTarget("normalised", gamma=0.5, scale=10.0)
 LOG_LENGTH = LengthTarget("log_length", gamma=0.5)
-RULES = [
-    LengthTarget("discounted", gamma=0.997),
-    LengthTarget("length", gamma=0.997),
-    LengthTarget("normalised", gamma=0.997, scale=4000.0),
-    LengthTarget("log_length", gamma=0.997),
-]
+RULES = [LengthTarget(kind, gamma=0.997, scale=4000.0) for kind in get_args(TargetKind)]  # a new one among them
 
 
 def by_kind(rule):

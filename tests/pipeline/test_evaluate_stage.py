@@ -8,6 +8,7 @@ from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Results
+from lenvm_lightning.pipeline import evaluate_stage
 from lenvm_lightning.pipeline import variants as stages
 from lenvm_lightning.pipeline.evaluate_stage import plan_tasks
 from lenvm_lightning.pipeline.recipe import read_recipe
@@ -257,7 +258,7 @@ def test_runs_of_a_task_are_variants_or_folders_wherever_they_are(here):
 
     def places(*names):
         task = read_settings({"task": "ablation", "runs": list(names)}, "test")
-        return stages._with_runs(task, here / "run").own.runs
+        return evaluate_stage._with_runs(task, here / "run").own.runs
 
     run, low, other = (str(here / place) for place in ("run", "run/variants/low", "elsewhere/low-2"))
     assert places("base", "*") == [run, low]

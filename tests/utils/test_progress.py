@@ -91,6 +91,8 @@ def test_tokens_of_completions_under_way_count_from_the_first_second(clock, caps
         written[0] += 400
         assert progress.tokens_per_s == 200.0
         assert progress.seconds_left is None  # nobody knows how long they will be
+        progress.show(at_once=True)
+        assert f"left at most {clock_text(progress.most_seconds_left)}" in capsys.readouterr().err
         progress.finished(50, truncated=False)
         # 350 are under way: of 50 tokens in the mean says the finished one, of 400 say all that were written.
         assert progress.tokens_per_s == 200.0
@@ -175,7 +177,8 @@ def test_a_thread_shows_it_while_nothing_ends(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(
-        re.fullmatch(r"sample: 0/9 completions, \d+ tokens/s, 0:0\d elapsed, truncated 0.0%", one) for one in lines
+        re.fullmatch(r"sample: 0/9 completions, \d+ tokens/s, 0:0\d elapsed, left at most 0:\d\d, truncated 0.0%", one)
+        for one in lines
     )
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 

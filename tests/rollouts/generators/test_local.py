@@ -274,7 +274,7 @@ def test_bad_prompts_fail_alone(text, vision, tmp_path):
     broken.write_bytes(b"no picture")
     good = text_prompts(2)
     cases = [
-        (text, ask("word " * 5000), "more than the 4096"),
+        (text, ask("word " * 5000), "context window of 4096"),
         (text, ask("<image>?", images=[picture(56, 56, 0)]), "reads text only"),
         (text, ask("<image>?"), "1 <image> marks in the prompt but 0 images"),
         (vision, ask("<image>?", images=[picture(56, 56, 0)] * 2), "1 <image> marks in the prompt but 2 images"),

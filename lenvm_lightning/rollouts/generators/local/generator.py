@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ....decoding.arguments import ends_with_stop
 from ....decoding.engine import Engine, RunningCompletion
 from ....decoding.kv_cache import FEWEST_ROWS
+from ....decoding.limits import contradiction, why_no_room, why_unreadable
+from ....decoding.model_runner import moved_to
 from ....decoding.prefill import Request
 from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....decoding.vocabulary import forbidden_ids, placeholder_ids, stop_ids_of
 from ....errors import CheckpointError, GenerationError, GeneratorError
+from ....guidance import Control
 from ....models.processors import load_processor
 from ....models.value_model import LengthValueModel
 from ...prompting import encode_prompt, open_image, tokenizer_of
@@ -79,7 +81,6 @@ class LocalGenerator:
         self._digest = digest
         self._placeholders = placeholder_ids(model, processor)
         self._stop_ids = stop_ids_of(model, processor)
-        self._limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._warned: set[str] = set()
         self.rows = rows or _rows_for(model)
 
@@ -184,7 +185,7 @@ class LocalGenerator:
                     f"control {asked.control} needs lenvm, a length value model; {self.name} has none"
                 )
             try:
-                ids, inputs = self._encode(prompt, sampling)
+                ids, inputs = self._encode(prompt, sampling, asked.control)
             except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
                 reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
                 yield from _failures(asked, reason)
@@ -212,7 +213,9 @@ class LocalGenerator:
             result = Failure(str(completion.error), final=True)
         return Answer(asked.prompt.prompt_id, asked.numbers[completion.index], result)
 
-    def _encode(self, prompt: Prompt, sampling: SamplingParams) -> tuple[list[int], dict[str, Any]]:
+    def _encode(
+        self, prompt: Prompt, sampling: SamplingParams, control: Control | None = None
+    ) -> tuple[list[int], dict[str, Any]]:
         """Token ids of a prompt, and what the model takes beside them.
 
         Raises:
@@ -224,29 +227,21 @@ class LocalGenerator:
         if marks and not self._takes_images:
             raise ValueError(f"the prompt has images, but {self.name} reads text only")
         ids, inputs = encode_prompt(self.processor, prompt.messages, [open_image(image) for image in prompt.images])
-        if not ids:
-            raise ValueError("the prompt is empty")
-        if self._limit is not None and len(ids) + sampling.max_tokens > self._limit:
-            raise ValueError(
-                f"the prompt has {len(ids)} tokens; with max_tokens {sampling.max_tokens} that is more than the "
-                f"{self._limit} that {self.name} can hold"
-            )
+        models = [self.model, *([self.lenvm.backbone] if self.lenvm else [])]
+        against = why_unreadable(models, ids, bool(marks), self.processor)
+        against = against or why_no_room(models, len(ids), control, sampling.max_tokens)
+        against = against or contradiction(control, sampling.max_tokens)
+        if against:
+            raise ValueError(against)
         if marks and ids[-1] in self._placeholders:
             raise ValueError("the prompt ends with an image: ask something about it, or give the model a chat template")
-        if not marks and not self._placeholders.isdisjoint(ids):
-            raise ValueError("an image or video token of the model stands where there is no image")
         return ids, self._inputs(ids, inputs) if marks else {}
 
     def _inputs(self, ids: list[int], vision: dict[str, Any]) -> dict[str, Any]:
         """What the model takes for a prompt with images, on its device."""
         input_ids = torch.tensor([ids])
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **vision}
-        device, dtype = self.model.device, self.model.dtype
-        return {
-            name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-            if isinstance(value, Tensor)
-        }
+        return moved_to(self.model, inputs)
 
     def _warn_slow(self, reason: str) -> None:
         if reason and reason not in self._warned:

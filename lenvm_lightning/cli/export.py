@@ -20,7 +20,7 @@ EXAMPLES = """examples:
 
 What was written is loaded again, and its values compared with those of the source.
 """
-_PROBE = 64  # tokens on which source and target are compared
+_COMPARED_TOKENS = 64  # tokens on which source and target are compared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def execute(arguments: argparse.Namespace) -> int:
         adapters.refuse_local_base(model.backbone, str(model.config.backbone))
     card = model.card(arguments.license)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    before = _probe(model)
+    before = _values_of(model)
     with full_disk_in_a_sentence(f"Make room, delete {arguments.target}, then type the same command again."):
         if arguments.adapter:
             model.save_pretrained(arguments.target, processor)
@@ -112,11 +112,12 @@ def _open(arguments: argparse.Namespace) -> tuple["LengthValueModel", Any]:
         return model, None
 
 
-def _probe(model: "LengthValueModel") -> "torch.Tensor":
+def _values_of(model: "LengthValueModel") -> "torch.Tensor":
+    """Values of a few tokens that mean nothing, to compare source and target. Shape (1, T)."""
     import torch
 
     vocabulary: int = model.backbone.config.get_text_config().vocab_size
-    ids = torch.arange(_PROBE, device=model.backbone.device)[None] * 7919 % vocabulary
+    ids = torch.arange(_COMPARED_TOKENS, device=model.backbone.device)[None] * 7919 % vocabulary
     ids[ids == getattr(model.backbone.config, "image_token_id", -1)] = 0  # there is no image
     with torch.inference_mode():
         return model.value(model(ids))
@@ -127,10 +128,10 @@ def _report(arguments: argparse.Namespace, before: "torch.Tensor") -> None:
 
     target: Path = arguments.target
     written = LengthValueModel.from_pretrained(target, trust_remote_code=arguments.trust_remote_code).to(before.device)
-    apart = float((_probe(written) - before).abs().max())
+    apart = float((_values_of(written) - before).abs().max())
     size = sum(file.stat().st_size for file in target.iterdir())
     kind = "adapter and head" if written.config.base else f"whole weights, {written.backbone.dtype}"
     print(
-        f"{target}: {kind}, {size / 1e6:,.1f} MB · gamma {written.gamma} · on {_PROBE} tokens, values differ from the "
-        f"source's by at most {apart:.1e}"
+        f"{target}: {kind}, {size / 1e6:,.1f} MB · gamma {written.gamma} · on {_COMPARED_TOKENS} tokens, values differ from "
+        f"the source's by at most {apart:.1e}"
     )

@@ -10,7 +10,7 @@ import importlib
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -127,8 +127,20 @@ def _misfit(cls: type, name: str, value: Any) -> str:
             return f"{name}: expected {wanted} ({', '.join(_parameters(group))}), found {value!r}"
         if annotation is None or isinstance(value, dict | list):  # the parser knows which part of it is wrong
             return f"{name}: {' '.join(str(error).split())}"
+        words = _words_of(annotation)
+        if words:
+            return f"{name} must be one of {', '.join(words)}, found {value!r}{nearest(str(value), words)}"
         return f"{name} must be {inspect.formatannotation(annotation)}, found {value!r}"
     return ""
+
+
+def _words_of(annotation: Any) -> list[str]:
+    """What an argument may be, where its type is a list of words, or that and None; else nothing."""
+    choices = [choice for choice in (annotation, *get_args(annotation)) if get_origin(choice) is Literal]
+    others = [choice for choice in get_args(annotation) if choice not in (*choices, type(None))]
+    if len(choices) != 1 or (choices[0] is not annotation and others):
+        return []
+    return [str(word) for word in get_args(choices[0])]
 
 
 @functools.cache

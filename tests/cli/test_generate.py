@@ -13,7 +13,7 @@ from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 SEA = "Write a text about the sea. The text must be equal to 96 tokens long."
 
 
-def test_a_wished_for_length_comes_out(capsys, tiny_text):
+def test_a_target_length_comes_out(capsys, tiny_text):
     assert main(["generate", "--equal-to", "96", SEA]) == 0
     out, err = capsys.readouterr()
     written = len(tiny_text(out.rstrip("\n"))["input_ids"]) + 1
@@ -36,7 +36,7 @@ def test_several_completions_of_a_prompt_from_stdin_and_a_trace(capsys, monkeypa
     assert "".join(step["text"] for step in steps if step["completion"] == 0).strip().startswith(out[:20].strip())
 
 
-def test_without_a_wish_it_is_the_base_model(capsys):
+def test_without_a_control_it_is_the_base_model(capsys):
     assert main(["generate", "--seed", "3", SEA]) == 0
     free = capsys.readouterr().out
     assert main(["generate", "--seed", "3", "--tilt", "0", SEA]) == 0
@@ -91,7 +91,7 @@ def test_a_length_value_model_of_another_tokenizer_is_refused(capsys, tmp_path):
     assert "has another tokenizer than the generator" in capsys.readouterr().err
 
 
-def test_two_wishes_at_once_are_refused(capsys):
+def test_two_controls_at_once_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["generate", "--equal-to", "9", "--at-most", "9", "Hello"])
     assert "not allowed with" in capsys.readouterr().err

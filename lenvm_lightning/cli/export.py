@@ -132,6 +132,6 @@ def _report(arguments: argparse.Namespace, before: "torch.Tensor") -> None:
     size = sum(file.stat().st_size for file in target.iterdir())
     kind = "adapter and head" if written.config.base else f"whole weights, {written.backbone.dtype}"
     print(
-        f"{target}: {kind}, {size / 1e6:,.1f} MB · gamma {written.gamma} · on {_COMPARED_TOKENS} tokens, values differ from "
-        f"the source's by at most {apart:.1e}"
+        f"{target}: {kind}, {size / 1e6:,.1f} MB · gamma {written.gamma} · on {_COMPARED_TOKENS} tokens, "
+        f"values differ from the source's by at most {apart:.1e}"
     )

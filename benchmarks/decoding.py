@@ -41,7 +41,8 @@ from lenvm_lightning.decoding.model_runner import ModelRunner
 from lenvm_lightning.decoding.sampling import sample_tokens
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.guidance import EqualTo
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 
 CANDIDATES = 15
 

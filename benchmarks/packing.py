@@ -25,7 +25,8 @@ from transformers import Qwen2Config, Qwen2Model
 
 from datamodules.batch_planning import plan_batches
 from lenvm_lightning.batch import Layout, LengthBatch
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.objectives import token_losses
 from lenvm_lightning.training.batch_layouts import row_logits
 from lenvm_lightning.training.packing import pack, width_of

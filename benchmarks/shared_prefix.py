@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel, Qwen2Config, Qwen2Model
 
 from lenvm_lightning.batch import Layout, LengthBatch
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.objectives import token_losses
 from lenvm_lightning.training.batch_layouts import compute, row_logits
 from lenvm_lightning.training.layout_plan import make_plan

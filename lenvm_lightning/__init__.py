@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
     from .models.adapters import LoRA
     from .models.backbone_config import BackboneConfig
-    from .models.value_model import LengthValueModel, LenVMConfig
+    from .models.lenvm_config import LenVMConfig
+    from .models.value_model import LengthValueModel
     from .objectives import LossConfig
     from .training.module import LenVMModule, TextLenVM, VisionLenVM
     from .training.optimizers import OptimizerConfig
@@ -26,7 +27,7 @@ _WHERE = {
     "BackboneConfig": "models.backbone_config",
     "EqualTo": "guidance",
     "Gated": "guidance",
-    "LenVMConfig": "models.value_model",
+    "LenVMConfig": "models.lenvm_config",
     "LenVMModule": "training.module",
     "LoRA": "models.adapters",
     "LossConfig": "objectives",

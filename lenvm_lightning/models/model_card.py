@@ -6,7 +6,7 @@ Front matter is built with huggingface_hub, whose `model-index` lists what was m
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
@@ -17,9 +17,7 @@ from ..errors import CheckpointError
 from ..metrics import POSITION_NAMES
 from . import embedded
 from .hub_files import Source, find_file, first_line
-
-if TYPE_CHECKING:
-    from .value_model import LenVMConfig
+from .lenvm_config import LenVMConfig
 
 CARD_FILE = "README.md"
 _LICENSE_OF_EMBEDDED = "apache-2.0"  # that of this package, which their weights come with
@@ -27,7 +25,7 @@ _NAMED = 3  # generators in the name of the data
 
 
 def model_card(
-    config: "LenVMConfig",
+    config: LenVMConfig,
     *,
     metrics: Mapping[str, float] | None = None,
     details: str = "",

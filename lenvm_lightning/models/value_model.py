@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
-from ..objectives import LengthTarget, TargetKind
 from . import adapters
 from .adapters import LoRA
 from .backbone import (
@@ -39,47 +38,11 @@ from .backbone import (
 )
 from .hub import push_folder
 from .hub_files import Source
+from .lenvm_config import LenVMConfig
 from .model_card import CARD_FILE, model_card, stored_card
 from .processors import load_processor
 from .value_head import ValueHead, keep_float32
 from .value_head_io import CONFIG_FILE, check_head, read_head, read_lenvm_config, writing_value_model
-
-
-@dataclasses.dataclass
-class LenVMConfig:
-    """What a value model must remember beside its weights; stored as `lenvm_config.json`.
-
-    Attributes:
-        gamma: the discount it was trained with.
-        target: what its head regresses on, see `LengthTarget`.
-        length_scale: tokens at which the `normalised` target reaches 1.
-        backbone: name or path of the model that training started from.
-        rollouts: what is known of the training rollouts: generator, sampling settings, lengths.
-        dropout: dropout before each linear layer of the head, while training.
-        base: how the weights under an adapter are loaded: `dtype`, `quantise`, `keep_layers`, and their
-            `digest`; empty for a model that holds its own.
-
-    Raises:
-        ValueError: a gamma, target or length scale that means nothing.
-    """
-
-    gamma: float
-    target: TargetKind = "discounted"
-    length_scale: float = 1.0
-    backbone: str | None = None
-    rollouts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    dropout: float = 0.0
-    base: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
-            raise ValueError(f"gamma must be a number strictly between 0 and 1; got {self.gamma!r}")
-        LengthTarget(self.target, self.gamma, self.length_scale)  # checks the others
-
-    @property
-    def rule(self) -> LengthTarget:
-        """The target rule: logit -> value, remaining."""
-        return LengthTarget(self.target, self.gamma, self.length_scale)
 
 
 class LengthValueModel(nn.Module):

@@ -11,8 +11,8 @@ from .. import __version__, tinyworld
 from ..metrics import POSITION_NAMES, POSITIONS
 from ..models import embedded
 from ..models.adapters import ADAPTER_CONFIG, count_parameters
+from ..models.lenvm_config import LenVMConfig
 from ..models.model_card import model_card
-from ..models.value_model import LenVMConfig
 from ..tinyworld import quality
 from ..training.module import LenVMModule
 

@@ -15,7 +15,8 @@ from ..models.adapters import add_adapter
 from ..models.backbone import cut_layers, load_config
 from ..models.backbone_config import BackboneConfig
 from ..models.hub_files import first_line
-from ..models.value_model import LengthValueModel, LenVMConfig
+from ..models.lenvm_config import LenVMConfig
+from ..models.value_model import LengthValueModel
 from ..training.build import prepare_for_training, set_train_mode
 from ..training.module import LenVMModule
 from ..training.settings import LenVMSettings

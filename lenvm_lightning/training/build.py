@@ -4,7 +4,8 @@ from typing import Any
 
 from ..errors import LenVMError
 from ..models.backbone_config import BackboneConfig
-from ..models.value_model import LengthValueModel, LenVMConfig
+from ..models.lenvm_config import LenVMConfig
+from ..models.value_model import LengthValueModel
 from .settings import LenVMSettings
 
 

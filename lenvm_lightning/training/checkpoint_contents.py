@@ -8,7 +8,7 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..models.hub_files import some
-from ..models.value_model import LenVMConfig
+from ..models.lenvm_config import LenVMConfig
 
 
 def kept_names(named_parameters: Iterable[tuple[str, nn.Parameter]], pretrained: bool) -> set[str]:

@@ -7,7 +7,8 @@ import torch
 
 from ..errors import CheckpointError
 from ..models.adapters import digest_of_frozen
-from ..models.value_model import LengthValueModel, LenVMConfig
+from ..models.lenvm_config import LenVMConfig
+from ..models.value_model import LengthValueModel
 from . import fsdp
 from .build import build_model, prepare_for_training
 from .checkpoint_contents import check_contents, kept_names

@@ -13,7 +13,8 @@ from lenvm_lightning.decoding.generate import generate, stream
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtMost, EqualTo, Gated, Tilt
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 

@@ -16,7 +16,8 @@ from lenvm_lightning.decoding.generate import generate
 from lenvm_lightning.decoding.model_runner import ModelRunner
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import EqualTo
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from transformers import (
 
 from lenvm_lightning.decoding.kv_cache import KVCache
 from lenvm_lightning.decoding.model_runner import ModelRunner, block_attention
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.tree import step_mask, tree_layout
 
 # -- rows -------------------------------------------------------------------------------------------------------------

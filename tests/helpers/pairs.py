@@ -8,7 +8,8 @@ from transformers import AutoConfig
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.guidance import EqualTo
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 
 GAMMA = 0.99
 PROMPTS = [[5, 6, 7], [8, 9]]

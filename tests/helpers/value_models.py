@@ -17,7 +17,8 @@ from transformers import (
 from transformers.models.clip import CLIPImageProcessor
 
 from lenvm_lightning import tinyworld
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 
 VOCABULARY = 2048
 

@@ -27,8 +27,9 @@ from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import CheckpointError
 from lenvm_lightning.models import value_head_io
 from lenvm_lightning.models.backbone import load_backbone
+from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.processors import load_processor
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel
 
 GAMMA = 0.997
 INDEX = "model.safetensors.index.json"

@@ -14,7 +14,8 @@ from value_models import IMAGE_TOKEN, VOCABULARY, build, image_inputs, text_inpu
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import CheckpointError
 from lenvm_lightning.models.backbone import takes_argument, token_types
-from lenvm_lightning.models.value_model import LengthValueModel, LenVMConfig, ValueHead
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+from lenvm_lightning.models.value_model import LengthValueModel, ValueHead
 
 FAMILIES = ("qwen2.5-vl", "smolvlm", "llava")
 

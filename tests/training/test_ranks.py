@@ -12,7 +12,7 @@ from ranks import RANKS, drive, fit_of, load, same_after_a_kill
 from datamodules import TextRollouts
 from lenvm_lightning import LengthValueModel, TextLenVM
 from lenvm_lightning.errors import CheckpointError, DataError, RecipeError
-from lenvm_lightning.models.value_model import LenVMConfig
+from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.pipeline.fit_stage import parse_fit
 from lenvm_lightning.pipeline.run_folder import RunFolder
 from lenvm_lightning.training.fsdp import FullySharded, full_weights, is_sharded, keep_in_step, shard

@@ -306,6 +306,7 @@ def test_several_processes_give_the_table_of_one(tiny_vl, vision_rollouts, tmp_p
     assert len(tables[0][0]) == 40
 
 
+@pytest.mark.slow
 def test_processes_do_not_wait_for_threads_that_no_fork_takes_along(vision_rollouts, tmp_path):
     """The sample stage leaves OpenMP's threads behind; the workers of the fit stage are forked after it, and hung."""
     program = f"""

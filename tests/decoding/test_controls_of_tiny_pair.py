@@ -52,6 +52,7 @@ def test_seeds_have_prompts_of_their_own_or_none(control):
         control["prompts_with"]("at most", 64, 67, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["stories", "images"])
 def test_tilt_shortens_without_loss(control, sampler, part, monkeypatch):
     monkeypatch.setitem(control["score_trade"].__globals__, "BETAS", (-10.0,))

@@ -48,6 +48,7 @@ def more(tmp_path_factory, text_rollouts, vision_rollouts):
 # -- what is computed -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [None, 0.01])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("rank", RANKS)
@@ -59,12 +60,14 @@ def test_steps_are_those_of_ddp(two, rank, stage, clip):
     assert relative(here["change"], there["change"]) < ROUNDING
 
 
+@pytest.mark.slow
 def test_the_mean_of_means_is_another_one(two):
     found = load(two / "steps-0.pt")
     assert relative(found["naive"]["change"], found["ddp None"]["change"]) > 0.1
     assert relative(found["ddp 0.01"]["change"], found["ddp None"]["change"]) > 0.1  # it does clip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_metrics_are_those_of_ddp(two, stage):
     expected, found = (json.loads((two / f"metrics-{name}.json").read_text()) for name in ("ddp", stage))
@@ -108,6 +111,7 @@ def same_from_a_checkpoint(folder: Path, kind: str) -> None:
     assert found["from the checkpoint"] == pytest.approx(found["trained"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole-3", "adapters-2"])
 def test_going_on_from_a_checkpoint(two, kind):
     same_from_a_checkpoint(two, kind)
@@ -131,6 +135,7 @@ def test_killed_recipe(tmp_path, text_rollouts, vision_rollouts, strategy, capsy
         assert (tmp_path / "exported" / name).read_bytes() == (stopped.model / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copy = tmp_path / "step-000000004.ckpt"

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlparse
 
+import transformers
 from huggingface_hub import constants
 
 SHA = "c0ffee" + "0" * 34  # of the only commit there ever is
@@ -118,6 +119,7 @@ def reached_hub(monkeypatch, cache: Path) -> Iterator[Hub]:
     """A hub that everything in this process takes for the real one, with a cache of its own."""
     with fake_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made before, it would ask the real one
         pattern = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", pattern)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

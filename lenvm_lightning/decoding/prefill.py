@@ -147,7 +147,7 @@ class Prefiller:
             of_requests = [Prefill(cache, place, starts[place], offsets[place]) for place in places]
             if ending:
                 require_same_after_images(runner, lenvm, output, [of_requests[n] for n in ending], prompts)
-                self.images_are_checked = True
             prefills.append(of_requests)
+        self.images_are_checked |= bool(ending)  # by all models, not by the first alone
         for request, *of_models in zip(requests, *prefills, strict=True):
             request.prefills = of_models

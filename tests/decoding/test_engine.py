@@ -160,3 +160,19 @@ def test_the_check_of_images_compares_both_models(vision, vision_inputs, monkeyp
     generate(*vision, together, control=EqualTo(4), max_tokens=4)
     assert len(apart) == 2
     assert max(apart) < 1e-9
+
+
+def test_a_value_model_that_is_wrong_after_images_is_wrong_for_every_request(vision, vision_inputs, monkeypatch):
+    together, alone = vision_inputs
+    monkeypatch.setattr(compatibility, "_found", WeakKeyDictionary())
+    monkeypatch.setattr(
+        compatibility, "_difference_after_images", lambda runner, lenvm, *read: 0.0 if lenvm is None else 0.5
+    )
+    engine = Engine(*vision)
+    for ids, inputs in list(zip(prompts_of(together), alone, strict=True))[:2]:
+        whole = {
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.int64),
+            **inputs,
+        }
+        assert "lenvm: " in engine.why_not(Request(0, ids, [0], inputs=whole))

@@ -3,35 +3,18 @@
 import json
 
 import pytest
-from forks import Fork, script
+from forks import finish, script
 from places import BENCHMARKS
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    """All of them, started together."""
-    commands = {
-        "train_step": (),
-        "censoring": (),
-        "decoding": (),
-        "block_attention": (),
-        "plan": (),
-        "shared_prefix": (),
-        "packing": (),
-        "precision": ("--folder", str(tmp_path_factory.mktemp("precision"))),
-    }
-    return {name: script(BENCHMARKS / f"{name}.py", "--quick", *more) for name, more in commands.items()}
-
-
-def finish(fork: Fork) -> tuple[str, dict]:
+def run(name: str, *words: str) -> tuple[str, dict]:
     """Everything printed, and the JSON of the last line."""
-    output, errors = fork.communicate(timeout=120)
-    assert fork.returncode == 0, errors
+    output = finish(script(BENCHMARKS / f"{name}.py", "--quick", *words))
     return output, json.loads(output.splitlines()[-1])
 
 
-def test_train_step(running):
-    output, result = finish(running["train_step"])
+def test_train_step():
+    output, result = run("train_step")
     assert "same values" in output
     assert result["head_parity_max_difference"] <= 1e-5
     ratios = {"head_speedup_ratio", "head_step_memory_ratio", "bucketing_speedup_ratio"}
@@ -50,8 +33,9 @@ def test_train_step(running):
     assert result["bucketed_padding_all_rows_percent"] < 8 < 50 < result["random_padding_all_rows_percent"]
 
 
-def test_censoring(running):
-    _, result = finish(running["censoring"])
+@pytest.mark.slow
+def test_censoring():
+    _, result = run("censoring")
     assert result["limit_tokens"] == 80
     assert {"anchored", "bootstrap", "drop", "one_sided", "as_finished", "uncut"} <= set(result["treatments"])
     for scores in result["treatments"].values():
@@ -59,8 +43,8 @@ def test_censoring(running):
             assert scores[f"mre_{group}_percent"] >= abs(scores[f"bias_{group}_percent"])
 
 
-def test_decoding(running):
-    _, result = finish(running["decoding"])
+def test_decoding():
+    _, result = run("decoding")
     [row] = result["rows"]
     assert row["batch"] == 2
     assert all(
@@ -68,22 +52,22 @@ def test_decoding(running):
     )
 
 
-def test_block_attention(running):
-    _, result = finish(running["block_attention"])
+def test_block_attention():
+    _, result = run("block_attention")
     assert result["rows"][0]["row_groups"] == 1
     assert all(row["sdpa_over_row_groups_ratio"] > 0 for row in result["rows"])
 
 
-def test_plan(running):
+def test_plan():
     """What was planned is what a real training run takes; the rest is workspaces, and noise of a process this small."""
-    _, result = finish(running["plan"])
+    _, result = run("plan")
     assert [row["case"] for row in result["rows"]] == ["text", "vision"]
     for row in result["rows"]:
         assert 0.85 < row["planned_over_measured_ratio"] < 1.15
 
 
-def test_shared_prefix(running):
-    _, result = finish(running["shared_prefix"])
+def test_shared_prefix():
+    _, result = run("shared_prefix")
     assert [row["case"] for row in result["rows"]] == ["3x40x12", "2x30x10 + image"]
     for row in result["rows"]:
         assert row["parity_max_difference"] <= 1e-4
@@ -91,15 +75,16 @@ def test_shared_prefix(running):
         assert row["bound_ratio"] > 1
 
 
-def test_packing(running):
-    _, result = finish(running["packing"])
+def test_packing():
+    _, result = run("packing")
     assert result["parity_max_difference"] <= 1e-4 < 0.01 < result["leaking_max_difference"]
     assert result["packed_to_bucketed_ratio"] > 0
     assert result["packed_padding_all_rows_percent"] <= 2 < result["bucketed_padding_all_rows_percent"]
 
 
-def test_precision(running):
-    _, result = finish(running["precision"])
+@pytest.mark.slow
+def test_precision(tmp_path):
+    _, result = run("precision", "--folder", str(tmp_path))
     rows = result["precisions"]
     assert list(rows) == ["32-true", "bf16-mixed", "16-mixed", "bf16-true"]
     assert rows["32-true"]["loss"]["ratio"] == 1.0

@@ -1,21 +1,15 @@
 """The example of a task of one's own runs as its head says."""
 
 import json
-import os
-import subprocess
-import sys
 
+from forks import finish, script
 from places import ROOT
 
 
 def test_the_example_runs(tmp_path):
     words = ["--places", "bridge", "sea", "--n", "1", "--max-tokens", "40", "--out", str(tmp_path / "out")]
-    command = [sys.executable, str(ROOT / "examples" / "custom_task.py"), *words]
-    found = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert found.returncode == 0, found.stderr
-    assert "places v1 · tiny-text + tiny-text-lenvm" in found.stdout
+    said = finish(script(ROOT / "examples" / "custom_task.py", *words))
+    assert "places v1 · tiny-text + tiny-text-lenvm" in said
     samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert {one["prompt_id"] for one in samples} == {"places/bridge", "places/sea"}
     assert {one["system"] for one in samples} == {"base", "tilt:-5"}

@@ -77,6 +77,23 @@ def script(file: Path, *words: str) -> Fork:
     return Fork(_script, str(file), words)
 
 
+def code(source: str, *words: str) -> Fork:
+    """`python -c SOURCE WORDS...`."""
+    return Fork(_code, source, words)
+
+
+def finish(fork: Fork, timeout: float = 200.0) -> str:
+    """What a process printed, once it has ended well."""
+    out, err = fork.communicate(timeout)
+    assert fork.returncode == 0, err
+    return out
+
+
+def _code(source: str, words: tuple[str, ...]) -> None:
+    sys.argv = ["-c", *words]
+    exec(compile(source, "-c", "exec"), {"__name__": "__main__"})
+
+
 def _script(file: str, words: tuple[str, ...]) -> None:
     sys.argv = [file, *words]
     sys.path.insert(0, str(Path(file).parent))

@@ -218,28 +218,31 @@ def trained(text: str, folder: Path, whole: bool, resume: bool, lora: LoRA | Non
     return trainer
 
 
-def checkpoints(folder: Path, text: str, vision: str, rank: int) -> None:
+CHECKPOINTS: dict[str, tuple[bool, LoRA | None, Any]] = {  # one file?, adapters, precision
+    "adapters": (False, LoRA(rank=4), "32-true"),
+    "shards": (False, None, "32-true"),
+    "whole": (True, None, "32-true"),
+    "halved": (False, None, "bf16-true"),
+}
+
+
+def checkpoints(name: str, folder: Path, text: str, vision: str, rank: int) -> None:
     """Weights of a run, of the same run that goes on from a checkpoint, and of the model directory."""
-    for name, whole, lora, precision in (
-        ("adapters", False, LoRA(rank=4), "32-true"),
-        ("shards", False, None, "32-true"),
-        ("whole", True, None, "32-true"),
-        ("halved", False, None, "bf16-true"),
-    ):
-        for resume in (False, True):
-            trainer = trained(text, folder / name, whole, resume, lora, precision)
-            module = trainer.lightning_module
-            weights = {key: gathered(p).detach().clone() for key, p in module.named_parameters()}
-            if rank == 0:
-                torch.save(weights, folder / f"{name}-{'resumed' if resume else 'through'}.pt")
-        with gather_full_weights(module):
-            if rank == 0:
-                module.save_pretrained(folder / f"{name}-model", trainer.datamodule.processor)
-        ids = torch.arange(40, 60)[None]
-        with torch.no_grad():  # by the shards, as before
-            logits = module.eval().model(ids, torch.ones_like(ids))
+    whole, lora, precision = CHECKPOINTS[name]
+    for resume in (False, True):
+        trainer = trained(text, folder / name, whole, resume, lora, precision)
+        module = trainer.lightning_module
+        weights = {key: gathered(p).detach().clone() for key, p in module.named_parameters()}
         if rank == 0:
-            torch.save(logits, folder / f"{name}-logits.pt")
+            torch.save(weights, folder / f"{name}-{'resumed' if resume else 'through'}.pt")
+    with gather_full_weights(module):
+        if rank == 0:
+            module.save_pretrained(folder / f"{name}-model", trainer.datamodule.processor)
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():  # by the shards, as before
+        logits = module.eval().model(ids, torch.ones_like(ids))
+    if rank == 0:
+        torch.save(logits, folder / f"{name}-logits.pt")
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -300,4 +303,6 @@ def drive(work: Mapping[str, Callable[..., object]], words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    drive({f.__name__: f for f in (gradients, precisions, metrics, images, checkpoints)}, sys.argv[1:])
+    work: dict[str, Callable[..., object]] = {f.__name__: f for f in (gradients, precisions, metrics, images)}
+    work |= {name: partial(checkpoints, name) for name in CHECKPOINTS}
+    drive(work, sys.argv[1:])

@@ -28,9 +28,27 @@ def alone(text_rollouts):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, text_rollouts, vision_rollouts, alone):
-    """The folder of everything that two ranks found."""
-    names = ["gradients", "precisions", "metrics", "images", "checkpoints", "fsdp"]
+    """The folder of what two ranks found."""
+    names = ["gradients", "metrics", "shards"]
     return drive("two_ranks.py", tmp_path_factory.mktemp("two"), text_rollouts, vision_rollouts, names)
+
+
+@pytest.fixture(scope="module")
+def rarer(tmp_path_factory, text_rollouts, vision_rollouts):
+    """The folder of what takes two ranks longer."""
+    names = ["precisions", "images", "adapters", "whole", "halved", "fsdp", "ddp"]
+    return drive("two_ranks.py", tmp_path_factory.mktemp("rarer"), text_rollouts, vision_rollouts, names)
+
+
+@pytest.fixture
+def folder_of(request):
+    """The folder in which a kind of checkpoint lies."""
+    return lambda kind: request.getfixturevalue("two" if kind == "shards" else "rarer")
+
+
+def with_slow(kinds):
+    """Kinds of checkpoints as parameters of a test: all but the shards are slow."""
+    return [kind if kind == "shards" else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp", "recomputed"])
@@ -54,10 +72,11 @@ def test_activations_are_recomputed(two):
     assert (found["fsdp: calls"], found["recomputed: calls"]) == (2, 4)
 
 
-def test_precisions(two):
+@pytest.mark.slow
+def test_precisions(rarer):
     """Layers are gathered in bfloat16, the head is not, and no precision loses the float32 of the logits."""
     whole, half = "torch.float32", "torch.bfloat16"
-    found = load(two / "precisions-0.pt")
+    found = load(rarer / "precisions-0.pt")
     exact = found["32-true"].pop("gradient")
     assert set(found["32-true"].values()) == {whole}
     for precision, inside in (("bf16-mixed", whole), ("bf16-true", half)):
@@ -77,54 +96,53 @@ def test_metrics(two, text_rollouts, way):
     assert found == pytest.approx(expected, rel=1e-6)  # float32 logits of rows in other batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [True, False])
-def test_only_one_rank_has_images(two, vision_rollouts, freeze):
+def test_only_one_rank_has_images(rarer, vision_rollouts, freeze):
     from two_ranks import mixed_gradient
 
     expected = mixed_gradient(str(vision_rollouts), freeze, accumulate_grad_batches=2)
     assert float(expected.norm()) > 0
     for rank in RANKS:
-        found = load(two / f"images-{rank}.pt")
+        found = load(rarer / f"images-{rank}.pt")
         for way in ("fsdp", "ddp"):
             assert relative(found[f"{way} {freeze}"], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["adapters", "shards", "whole", "halved"])
-def test_going_on_from_a_checkpoint(two, kind):
+@pytest.mark.parametrize("kind", with_slow(["adapters", "shards", "whole", "halved"]))
+def test_going_on_from_a_checkpoint(folder_of, kind):
     """A folder of shards, or one file: weights are those of the run that was not interrupted, dropout included."""
-    through, resumed = (load(two / f"{kind}-{name}.pt") for name in ("through", "resumed"))
+    folder = folder_of(kind)
+    through, resumed = (load(folder / f"{kind}-{name}.pt") for name in ("through", "resumed"))
     assert all(torch.equal(resumed[key], through[key]) for key in through)
-    stored = full_weights(two / kind / "step-000000004.ckpt")
+    stored = full_weights(folder / kind / "step-000000004.ckpt")
     trained = {key for key in through if "lora_" in key or "v_head" in key or kind != "adapters"}
     assert set(stored) == trained  # whoever trains adapters keeps only what is trained
     assert all(torch.equal(stored[key], through[key]) for key in trained)
-    earlier = full_weights(two / kind / "step-000000002.ckpt")
+    earlier = full_weights(folder / kind / "step-000000002.ckpt")
     assert all(not torch.equal(earlier[key], through[key]) for key in trained)
-    assert (two / kind / "step-000000004.ckpt").is_dir() == (kind != "whole")
+    assert (folder / kind / "step-000000004.ckpt").is_dir() == (kind != "whole")
 
 
-@pytest.mark.parametrize("kind", ["adapters", "shards", "whole"])
-def test_models_of_ranks(two, kind):
+@pytest.mark.parametrize("kind", with_slow(["adapters", "shards", "whole"]))
+def test_models_of_ranks(folder_of, kind):
     """The model directory, and the newest checkpoint, give what the ranks computed together."""
+    folder = folder_of(kind)
     ids = torch.arange(40, 60)[None]
-    expected = load(two / f"{kind}-logits.pt")
+    expected = load(folder / f"{kind}-logits.pt")
     for model in (
-        LengthValueModel.from_pretrained(two / f"{kind}-model", dtype="float32"),
-        model_of_checkpoint(two / kind / "step-000000004.ckpt"),
+        LengthValueModel.from_pretrained(folder / f"{kind}-model", dtype="float32"),
+        model_of_checkpoint(folder / kind / "step-000000004.ckpt"),
     ):
         assert not is_sharded(model)
         with torch.no_grad():
             assert torch.equal(model.eval()(ids, torch.ones_like(ids)), expected)
 
 
-def test_killed_recipe(two):
-    same_after_a_kill(two / "fsdp")
-
-
 @pytest.mark.slow
-def test_killed_recipe_ddp(tmp_path, text_rollouts, vision_rollouts):
-    drive("two_ranks.py", tmp_path, text_rollouts, vision_rollouts, ["ddp"])
-    same_after_a_kill(tmp_path / "ddp")
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
+def test_killed_recipe(rarer, strategy):
+    same_after_a_kill(rarer / strategy)
 
 
 # -- without ranks ----------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from forks import Fork, command, wait_until
 
 from lenvm_lightning.training.callbacks import latest_checkpoint
 
-STEPS = 24
-
+STEPS = 16  # two epochs of 15 batches, 8 steps each
+MOMENTS = (7,)  # steps at which it is killed hard: while the first epoch ends
 
 SMALL = {
     "model.backbone.pretrained": "false",
@@ -33,7 +33,7 @@ def _start(runs: Path, model: dict[str, str]) -> Fork:
         "data.train_prompts": "400",
         "data.train_completions": "3",
         "data.completions_per_batch": "2",
-        "trainer.max_epochs": "3",
+        "trainer.max_epochs": "2",
         "trainer.accumulate_grad_batches": "2",
         "trainer.limit_train_batches": "15",  # an odd number: the window at the end of each epoch is a short one
         "checkpoint.every_n_steps": "1",
@@ -75,7 +75,7 @@ def test_killed_run_ends_with_the_same_weights(tmp_path, model):
     _finish(whole, model)
     moments = random.Random(7)
     assert _kill_after_step(broken, model, 3, signal.SIGTERM, 0.0) == 143
-    for step in (7, 15):  # epochs of 15 batches, 8 steps each: one kill while an epoch ends
+    for step in MOMENTS:
         assert _kill_after_step(broken, model, step, signal.SIGKILL, moments.uniform(0.0, 0.1)) == -signal.SIGKILL
     assert "going on from step" in _finish(broken, model)[1]
     assert _weights(whole) == _weights(broken)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from adapted import adapted
 from asked import requests, results, text_prompts, tokens, vision_prompts
 from safetensors.torch import load_file, save_file
 from tiny_generators import build, save
@@ -95,3 +96,12 @@ def test_what_cannot_be_loaded(folder, tmp_path):
         (whole / file).unlink()
     with pytest.raises(GeneratorError, match="tokenizer"):
         LocalGenerator.load(str(whole))
+
+
+def test_evaluations_tell_adapters_apart(tmp_path):
+    model = adapted()
+    model.save_pretrained(tmp_path / "a")
+    with torch.no_grad():
+        model.backbone.layers[0].self_attn.q_proj.lora_B["default"].weight.add_(1)
+    model.save_pretrained(tmp_path / "b")
+    assert loading.digest(str(tmp_path / "a")) != loading.digest(str(tmp_path / "b"))

@@ -1,4 +1,4 @@
-"""Rollout files to rows and labels: bad lines by name, cuts that shift nothing, the cache, images."""
+"""Rollout files and data sets to tables: bad lines by name, and the cache."""
 
 import contextlib
 import json
@@ -8,42 +8,13 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from PIL import Image
+from rollout_lines import SEEN, USER, draw
 
 from datamodules import table as table_module
-from datamodules.collate import Collator, RolloutRows
 from datamodules.table import build_table, default_cache_dir, find_files
 from datamodules.tokenise import Limits
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.utils.locked_folder import FolderLock
-
-USER = [{"role": "user", "content": "Add 3 and 4, please."}]
-SEEN = [{"role": "user", "content": "<image>How many?"}]
-
-
-@pytest.fixture
-def build(tmp_path):
-    """Write lines to a file and tokenise it, with the cache beside."""
-
-    def build(processor, *lines, **limits):
-        file = tmp_path / "rollouts.jsonl"
-        content = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
-        file.write_bytes(b"\n".join(content))
-        return build_table(processor, Limits(**limits), files=[str(file)], cache_dir=tmp_path / "cache")[0]
-
-    return build
-
-
-def draw(path, size=(84, 84)):
-    Image.new("RGB", size, "red").save(path)
-
-
-def batch_of(table, processor, limits):
-    rows = RolloutRows(table, list(range(len(table))), [0] * len(table), limits)
-    collator = Collator(0, getattr(processor, "image_processor", None))
-    return collator([rows[i] for i in range(len(rows))])
-
 
 # -- bad lines ------------------------------------------------------------------------------------------------------
 
@@ -98,114 +69,12 @@ def test_one_bad_completion_of_a_group_leaves_the_others(build, tiny_text):
     assert table["problem"] == ["", "empty completion", ""]
 
 
-def test_notes_tell_of_unknown_keys_and_cuts(build, tiny_text):
-    line = {"messages": USER, "token_ids": [5] * 30, "finish_reson": "length"}
-    table = build(tiny_text, line, max_length=20, max_prompt_length=8)
-    assert table[0]["problem"] == ""
-    prompt = len(tiny_text.apply_chat_template(USER, add_generation_prompt=True)["input_ids"])
-    assert table[0]["notes"] == [
-        "unknown key 'finish_reson'; did you mean 'finish_reason'?",
-        "it counts as ended by itself, but its last token, 5, is no end of sequence",
-        f"prompt of {prompt} tokens truncated to its last 8",
-        "completion of 30 tokens is longer than the limit, its last 18 are left out (labels keep the whole length)",
-    ]
-    assert (table[0]["prompt_length"], table[0]["length"], len(table[0]["input_ids"])) == (8, 30, 20)
-
-
-def test_images_for_a_text_model_are_refused(build, tiny_text, tmp_path):
-    draw(tmp_path / "a.png")
-    table = build(tiny_text, {"messages": SEEN, "images": ["a.png"], "completion": "a"})
-    assert table[0]["problem"].endswith("the model reads text only: use datamodules.VisionRollouts")
-
-
 def test_no_files_and_no_lines(build, tiny_text, tmp_path):
     with pytest.raises(DataError, match="every line is empty"):
         build(tiny_text, b"", b"  ")
     with pytest.raises(DataError, match=r"no rollout files match '.*/\*\.jsn', 'other' \(looked from "):
         find_files([f"{tmp_path}/*.jsonl", f"{tmp_path}/*.jsn", "other"])
     assert find_files([f"{tmp_path}/*", f"{tmp_path}/rollouts.jsonl"]) == [f"{tmp_path}/rollouts.jsonl"]
-
-
-# -- tokens and labels ----------------------------------------------------------------------------------------------
-
-
-def test_text_is_tokenised_as_the_generator_saw_it(build, tiny_text):
-    stopped = {"messages": USER, "completion": " So 7."}
-    table = build(tiny_text, stopped, {**stopped, "finish_reason": "length"})
-    prompt = tiny_text("<|im_start|>user\nAdd 3 and 4, please.<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
-    answer = tiny_text(" So 7.")["input_ids"]
-    assert table[0]["input_ids"] == [*prompt, *answer, tiny_text.eos_token_id]
-    assert table[1]["input_ids"] == [*prompt, *answer]  # it was truncated: nobody generated an EOS
-    assert table["censored"] == [False, True]
-    assert table["length"] == [len(answer) + 1, len(answer)]
-
-
-def test_token_ids_are_kept_as_they_were_generated(build, tiny_text):
-    ids = [tiny_text.convert_tokens_to_ids(c) for c in "Three"] + [tiny_text.eos_token_id]
-    assert ids[:-1] != tiny_text("Three")["input_ids"]  # the tokenizer would write it shorter
-    row = build(tiny_text, {"messages": USER, "completion": "Three", "token_ids": ids})[0]
-    assert row["input_ids"][row["prompt_length"] :] == ids
-    assert row["length"] == len(ids)
-
-
-@pytest.mark.parametrize("limits", [{"max_prompt_length": 5}, {"max_length": 60}, {"max_length": 40}])
-def test_cuts_never_shift_a_label(tiny_text, text_rollouts, tmp_path, limits):
-    def batch(limits):
-        table, _ = build_table(tiny_text, limits, files=[str(text_rollouts)], cache_dir=tmp_path)
-        assert not any(table["problem"])
-        return batch_of(table, tiny_text, limits)
-
-    whole, truncated = batch(Limits()), batch(Limits(**limits))
-    assert truncated["input_ids"].shape[1] < whole["input_ids"].shape[1]
-    shorter = 0
-    for i in range(len(whole["row"])):
-        mask, truncated_mask = whole["mask"][i], truncated["mask"][i]
-        labels, tokens = whole["remaining"][i][mask], whole["input_ids"][i][mask]
-        kept = int(truncated_mask.sum())
-        shorter += kept < len(labels)
-        offset = len(labels) - kept if whole["censored"][i] else 0  # counts of a censored row go to the new end
-        assert torch.equal(truncated["remaining"][i][truncated_mask], labels[:kept] - offset)
-        assert torch.equal(truncated["input_ids"][i][truncated_mask], tokens[:kept])
-        assert labels.tolist() == list(range(len(labels) - 1, -1, -1))
-        if kept == len(labels) and not whole["censored"][i]:
-            assert truncated["input_ids"][i][truncated_mask][-1] == tiny_text.eos_token_id  # 0 stays at EOS
-    assert (shorter > 0) == ("max_length" in limits)
-    assert (truncated["remaining"][~truncated["mask"]] == 0).all()
-
-
-# -- images ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("max_pixels", [None, 5000])
-def test_image_tokens_are_as_many_as_the_collator_gives(tiny_vl, tmp_path, build, max_pixels):
-    sizes = [(84, 84), (112, 56), (30, 200), (300, 300)]
-    for number, size in enumerate(sizes):
-        draw(tmp_path / f"{number}.png", size)
-    two = {"messages": [{"role": "user", "content": "<image> and <image>?"}], "images": ["2.png", "0.png"]}
-    lines = [{"messages": SEEN, "images": [f"{number}.png"], "completion": "a"} for number in range(4)]
-    limits = Limits(max_pixels=max_pixels)
-    table = build(tiny_vl, *lines, {**two, "completion": "b"}, max_pixels=max_pixels)
-    assert not any(table["problem"])
-    batch = batch_of(table, tiny_vl, limits)
-    grid = batch["vision"]["image_grid_thw"].prod(dim=1) // tiny_vl.image_processor.merge_size**2
-    pads = (batch["input_ids"] == tiny_vl.image_token_id).sum(dim=1).tolist()
-    assert pads == [*grid[:4].tolist(), int(grid[4:].sum())]
-    assert len(grid) == 6
-    assert batch["vision"]["pixel_values"].shape[0] == batch["vision"]["image_grid_thw"].prod(dim=1).sum()
-    if max_pixels:  # scaled to 5000 pixels or less, then to whole patches of 28 x 28
-        assert max(grid.tolist()) <= 9
-    else:
-        assert pads[:2] == [9, 8]
-
-
-def test_text_rows_among_images(tiny_vl, tmp_path, build):
-    draw(tmp_path / "a.png")
-    text, image = {"messages": USER, "completion": "a"}, {"messages": SEEN, "images": ["a.png"], "completion": "a"}
-    table = build(tiny_vl, text, image, text)
-    batch = batch_of(table, tiny_vl, Limits())
-    assert (batch["input_ids"] == tiny_vl.image_token_id).sum(dim=1).tolist() == [0, 9, 0]
-    assert batch["vision"]["image_grid_thw"].tolist() == [[1, 6, 6]]
-    assert batch_of(table.select([0, 2]), tiny_vl, Limits())["vision"] == {}
 
 
 # -- the cache ------------------------------------------------------------------------------------------------------

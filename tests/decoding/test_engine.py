@@ -2,23 +2,16 @@
 
 import dataclasses
 import math
-from weakref import WeakKeyDictionary
 
 import pytest
 import torch
-from pairs import (
-    prompts_of,
-    settings,
-    value_model,
-)
+from pairs import prompts_of, settings, value_model
 from tiny_generators import build
 
-from lenvm_lightning.decoding import compatibility
 from lenvm_lightning.decoding.engine import Engine
 from lenvm_lightning.decoding.generate import generate
 from lenvm_lightning.decoding.prefill import Request
 from lenvm_lightning.decoding.sampling_params import SamplingParams
-from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import EqualTo, Tilt
 
 
@@ -138,41 +131,3 @@ def test_rows_have_room_for_the_candidates_that_are_scored(text, top_k, tried, m
     list(engine.run([dataclasses.replace(one, control=Tilt(-1.0)) for one in requests]))
     together = layouts["generator"][-1], layouts["scorer"][-1]
     assert [scorer - own for own, scorer in zip(*together, strict=True)] == [tried + 1] * len(together[0])
-
-
-def test_images_are_checked_before_anything_is_written(vision, vision_inputs, monkeypatch):
-    """A model that says something else in rows after images is refused by name, by generate and whoever else asks."""
-    together, _ = vision_inputs
-    monkeypatch.setattr(compatibility, "_found", WeakKeyDictionary())
-    monkeypatch.setattr(compatibility, "_difference_after_images", lambda *read: 0.5)
-    with pytest.raises(
-        GenerationError, match=r"generator: .* cannot be decoded in rows after images: .* differs by 0.5"
-    ):
-        generate(*vision, together, control=EqualTo(4))
-
-
-def test_the_check_of_images_compares_both_models(vision, vision_inputs, monkeypatch):
-    together, _ = vision_inputs
-    found = WeakKeyDictionary()
-    monkeypatch.setattr(compatibility, "_found", found)
-    real, apart = compatibility._difference_after_images, []
-    monkeypatch.setattr(compatibility, "_difference_after_images", lambda *read: apart.append(real(*read)) or apart[-1])
-    generate(*vision, together, control=EqualTo(4), max_tokens=4)
-    assert len(apart) == 2
-    assert max(apart) < 1e-9
-
-
-def test_a_value_model_that_is_wrong_after_images_is_wrong_for_every_request(vision, vision_inputs, monkeypatch):
-    together, alone = vision_inputs
-    monkeypatch.setattr(compatibility, "_found", WeakKeyDictionary())
-    monkeypatch.setattr(
-        compatibility, "_difference_after_images", lambda runner, lenvm, *read: 0.0 if lenvm is None else 0.5
-    )
-    engine = Engine(*vision)
-    for ids, inputs in list(zip(prompts_of(together), alone, strict=True))[:2]:
-        whole = {
-            "input_ids": torch.tensor([ids]),
-            "attention_mask": torch.ones(1, len(ids), dtype=torch.int64),
-            **inputs,
-        }
-        assert "lenvm: " in engine.why_not(Request(0, ids, [0], inputs=whole))

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from pairs import random_ids
@@ -7,19 +5,12 @@ from rows import feed, next_logits, start
 from tiny_generators import build
 from torch.nn import Identity
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    Gemma2Config,
-    Gemma3TextConfig,
-    MistralConfig,
-)
+from transformers import AutoModelForCausalLM, DynamicCache, Gemma2Config, Gemma3TextConfig, MistralConfig
 
 from lenvm_lightning.decoding.kv_cache import KVCache
 from lenvm_lightning.decoding.model_runner import ModelRunner, block_attention
 from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.value_model import LengthValueModel
-from lenvm_lightning.tree import step_mask, tree_layout
 
 # -- rows -------------------------------------------------------------------------------------------------------------
 
@@ -149,22 +140,6 @@ def test_sliding_windows(kind):
         for row, ids in sequences.items():
             torch.testing.assert_close(logits[row], next_logits(model, ids), rtol=0, atol=1e-10)
             ids.append(int(logits[row].argmax()))
-
-
-@pytest.mark.parametrize(("kind", "size"), [("sliding_attention", 4), ("chunked_attention", 8)])
-def test_candidates_see_what_they_would_see_as_the_next_token(kind, size):
-    """Whatever the place in a window or a chunk: a token chosen, and two that may follow it."""
-    config = SimpleNamespace(sliding_window=size, attention_chunk_size=size)
-    within, depth = tree_layout([-1, 0, 0])
-    for length in range(20):
-        columns = torch.tensor([[length, length + 1, length + 2]])
-        seen = step_mask(columns, 32, within, depth, kind, config)[0]
-        for token, place in ((0, length), (1, length + 1), (2, length + 1)):
-            first = place - size + 1 if kind == "sliding_attention" else place // size * size
-            wanted = {column for column in range(32) if max(0, first) <= column < length}
-            wanted |= {length} if first <= length else set()
-            wanted |= {length + token}
-            assert set(seen[token].nonzero().flatten().tolist()) == wanted, (length, token)
 
 
 # -- row groups and bits ----------------------------------------------------------------------------------------------

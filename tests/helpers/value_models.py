@@ -1,5 +1,6 @@
 """Small length value models, and inputs for them."""
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -20,12 +21,10 @@ from lenvm_lightning import tinyworld
 from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.value_model import LengthValueModel
 
+GAMMA = 0.997
+FAMILIES = ("qwen2.5-vl", "smolvlm", "llava")
 VOCABULARY = 2048
-
-
 IMAGE_TOKEN = 2046  # <|image_pad|>
-
-
 QUESTION = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -93,3 +92,31 @@ def text_inputs(side: str) -> dict[str, Tensor]:
     tokenizer = AutoTokenizer.from_pretrained(tinyworld.path("tiny-text"))
     texts = ["one two three", "So the answer is 12, because 3 * 4 = 12.", "x"]
     return dict(tokenizer(texts, padding=True, padding_side=side, return_tensors="pt"))
+
+
+def in_float64(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+
+
+def inputs_of(family: str) -> dict[str, Tensor]:
+    return text_inputs("left") if family in ("tiny-text", "untied") else image_inputs(family)
+
+
+def trained(family: str) -> LengthValueModel:
+    """A model whose weights, head included, are not those it starts from."""
+    torch.manual_seed(1)
+    if family == "untied":
+        model = LengthValueModel.from_backbone(
+            "tiny-text", LenVMConfig(GAMMA), pretrained=False, overrides={"tie_word_embeddings": False}
+        )
+    else:
+        model = build(family)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    nn.init.normal_(model.v_head.summary.weight)
+    return model
+
+
+def logits_of(model: LengthValueModel, family: str) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs_of(family))

@@ -1,6 +1,5 @@
 """LoRA and QLoRA: what is trained, what is kept, and that nothing is lost on the way to disk and back."""
 
-import copy
 import json
 import shutil
 import subprocess
@@ -9,61 +8,17 @@ import sys
 import lightning as L
 import pytest
 import torch
-from gradients import QUIET as BARE
+from adapted import IDS, WAYS, adapted, fit, text_data, text_module, values
 from modules import make_module
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import LengthValueModel, LenVMConfig, LoRA, OptimizerConfig, TextLenVM, VisionLenVM, tinyworld
 from lenvm_lightning.errors import CheckpointError, RecipeError
 from lenvm_lightning.models.adapters import add_adapter, count_parameters, merge
 from lenvm_lightning.models.backbone import load_backbone
-from lenvm_lightning.rollouts.generators.local.loading import digest
-from lenvm_lightning.training.callbacks import ResumableCheckpoint
 from lenvm_lightning.training.fsdp import FullySharded
-from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
 from lenvm_lightning.training.optimizers import build_optimizer
-
-QUIET = {**BARE, "accelerator": "cpu", "num_sanity_val_steps": 0}
-WAYS = {"full": {}, "lora": {"lora": LoRA(4)}, "qlora": {"lora": LoRA(4, dropout=0.1), "quantise": "nf4"}}
-IDS = torch.arange(40)[None] * 37 % 300 + 20
-
-
-def adapted(name="tiny-text", quantise=None, **lora):
-    """A model whose adapters do something."""
-    torch.manual_seed(0)
-    model = LengthValueModel.from_backbone(
-        name, LenVMConfig(0.99), lora=LoRA(**{"rank": 4, **lora}), quantise=quantise
-    ).eval()
-    for key, parameter in model.named_parameters():
-        if "lora_B" in key:
-            nn.init.normal_(parameter, std=0.05)
-    return model
-
-
-def values(model, ids=IDS):
-    with torch.no_grad():
-        return model.value(model(ids))
-
-
-def fit(module, data, steps=3, folder=None, resume=None, validate=0, every=2):
-    L.seed_everything(0, verbose=False)
-    callbacks = [ResumableCheckpoint(str(folder), every_n_steps=every, keep=9)] if folder else []
-    trainer = L.Trainer(max_steps=steps, max_epochs=-1, limit_val_batches=1, callbacks=callbacks,
-                        val_check_interval=validate or None, check_val_every_n_epoch=None if validate else 1,
-                        **QUIET)  # fmt: skip
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    return module
-
-
-def text_module(**settings):
-    return make_module(TextLenVM, "tiny-text", gamma=0.99, lr=1e-3, warmup_steps=0, **settings)
-
-
-def text_data(file):
-    return TextRollouts(str(file), batch_tokens=1024, val_share=0.2)
-
 
 # -- what is trained --------------------------------------------------------------------------------------------------
 
@@ -90,19 +45,6 @@ def test_adapters_are_float32_on_a_base_of_less(quantise, tmp_path):
     again = LengthValueModel.from_pretrained(tmp_path)
     assert {p.dtype for name, p in again.named_parameters() if ".lora_" in name} == {torch.float32}
     assert torch.equal(values(again), values(model.eval()))
-
-
-def test_four_bits_hold_the_language_model_and_leave_vision_and_head():
-    model = adapted("tiny-vl", "nf4")
-    kinds = {name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    packed = {name for name, kind in kinds.items() if kind == "Linear4bit"}
-    assert len(packed) == 28
-    assert all(name.startswith("backbone.language_model.layers.") for name in packed)
-    assert any(name.startswith("backbone.visual.") for name in set(kinds) - packed)
-    weight = model.backbone.language_model.layers[0].self_attn.q_proj.base_layer.weight
-    assert weight.dtype == torch.uint8
-    assert weight.quant_state.quant_type == "nf4"
-    assert weight.quant_state.nested  # the scales are quantised too
 
 
 def test_parameters_in_four_bits_count_as_what_they_are():
@@ -155,34 +97,6 @@ def test_gradients_still_flow_after_a_look_in_eval_mode(quantise):
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", list(WAYS))
-def test_a_checkpoint_holds_what_is_trained_and_nothing_else(text_rollouts, tmp_path, way):
-    module = fit(text_module(**WAYS[way]), text_data(text_rollouts), steps=2, folder=tmp_path)
-    saved = torch.load(tmp_path / "step-000000002.ckpt", weights_only=True)
-    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert set(saved["state_dict"]) == trained
-    assert len(trained) == {"full": 54, "lora": 60, "qlora": 60}[way]
-    again = model_of_checkpoint(tmp_path / "step-000000002.ckpt")
-    assert torch.equal(values(again), values(module.model.eval()))
-
-
-def test_a_checkpoint_without_its_frozen_vision_tower_is_read(vision_rollouts, tmp_path):
-    data = VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2)
-    module = fit(VisionLenVM("tiny-vl", gamma=0.99), data, steps=1, folder=tmp_path, every=1)
-    again = model_of_checkpoint(tmp_path / "step-000000001.ckpt")
-    assert torch.equal(values(again), values(module.model.eval()))
-
-
-def test_frozen_vision_is_not_in_the_checkpoint_and_random_weights_are(vision_rollouts, tmp_path):
-    data = VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2)
-    for pretrained, expected in ((True, False), (False, True)):
-        folder = tmp_path / str(pretrained)
-        module = make_module(VisionLenVM, "tiny-vl", gamma=0.99, pretrained=pretrained)
-        fit(module, data, steps=1, folder=folder, every=1)
-        keys = torch.load(folder / "step-000000001.ckpt", weights_only=True)["state_dict"]
-        assert any(".visual." in key for key in keys) == expected
-
-
 @pytest.mark.parametrize("way", ["lora", "qlora"])
 def test_a_run_goes_on_bit_for_bit(text_rollouts, tmp_path, way):
     """With dropout, and with validations in between."""
@@ -193,29 +107,6 @@ def test_a_run_goes_on_bit_for_bit(text_rollouts, tmp_path, way):
     )  # fmt: skip
     pairs = zip(whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True)
     assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)
-
-
-def test_checkpoints_that_do_not_fit_are_refused(text_rollouts, tmp_path):
-    base = tmp_path / "base"
-    shutil.copytree(tinyworld.path("tiny-text"), base)
-    lora = {"lora": LoRA(4), "gamma": 0.99}
-    module = fit(TextLenVM(str(base), **lora), text_data(text_rollouts), 2, tmp_path / "a")
-    path = tmp_path / "a" / "step-000000002.ckpt"
-    saved = torch.load(path, weights_only=True)
-    for change, problem in (
-        (lambda weights: weights.pop("model.v_head.fc.bias"), "model.v_head.fc.bias is missing"),
-        (lambda weights: weights.pop(next(key for key in weights if "lora_B" in key)), "lora_B.default.weight is miss"),
-        (lambda weights: weights.update(extra=torch.zeros(1)), "extra has no place"),
-    ):
-        broken = copy.deepcopy(saved)
-        change(broken["state_dict"])
-        with pytest.raises(CheckpointError, match=problem):
-            module.on_load_checkpoint(broken)
-    weights = load_file(base / "model.safetensors")
-    weights["model.norm.weight"] += 0.01
-    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="not trained have changed since this run began"):
-        fit(TextLenVM(str(base), **lora), text_data(text_rollouts), 4, resume=path)
 
 
 # -- directories ------------------------------------------------------------------------------------------------------
@@ -301,21 +192,6 @@ def test_an_adapter_saved_again_elsewhere_still_knows_its_base(tmp_path, monkeyp
     assert torch.equal(values(LengthValueModel.from_pretrained(tmp_path / "b")), values(first))
     settings = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(tmp_path / "there" / "base")
-
-
-def test_evaluations_tell_adapters_apart(tmp_path):
-    model = adapted()
-    model.save_pretrained(tmp_path / "a")
-    with torch.no_grad():
-        model.backbone.layers[0].self_attn.q_proj.lora_B["default"].weight.add_(1)
-    model.save_pretrained(tmp_path / "b")
-    assert digest(str(tmp_path / "a")) != digest(str(tmp_path / "b"))
-
-
-def test_kernels_that_are_not_installed_are_said():
-    for pretrained in (True, False):
-        with pytest.raises(CheckpointError, match=r"tiny-text' cannot be .*FlashAttention2"):
-            load_backbone("tiny-text", pretrained=pretrained, attn_implementation="flash_attention_2")
 
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path):

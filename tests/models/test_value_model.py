@@ -1,32 +1,40 @@
 """LengthValueModel: text and vision-language backbones of several families, tiny and random; exact in float64."""
 
 import copy
-import shutil
+import dataclasses
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from published import publish, rewrite, write_config
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    DynamicCache,
+from transformers import AutoProcessor, DynamicCache
+from value_models import (
+    FAMILIES,
+    GAMMA,
+    IMAGE_TOKEN,
+    VOCABULARY,
+    build,
+    image_inputs,
+    in_float64,
+    inputs_of,
+    logits_of,
+    text_inputs,
+    trained,
 )
-from value_models import IMAGE_TOKEN, VOCABULARY, build, image_inputs, text_inputs
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import CheckpointError
-from lenvm_lightning.models.backbone import takes_argument, token_types
-from lenvm_lightning.models.lenvm_config import LenVMConfig
-from lenvm_lightning.models.value_model import LengthValueModel, ValueHead
+from lenvm_lightning.models.backbone import takes_argument
+from lenvm_lightning.models.processors import load_processor
+from lenvm_lightning.models.value_model import LengthValueModel
 
-FAMILIES = ("qwen2.5-vl", "smolvlm", "llava")
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
-def in_float64(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
+HEAD_KEYS = ["fc.bias", "fc.weight", "summary.bias", "summary.weight"]
 
 
 def rows_of(logits: Tensor, mask: Tensor) -> list[Tensor]:
@@ -34,7 +42,7 @@ def rows_of(logits: Tensor, mask: Tensor) -> list[Tensor]:
     return [row[keep.bool()] for row, keep in zip(logits, mask, strict=True)]
 
 
-# -- forward ----------------------------------------------------------------------------------------------------
+# -- forward ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["tiny-text", "gpt2", *FAMILIES])
@@ -135,18 +143,6 @@ def test_steps_after_images_are_the_whole_forward(name, masked):
     assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-12
 
 
-def test_token_types_are_the_processors():
-    model, inputs = build("qwen2.5-vl").double(), in_float64(image_inputs("qwen2.5-vl"))
-    types = inputs.pop("mm_token_type_ids")
-    assert types.sum() > 0
-    assert torch.equal(token_types(model.backbone.config, inputs["input_ids"]), types)
-    with torch.no_grad():
-        ours = model(**inputs)
-        assert torch.equal(ours, model(**inputs, mm_token_type_ids=types))
-        # The control: without types the backbone counts image tokens like words.
-        assert (ours - model(**inputs, mm_token_type_ids=torch.zeros_like(types))).abs().max() > 1e-4
-
-
 @pytest.mark.parametrize("family", ["tiny-text", *FAMILIES])
 def test_no_vocabulary_logits(family):
     model = build(family)
@@ -169,19 +165,7 @@ def test_no_vocabulary_logits(family):
     assert [VOCABULARY in p.shape for p in model.parameters()].count(True) == 1  # the input embedding
 
 
-# -- numbers ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cast", ["bfloat16", "half"])
-def test_head_keeps_its_digits(cast):
-    model = build("tiny-text")
-    before = copy.deepcopy(model.v_head.state_dict())
-    getattr(model, cast)()
-    assert model.backbone.dtype in (torch.bfloat16, torch.float16)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.v_head.state_dict().items())
-    assert {tensor.dtype for tensor in model.v_head.state_dict().values()} == {torch.float32}
-    if cast == "bfloat16":
-        assert model(**text_inputs("right")).dtype == torch.float32
+# -- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def test_positions_keep_their_digits():
@@ -192,78 +176,7 @@ def test_positions_keep_their_digits():
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
 
-def test_head_ignores_autocast():
-    head, hidden = ValueHead(32), torch.randn(3, 32)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(head(hidden), head(hidden.clone()))
-        inside = head(hidden)
-        rounded = nn.functional.linear(hidden, head.fc.weight)
-    assert rounded.dtype == torch.bfloat16
-    assert inside.dtype == torch.float32
-    assert torch.equal(inside, head(hidden))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert build("tiny-text")(**text_inputs("right")).dtype == torch.float32
-
-
-def test_float64_stays_float64():
-    model = build("tiny-text").double()
-    assert model.v_head.fc.weight.dtype == torch.float64
-    assert model(**text_inputs("right")).dtype == torch.float64
-    model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(gamma=0.9), pretrained=False, dtype="float64")
-    assert model.v_head.fc.weight.dtype == torch.float64
-    assert model(**text_inputs("right")).dtype == torch.float64
-
-
-def test_fresh_head_predicts_the_expected_length():
-    model = LengthValueModel.from_backbone(
-        "tiny-text", LenVMConfig(gamma=0.997), pretrained=False, expected_length=300.0
-    ).eval()
-    remaining = model.remaining(model(**text_inputs("right")))
-    assert ((remaining > 200) & (remaining < 450)).all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"gamma": 1.0}, "gamma must be a number strictly between 0 and 1; got 1.0"),
-        ({"gamma": "auto"}, "gamma"),
-        ({"gamma": 0.9, "target": "lenght"}, "target must be one of discounted"),
-        ({"gamma": 0.9, "length_scale": 0.0}, "scale must be positive"),
-    ],
-)
-def test_config_that_means_nothing(settings, text):
-    with pytest.raises(ValueError, match=text):
-        LenVMConfig(**settings)
-
-
-# -- training ---------------------------------------------------------------------------------------------------
-
-
-def test_a_text_model_has_no_vision():
-    assert list(build("tiny-text").vision_modules()) == []
-
-
-@pytest.mark.parametrize(
-    ("family", "names"),
-    [
-        ("qwen2.5-vl", {"visual"}),
-        ("smolvlm", {"vision_model", "connector"}),
-        ("llava", {"vision_tower", "multi_modal_projector"}),
-    ],
-)
-def test_freezing_vision(family, names):
-    model = build(family).train()
-    parts = list(model.vision_modules())
-    assert {id(part) for part in parts} == {id(getattr(model.backbone, name)) for name in names}
-    for part in parts:
-        part.requires_grad_(False)
-    model(**image_inputs(family)).sum().backward()
-    language = dict(model.backbone.get_decoder().named_parameters())
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in language.items() if "k_proj.bias" not in n)
-    assert all(p.grad is not None for p in model.v_head.parameters())
-    assert all(p.grad is None for part in parts for p in part.parameters())
-    together = [*language.values(), *model.v_head.parameters(), *(p for part in parts for p in part.parameters())]
-    assert {id(p) for p in together} == {id(p) for p in model.parameters()}
+# -- training ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["tiny-text", *FAMILIES])
@@ -305,43 +218,192 @@ def test_no_gradient_flows_through_a_frozen_tower(family):
     assert not any(wants_gradient)
 
 
-# -- building ---------------------------------------------------------------------------------------------------
+# -- directories ------------------------------------------------------------------------------------------------------
 
 
-def test_overrides_shape_the_backbone():
-    model = LengthValueModel.from_backbone(
-        "tiny-vl", LenVMConfig(gamma=0.9), pretrained=False,
-        overrides={"text_config": {"num_hidden_layers": 1}, "vision_config": {"depth": 1}},
-    )  # fmt: skip
-    assert len(model.backbone.get_decoder().layers) == len(model.backbone.visual.blocks) == 1
-    assert model(**image_inputs("qwen2.5-vl")).isfinite().all()
-    assert model.config.backbone == "tiny-vl"
+def test_round_trip(saved):
+    family, model, folder = saved
+    loaded = LengthValueModel.from_pretrained(folder)
+    assert not loaded.training
+    assert loaded.config == model.config
+    assert loaded.backbone.dtype == torch.float32
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in loaded.state_dict().items())
+    assert torch.equal(logits_of(loaded, family), logits_of(model, family))
+    fresh = LengthValueModel(loaded.backbone, loaded.config)
+    assert not torch.equal(logits_of(fresh, family), logits_of(model, family))
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"pretrained": False, "overrides": {"num_hiden_layers": 1}}, "no entry.*did you mean 'num_hidden_layers'"),
-        ({"pretrained": True, "overrides": {"num_hidden_layers": 1}}, "set pretrained: false"),
-    ],
-)  # fmt: skip
-def test_backbones_that_cannot_be_built(options, text):
-    with pytest.raises(CheckpointError, match=text):
-        LengthValueModel.from_backbone("tiny-text", LenVMConfig(gamma=0.9), **options)
+def test_round_trip_in_a_fresh_process(tmp_path):
+    script = """
+import sys, torch
+from lenvm_lightning.models.value_model import LengthValueModel
+torch.set_num_threads(int(sys.argv[1]))
+for folder in sys.argv[2:]:
+    with torch.no_grad():
+        logits = LengthValueModel.from_pretrained(folder)(**torch.load(folder + "/inputs.pt", weights_only=True))
+    torch.save(logits, folder + "/logits.pt")
+"""
+    folders = [tmp_path / "tiny-text", tmp_path / "qwen2.5-vl"]
+    models = [trained(folder.name) for folder in folders]
+    for model, folder in zip(models, folders, strict=True):
+        model.save_pretrained(folder)
+        torch.save(inputs_of(folder.name), folder / "inputs.pt")
+    arguments = [str(torch.get_num_threads()), *map(str, folders)]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "it/s" not in done.stderr
+    for model, folder in zip(models, folders, strict=True):
+        assert torch.equal(torch.load(folder / "logits.pt", weights_only=True), logits_of(model, folder.name))
 
 
-def test_a_backbone_without_weights(tmp_path):
-    folder = shutil.copytree(
-        tinyworld.path("tiny-text"), tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors")
-    )
-    with pytest.raises(CheckpointError, match=r"no weights could be read from '.*bare'"):
-        LengthValueModel.from_backbone(str(folder), LenVMConfig(gamma=0.9))
+def test_what_is_written(tmp_path):
+    model = trained("qwen2.5-vl")
+    before = json.dumps(model.backbone.config.to_dict(), default=str)
+    model.save_pretrained(tmp_path / "a" / "b", AutoProcessor.from_pretrained(tinyworld.path("tiny-vl")))
+    folder = tmp_path / "a" / "b"
+    assert sorted(load_file(folder / "value_head.safetensors")) == [f"v_head.{key}" for key in HEAD_KEYS]
+    keys = load_file(folder / "model.safetensors")
+    assert {key.split(".")[0] for key in keys} == {"model", "visual"}  # as Qwen publishes them
+    assert json.loads((folder / "lenvm_config.json").read_text()) == dataclasses.asdict(model.config)
+    assert type(load_processor(folder)).__name__ == "Qwen2_5_VLProcessor"
+    assert json.dumps(model.backbone.config.to_dict(), default=str) == before
+    assert model.backbone.get_input_embeddings().weight is not None
+    assert not any("lm_head" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize("name", tinyworld.NAMES)
-def test_embedded_weights_are_the_backbones(name):
-    torch.manual_seed(0)
-    first = LengthValueModel.from_backbone(name, LenVMConfig(gamma=0.9)).backbone.state_dict()
-    torch.manual_seed(1)
-    again = LengthValueModel.from_backbone(name, LenVMConfig(gamma=0.9)).backbone.state_dict()
-    assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
+def test_saving_over_an_older_one(tmp_path):
+    trained("tiny-text").save_pretrained(tmp_path)
+    model = build("tiny-text")
+    model.save_pretrained(tmp_path)
+    loaded = LengthValueModel.from_pretrained(tmp_path)
+    assert torch.equal(logits_of(loaded, "tiny-text"), logits_of(model, "tiny-text"))
+
+
+def test_saving_and_loading_are_quiet(tmp_path, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for family in ("tiny-text", "qwen2.5-vl", "untied"):
+            trained(family).save_pretrained(tmp_path / family)
+            LengthValueModel.from_pretrained(tmp_path / family)
+    assert capfd.readouterr() == ("", "")
+    from transformers.utils import logging
+
+    list(logging.tqdm([1], desc="others still show"))
+    assert "others still show" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_precisions(tmp_path, dtype):
+    model = trained("tiny-text").to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path)
+    loaded = LengthValueModel.from_pretrained(tmp_path)
+    assert loaded.backbone.dtype == getattr(torch, dtype)
+    assert loaded.v_head.fc.weight.dtype == (torch.float64 if dtype == "float64" else torch.float32)
+    assert torch.equal(logits_of(loaded, "tiny-text"), logits_of(model, "tiny-text"))
+    assert LengthValueModel.from_pretrained(tmp_path, dtype="float32").backbone.dtype == torch.float32
+
+
+# -- refused ----------------------------------------------------------------------------------------------------------
+
+
+def untie(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    rewrite(folder / "model.safetensors", lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+
+
+def half_of(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+MISTAKES = {
+    "no gamma": (None, None, ["does not say which gamma", "lenvm_config.json", "from_pretrained(..., gamma=0.997)"]),
+    "another gamma": (
+        lambda folder: write_config(folder, '{"gamma": 0.99}'),
+        GAMMA,
+        ["trained with gamma=0.99", "gamma=0.997 was asked for", "leave the argument out"],
+    ),
+    "gamma out of range": (None, 1.5, ["strictly between 0 and 1; got 1.5"]),
+    "no head": (
+        lambda folder: (folder / "value_head.safetensors").unlink(),
+        GAMMA,
+        ["has no value head", "v_head.summary.bias", "value_head.safetensors", "found none", "lightning run text_len"],
+    ),
+    "half a head": (
+        lambda folder: rewrite(folder / "value_head.safetensors", lambda t: t.pop("v_head.fc.bias")),
+        GAMMA,
+        ["found only fc.weight, summary.bias, summary.weight"],
+    ),
+    "head of another width": (
+        lambda folder: save_file(
+            {f"v_head.{k}": t for k, t in nn.ModuleDict({"fc": nn.Linear(64, 64), "summary": nn.Linear(64, 1)})
+             .state_dict().items()}, folder / "value_head.safetensors",
+        ),
+        GAMMA,
+        ["does not fit its backbone", "fc.weight is (64, 64), expected (128, 128)", "summary.weight is", "copy"],
+    ),
+    "damaged head": (
+        lambda folder: half_of(folder / "value_head.safetensors"),
+        GAMMA,
+        ["value_head.safetensors is damaged", "Save or download it again"],
+    ),
+    "a weight missing": (
+        lambda folder: rewrite(folder / "model.safetensors", lambda t: t.pop("model.layers.2.mlp.up_proj.weight")),
+        GAMMA,
+        ["1 weights of Qwen2Model are not in", "layers.2.mlp.up_proj.weight", "incomplete or of another architecture"],
+    ),
+    "no embedding, untied": (untie, GAMMA, ["embed_tokens.weight", "incomplete"]),
+    "a weight of another shape": (
+        lambda folder: rewrite(
+            folder / "model.safetensors", lambda t: t.update({"model.norm.weight": torch.ones(64)})
+        ),
+        GAMMA,
+        ["norm.weight is (64,), expected (128,)", "config.json", "save or download both again"],
+    ),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        GAMMA,
+        ["no weights could be read", "looked for safetensors", "model.safetensors"],
+    ),
+    "damaged weights": (lambda folder: half_of(folder / "model.safetensors"), GAMMA, ["no weights could be read"]),
+    "no config.json": (
+        lambda folder: (folder / "config.json").unlink(),
+        GAMMA,
+        ["no model could be read from", "a directory with a config.json", "tiny-text, tiny-vl"],
+    ),
+    "broken lenvm_config.json": (
+        lambda folder: write_config(folder, '{"gamma": 0.9'),
+        GAMMA,
+        ["lenvm_config.json is not valid JSON", "Save or download the model again"],
+    ),
+    "lenvm_config.json of another shape": (
+        lambda folder: write_config(folder, "[0.9]"),
+        GAMMA,
+        ["lenvm_config.json must hold a JSON object, found list"],
+    ),
+    "gamma that is no number": (
+        lambda folder: write_config(folder, '{"gamma": "auto"}'),
+        None,
+        ["gamma must be a number strictly between 0 and 1; got 'auto'", "lenvm_config.json"],
+    ),
+    "unknown target": (
+        lambda folder: write_config(folder, '{"gamma": 0.9, "target": "later"}'),
+        None,
+        ["target must be one of discounted", "'later'"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(tmp_path, mistake):
+    harm, gamma, texts = MISTAKES[mistake]
+    publish(tmp_path, "value_head.safetensors")
+    if harm:
+        harm(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        LengthValueModel.from_pretrained(tmp_path, gamma=gamma)
+    assert str(tmp_path) in str(caught.value)
+    for text in texts:
+        assert text in str(caught.value)

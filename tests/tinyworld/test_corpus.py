@@ -1,59 +1,29 @@
-"""The corpus of the tiny models as batches, and the models learning from it."""
+import re
 
-import lightning as L
+import numpy as np
 import pytest
-import torch
 
-from datamodules.tokenise import encode_prompt
-from lenvm_lightning.rollouts.record import Rollout
-from lenvm_lightning.tinyworld import corpus
-from lenvm_lightning.tinyworld.datamodule import TinyCorpus
-from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
+from lenvm_lightning.tinyworld import corpus, prompt_sets, writing
+
+
+def test_corpus_keeps_the_draft_nearest_to_its_target_length():
+    asked = writing.WritingProblem("the sea", "equal to", 10)
+    assert writing.distance(asked, "word " * 8) == pytest.approx(0.0)  # 0.8 words a token
+    assert writing.distance(asked, "word " * 4) == writing.distance(asked, "word " * 16) == pytest.approx(np.log(2))
+    assert writing.distance(writing.WritingProblem("the sea"), "word") == 0.0
+    documents = [corpus.document("text", 0, index) for index in range(1500)]
+    found = [(d, re.search(r"must be equal to (\d+) tokens", d.prompt)) for d in documents]
+    far = [abs(np.log(len(d.completion.split()) / 0.8 / int(m[1]))) for d, m in found if m]
+    assert len(far) > 100
+    assert np.mean(far) < 0.2  # of one draft it is 0.3
 
 
 @pytest.mark.parametrize("kind", ["text", "vision"])
-def test_prompts_are_those_of_template_and_processor(kind):
-    data = TinyCorpus(kind, documents=40, val_documents=5)
-    data.setup()
-    for index in range(40):
-        document = corpus.document(kind, 0, index)
-        rollout = Rollout("0", [{"role": "user", "content": document.prompt}], [], document.completion)
-        expected = encode_prompt(data.processor, rollout, [document.image] if document.image else [])
-        row = data.train[index]
-        assert row["input_ids"][: row["prompt_length"]].tolist() == expected
-        tokenizer = getattr(data.processor, "tokenizer", data.processor)
-        completion = row["input_ids"][row["prompt_length"] :].tolist()
-        assert completion[-1] == tokenizer.eos_token_id
-        assert tokenizer.decode(completion[:-1]) == document.completion
-
-
-def test_batches_mark_completions():
-    data = TinyCorpus("text", documents=50, val_documents=5, batch_tokens=1000)
-    data.setup()
-    batch = next(iter(data.train_dataloader()))
-    assert batch["input_ids"].numel() <= 1000
-    end = 2041 + 2  # <|im_end|>
-    for ids, there, completion in zip(
-        batch["input_ids"], batch["attention_mask"].bool(), batch["completion"], strict=True
-    ):
-        assert ids[there][-1] == end
-        assert completion[there][-1]
-        assert not completion[~there].any()
-        assert not completion[0]
-
-
-@pytest.mark.parametrize(("kind", "name"), [("text", "tiny-text"), ("vision", "tiny-vl")])
-def test_a_little_training_lowers_the_loss(kind, name):
-    torch.manual_seed(0)
-    data = TinyCorpus(kind, documents=600, val_documents=10, batch_tokens=1024)
-    model = TinyLanguageModel(name, warmup_steps=3)
-    trainer = L.Trainer(
-        max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    before = trainer.validate(model, data, verbose=False)[0]["val/loss"]
-    model.train()
-    trainer.fit(model, data)
-    after = trainer.validate(model, data, verbose=False)[0]["val/loss"]
-    assert before > 7  # log 2048 = 7.6: it knows nothing
-    assert after < 6.5
+def test_corpus_leaves_the_test_prompts_out(kind):
+    names = ("tiny-vqa",) if kind == "vision" else ("tiny-math", "tiny-write")
+    held_out = {p.messages[0]["content"] for name in names for p in prompt_sets.prompt_set(name, "test", 300)}
+    documents = [corpus.document(kind, 0, index) for index in range(2000)]
+    if kind == "text":  # the same question about another image is another problem
+        assert not held_out & {document.prompt for document in documents}
+    assert documents[:3] == [corpus.document(kind, 0, index) for index in range(3)]
+    assert documents[0] != corpus.document(kind, 1, 0)

@@ -1,19 +1,13 @@
 """The judge of answers: a table of right and wrong ones, and the verdicts that came with real answers."""
 
 import json
-import threading
-import time
-from fractions import Fraction
 
 import pytest
 from places import SHARED
 
-from lenvm_lightning.evaluation.judge import latex
 from lenvm_lightning.evaluation.judge.answers import Verdict, extract, judge, judge_strict, verdict
-from lenvm_lightning.evaluation.judge.equality import equal, number
 
 DATA = SHARED / "data"
-
 RIGHT = [
     ("1,234", "1234"), ("1000", r"1{,}000"), ("1000", r"1\,000"), ("13456", r"13,\! 456"), ("0.35", ".35"),
     ("$18.00", "18"), ("18 dollars", "$18"), ("18", r"\$18"), ("1.50", r"\$1.50"), ("50%", "50"), ("0.5", r"50\%"),
@@ -134,47 +128,6 @@ def test_both_verdicts_stand_side_by_side():
     assert judge_strict(r"\boxed{10}", "C", VISION)
 
 
-def test_numbers_with_their_units():
-    assert number("-$1,234.50") == (Fraction(-2469, 2), False, "$", "")
-    assert number(r"x = 5\text{ cm}^2") == (5, False, "cm^2", "x")
-    assert number("2k") is number(r"2\pi") is number("9/0") is number("1e999999999") is number("two") is None
-
-
-def test_hostile_answers_end(monkeypatch):
-    started = time.monotonic()
-    monkeypatch.setattr(latex, "_judge", latex._Judge(seconds=1.0))
-    for answer in ("9^{9^{9^{9}}}", "10000000!"):
-        assert not judge(f"\\boxed{{{answer}}}", "4")
-    assert latex.equivalent("k+1", "1+k")  # by a new process
-    for answer in (
-        "(" * 100_000,
-        "9" * 100_000,
-        "\\frac{" * 15_000,
-        "$" * 99_999,
-        "1," * 50_000,
-        "\\" * 100_001,
-        f"1{' ' * 99_999}2",
-    ):
-        assert not judge(f"The answer is {answer}", "4")
-        assert not judge(f"\\boxed{{{answer}}}", "4")
-        assert not judge(answer, "4", ["1", "4"])
-    assert time.monotonic() - started < 20
-
-
-def test_judges_in_any_thread():
-    verdicts = {}
-
-    def work(i):
-        verdicts[i] = [judge(f"\\boxed{{{i}(k+{j})}}", f"{i}k+{i * 2}") for j in (1, 2, 3)]
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2, 8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert verdicts == {i: [False, True, False] for i in range(2, 8)}
-
-
 @pytest.mark.shared
 @pytest.mark.skipif(not DATA.exists(), reason="the real data is not beside this checkout")
 def test_agrees_with_every_verdict_on_gsm8k():
@@ -200,8 +153,3 @@ def test_agrees_with_the_verdicts_on_mathvision():
     assert sum(ours == theirs for ours, theirs in verdicts) >= 2643
     # What theirs calls right is right, but for one, whose value is another one than the gold.
     assert sum(theirs and not ours for ours, theirs in verdicts) <= 1
-
-
-def test_equal_reads_both_sides():
-    assert equal("$5^{\\circ}$", "5")
-    assert not equal("", "")

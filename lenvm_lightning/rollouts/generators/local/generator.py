@@ -2,9 +2,9 @@
 
 A completion is sampled with its own seed, one uniform number a token, and depends on nothing else: not on the prompts
 and completions beside it, their order, the number of rows, or on whether a run was interrupted. In float32 and float64
-on a CPU that holds bit for bit (measured with MKL and AVX-512; ``tests/rollouts/generators/test_local.py`` tests it
-where you are), on a GPU for the distribution: there the size of a batch decides how its products round, and once in
-very many tokens a rounding moves one across the border of its share.
+on a CPU that holds bit for bit (measured with MKL and AVX-512; ``tests/rollouts/generators/local/test_generator.py``
+tests it where you are), on a GPU for the distribution: there the size of a batch decides how its products round, and
+once in very many tokens a rounding moves one across the border of its share.
 
 Why not ``generate_batch``, transformers' own continuous batching: it draws from the global random state, so that a
 completion depends on its batch and an interrupted run cannot be continued; it takes no images; and on a CPU it wrote

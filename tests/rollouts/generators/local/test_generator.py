@@ -2,70 +2,22 @@ import json
 import runpy
 import subprocess
 import sys
-import warnings
 from collections import Counter
-from random import Random
 
 import pytest
 import torch
-from PIL import Image
+from asked import logprob_of, picture, requests, results, text_prompts, tokens, vision_prompts
 from places import BENCHMARKS
-from safetensors.torch import load_file, save_file
-from tiny_generators import build, save
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    MambaConfig,
-)
+from tiny_generators import build
 
 from datamodules.tokenise import encode_prompt as encode_for_training
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
-from lenvm_lightning.errors import GeneratorError
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText, Prompt, PromptRequest
-from lenvm_lightning.rollouts.generators.local import LocalGenerator, loading
+from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.rollouts.record import Rollout
 
 # -- completions ------------------------------------------------------------------------------------------------------
-
-WORDS = ("apples", "books", "seven", "three", "gives", "left", "how", "many", "shop", "then", "each", "bag", "takes")
-
-
-def text_prompts(count, seed=0):
-    rng = Random(seed)
-    lengths = [rng.choice((1, 5, 20, 60, 61, 62, 63, 64, 65, 120, 190)) for _ in range(count)]
-    return [
-        Prompt(f"p{number}", [{"role": "user", "content": " ".join(rng.choices(WORDS, k=length))}])
-        for number, length in enumerate(lengths)
-    ]
-
-
-def picture(width, height, seed):
-    noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return Image.fromarray(noise.numpy())
-
-
-def vision_prompts():
-    """Pictures of different sizes, two in one prompt, and a prompt without."""
-    ask = [{"role": "user", "content": "<image>How many?"}]
-    return [
-        Prompt("wide", ask, (picture(112, 56, 0),)),
-        Prompt("high", ask, (picture(56, 140, 1),)),
-        Prompt("two", [{"role": "user", "content": "<image>or <image>?"}], (picture(84, 84, 2), picture(60, 90, 3))),
-        Prompt("none", [{"role": "user", "content": "How many?"}]),
-        Prompt("square", ask, (picture(84, 84, 4),)),
-    ]
-
-
-def requests(prompts, n=1):
-    return [PromptRequest(prompt, tuple(range(n))) for prompt in prompts]
-
-
-def results(generator, asked, sampling):
-    found = {(answer.prompt_id, answer.number): answer.result for answer in generator.sample(asked, sampling)}
-    wanted = [(request.prompt.prompt_id, number) for request in asked for number in request.numbers]
-    assert sorted(found) == sorted(wanted)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +43,6 @@ def test_the_fixture_has_both_endings_and_a_long_tail(expected):
     assert lengths[0] < 15
     assert lengths[-1] == 120
     assert 20 < lengths[len(lengths) // 2] < 100
-
-
-def tokens(found):
-    return {key: (completion.token_ids, completion.logprob) for key, completion in found.items()}
 
 
 def test_order_and_interruption_do_not_matter(text, expected):
@@ -133,19 +81,6 @@ def test_seeds(text, expected):
     assert expected["p3", 2].seed == completion_seed(7, "p3", 2)
     other = results(text, requests(text_prompts(4), 1), SamplingParams(max_tokens=120, seed=8))
     assert all(other[key].token_ids != expected[key].token_ids for key in other)
-
-
-def logprob_of(generator, prompt, completion):
-    """Log-probability of a completion by one forward of the whole sequence, without any cache."""
-    ids, inputs = generator._encode(prompt, SamplingParams(max_tokens=1))
-    all_ids = torch.tensor([ids + completion.token_ids])
-    inputs = {name: value for name, value in inputs.items() if name.startswith(("pixel", "image"))}
-    if inputs:
-        inputs["mm_token_type_ids"] = (all_ids == generator.model.config.image_token_id).long()
-    with torch.inference_mode():
-        logits = generator.model(input_ids=all_ids, use_cache=False, **inputs).logits[0, len(ids) - 1 : -1]
-    chosen = logits.double().log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])
-    return float(chosen.sum())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -352,127 +287,6 @@ except GeneratorError as error:
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert "out of memory on cpu with 64 rows. Use fewer (rows=32)" in ended.stdout, ended.stderr
-
-
-# -- families that rows do not fit -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        BloomConfig(vocab_size=2048, hidden_size=32, n_layer=2, n_head=4, eos_token_id=2043),  # makes its own biases
-        MambaConfig(vocab_size=2048, hidden_size=32, num_hidden_layers=2, eos_token_id=2043),  # has no keys at all
-    ],
-    ids=["bloom", "mamba"],
-)
-def test_other_families_sample_prompt_by_prompt(tiny_text, config):
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    for weight in model.parameters():
-        if weight.ndim == 2:
-            weight.data.mul_(4)
-    prompts = text_prompts(3)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        generator = LocalGenerator(model, tiny_text, "other")
-        greedy = results(generator, requests(prompts, 1), SamplingParams(temperature=0, max_tokens=12))
-    assert any("does not work with continuous batching" in str(warning.message) for warning in said)
-    for prompt in prompts:
-        ids, _ = generator._encode(prompt, SamplingParams(max_tokens=12))
-        whole = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
-        assert greedy[prompt.prompt_id, 0].token_ids == whole
-    drawn = results(generator, requests(prompts, 3), SamplingParams(max_tokens=12))
-    assert drawn == results(generator, requests(prompts, 3), SamplingParams(max_tokens=12))
-    assert len({tuple(completion.token_ids) for completion in drawn.values()}) == 9
-    for prompt in prompts:
-        whole = logprob_of(generator, prompt, drawn[prompt.prompt_id, 1])
-        assert drawn[prompt.prompt_id, 1].logprob == pytest.approx(whole, abs=1e-3)
-
-
-# -- loading ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save(build("tiny-text"), "tiny-text", tmp_path_factory.mktemp("models") / "my-model")
-
-
-def test_load(folder, tmp_path):
-    generator = LocalGenerator.load(str(folder), rows=3)
-    assert generator.name == "my-model"
-    assert generator.rows == 3
-    assert generator.model.dtype == torch.float32
-    found = results(generator, requests(text_prompts(2)), SamplingParams(temperature=0, max_tokens=8))
-    same = LocalGenerator(build("tiny-text"), generator.processor, "same")
-    assert tokens(found) == tokens(
-        results(same, requests(text_prompts(2)), SamplingParams(temperature=0, max_tokens=8))
-    )
-    assert LocalGenerator.load(str(folder), dtype="bfloat16").model.dtype == torch.bfloat16
-    assert 16 <= LocalGenerator.load(str(folder)).rows <= 256
-
-
-def test_a_vision_model_loads_with_its_processor(tmp_path):
-    folder = save(build("tiny-vl"), "tiny-vl", tmp_path / "v")
-    generator = LocalGenerator.load(str(folder))
-    found = results(generator, requests(vision_prompts()), SamplingParams(max_tokens=4))
-    assert all(isinstance(result, GeneratedText) for result in found.values())
-
-
-def test_fingerprint(folder, tmp_path):
-    first = LocalGenerator.load(str(folder)).fingerprint()
-    assert json.loads(json.dumps(first)) == first
-    assert {key: first[key] for key in ("kind", "name", "dtype")} == {
-        "kind": "transformers", "name": "my-model", "dtype": "float32",
-    }  # fmt: skip
-    elsewhere = tmp_path / "deeper" / "my-model"
-    elsewhere.parent.mkdir()
-    elsewhere.symlink_to(folder)
-    assert LocalGenerator.load(str(elsewhere)).fingerprint() == first
-    assert LocalGenerator.load(str(folder), dtype="float64").fingerprint() == {**first, "dtype": "float64"}
-    changed = save(build("tiny-text", sharpness=2.0), "tiny-text", tmp_path / "my-model")
-    assert LocalGenerator.load(str(changed)).fingerprint()["digest"] != first["digest"]
-
-
-def test_large_models_are_told_apart_by_their_headers(folder, tmp_path, monkeypatch):
-    """Pretending that everything is large: other numbers are not seen then, other shapes and names are."""
-    monkeypatch.setattr(loading, "_WHOLE", 1000)
-    copy = save(build("tiny-text", sharpness=2.0), "tiny-text", tmp_path / "copy")
-    assert loading.digest(str(copy)) == loading.digest(str(folder))
-    weights = load_file(copy / "model.safetensors")
-    save_file({f"{key}.": value for key, value in weights.items()}, copy / "model.safetensors")
-    assert loading.digest(str(copy)) != loading.digest(str(folder))
-
-
-def test_what_cannot_be_loaded(folder, tmp_path):
-    with pytest.raises(GeneratorError, match="no model could be read from 'no/such-model'"):
-        LocalGenerator.load("no/such-model")
-    with pytest.raises(GeneratorError, match="unknown dtype 'float23'; did you mean 'float32'"):
-        LocalGenerator.load(str(folder), dtype="float23")
-    with pytest.raises(GeneratorError, match="there is no device 'gpu0'"):
-        LocalGenerator.load(str(folder), device="gpu0")
-    with pytest.raises(GeneratorError, match="rows must be at least 1"):
-        LocalGenerator.load(str(folder), rows=0)
-    broken = save(build("tiny-text"), "tiny-text", tmp_path / "broken")
-    weights = load_file(broken / "model.safetensors")
-    removed = weights.pop("lm_head.weight")
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(GeneratorError, match=r"lm_head\.weight is not there"):
-        LocalGenerator.load(str(broken))
-    weights["lm_head.weight"] = removed[:, :64].contiguous()
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(GeneratorError, match=r"lm_head\.weight is \(2048, 64\), expected \(2048, 128\)"):
-        LocalGenerator.load(str(broken))
-    (broken / "model.safetensors").write_bytes(b"garbage")
-    with pytest.raises(GeneratorError, match="no generator could be loaded from"):
-        LocalGenerator.load(str(broken))
-    (broken / "model.safetensors").unlink()
-    with pytest.raises(GeneratorError, match="no generator could be loaded from"):
-        LocalGenerator.load(str(broken))
-    whole = save(build("tiny-text"), "tiny-text", tmp_path / "mute")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (whole / file).unlink()
-    with pytest.raises(GeneratorError, match="tokenizer"):
-        LocalGenerator.load(str(whole))
 
 
 # -- benchmark and GPU ------------------------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""Rows of data sets, wherever these lie."""
+
+import json
+from datetime import datetime
+
+import datasets
+import pytest
+from prompt_rows import ROWS, as_parquet, texts
+
+from lenvm_lightning.errors import DataError
+from lenvm_lightning.rollouts.prompts import load_prompts
+from lenvm_lightning.rollouts.prompts.sources import READY_MADE
+
+
+def as_jsonl(folder):
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
+
+
+def as_arrow(folder):
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(folder / "saved")
+    return folder / "saved"
+
+
+def as_one_file(folder):
+    return as_parquet(folder) / "train.parquet"
+
+
+@pytest.mark.parametrize("save", [as_parquet, as_jsonl, as_arrow, as_one_file])
+def test_local_data_sets(save, tmp_path):
+    path = str(save(tmp_path))
+    source = {"path": path, "columns": {"prompt": "text", "id": "key", "meta": {"sort": "kind"}}, "label": "mine"}
+    prompts = load_prompts(source)
+    assert prompts.ids == [f"mine/k{i}" for i in range(6)]
+    assert texts(prompts) == [row["text"] for row in ROWS]
+    assert [prompt.meta for prompt in prompts] == [{"sort": i % 2} for i in range(6)]
+    assert {prompt.split for prompt in prompts} == {"train"}
+    assert prompts.description["digest"] == load_prompts(source).description["digest"]
+    assert prompts.description["count"] == 6
+    assert prompts.description["sources"] == [source]
+
+
+def test_class_labels_and_times_are_remembered_as_words(tmp_path):
+    sort, at = datasets.ClassLabel(names=["easy", "hard"]), datasets.Value("timestamp[s]")
+    features = datasets.Features({"prompt": datasets.Value("string"), "sort": sort, "at": at})
+    row = {"prompt": "?", "sort": 1, "at": datetime(2026, 1, 2)}
+    datasets.Dataset.from_list([row], features=features).save_to_disk(tmp_path / "d")
+    source = {"path": str(tmp_path / "d"), "columns": {"prompt": "prompt", "meta": ["sort", "at"]}}
+    assert load_prompts(source)[0].meta == {"sort": "hard", "at": "2026-01-02 00:00:00"}
+
+
+@pytest.mark.parametrize("name", [name for name in READY_MADE])
+def test_without_a_hub_it_is_said_how_to_give_a_copy(name):
+    with pytest.raises(DataError) as refused:
+        load_prompts(name)
+    assert "the hub cannot be reached" in str(refused.value)
+    assert f"{{source: {name}, path: /my/copy}}" in str(refused.value)

@@ -221,8 +221,10 @@ class LenVMModule(L.LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         facts = data.facts if data is not None else None
         config = value_model_config(self.settings, facts)
+        # A fresh head predicts what is left at the middle of the median completion: a typical state.
+        expected = facts.p50 / 2 if facts else None
         with fsdp.rank0_init(self.device_mesh):
-            self.model = build_model(self.settings, config, facts.p50 / 2 if facts else None)
+            self.model = build_model(self.settings, config, expected)
         self.tail_after_cut = facts.tail_after_cut if facts else None
         if data is not None and self.settings.loss.weight == "completion":
             self._rows_per_batch = data.rows_per_batch

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import lightning as L
 import pytest
 import torch
 from adapted import IDS, WAYS, adapted, fit, text_data, text_module, values
+from forks import code, finish
 from modules import make_module
 from safetensors.torch import load_file, save_file
 
@@ -173,9 +172,7 @@ def test_round_trips_in_a_fresh_process(text_rollouts, vision_rollouts, tmp_path
                 model.save_merged(f"{folder}-merged", data.processor)
                 cases[f"{folder}-merged"] = expected
     torch.save({folder: dict(case) for folder, case in cases.items()}, tmp_path / "expected.pt")
-    done = subprocess.run([sys.executable, "-c", _FRESH, str(tmp_path / "expected.pt")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = dict(line.split() for line in done.stdout.splitlines())
+    found = dict(line.split() for line in finish(code(_FRESH, str(tmp_path / "expected.pt"))).splitlines())
     assert set(found) == set(cases)
     # The same weights give the same bits; sums with the adapter in another order do not quite.
     assert {folder: apart for folder, apart in found.items() if float(apart) > 1e-5 * ("merged" in folder)} == {}

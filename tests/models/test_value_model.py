@@ -3,13 +3,12 @@
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from forks import code
 from published import publish, rewrite, write_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -250,10 +249,10 @@ for folder in sys.argv[2:]:
         model.save_pretrained(folder)
         torch.save(inputs_of(folder.name), folder / "inputs.pt")
     arguments = [str(torch.get_num_threads()), *map(str, folders)]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert "it/s" not in done.stderr
+    fork = code(script, *arguments)
+    out, err = fork.communicate(100)
+    assert (fork.returncode, out) == (0, ""), err
+    assert "it/s" not in err
     for model, folder in zip(models, folders, strict=True):
         assert torch.equal(torch.load(folder / "logits.pt", weights_only=True), logits_of(model, folder.name))
 

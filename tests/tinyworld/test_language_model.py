@@ -16,7 +16,7 @@ from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
 @pytest.mark.parametrize(("kind", "name"), [("text", "tiny-text"), ("vision", "tiny-vl")])
 def test_a_little_training_lowers_the_loss(kind, name):
     torch.manual_seed(0)
-    data = TinyCorpus(kind, documents=600, val_documents=10, batch_tokens=1024)
+    data = TinyCorpus(kind, documents=200, val_documents=6, batch_tokens=1024)
     model = TinyLanguageModel(name, warmup_steps=3)
     trainer = L.Trainer(
         max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -20,6 +20,7 @@ def test_transformers_alone_solves_a_story():
     assert f"\\boxed{{{prompt.meta['answer']}}}" in tokenizer.decode(output[0])
 
 
+@pytest.mark.slow  # the weights that ship change with a training, not with the code
 @pytest.mark.parametrize(
     ("name", "prompts", "least"), [("tiny-text", "tiny-math", 0.75), ("tiny-vl", "tiny-vqa", 0.88)]
 )

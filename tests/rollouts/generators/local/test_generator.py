@@ -1,12 +1,12 @@
 import json
 import runpy
-import subprocess
 import sys
 from collections import Counter
 
 import pytest
 import torch
 from asked import logprob_of, picture, requests, results, text_prompts, tokens, vision_prompts
+from forks import code, finish
 from places import BENCHMARKS
 from tiny_generators import build
 
@@ -268,7 +268,7 @@ def test_nan_fails_alone(tiny_text):
 
 def test_memory():
     """The address space is limited for real, in a process of its own: this one may have room left from other tests."""
-    code = """
+    program = """
 import resource
 from pathlib import Path
 from lenvm_lightning.errors import GeneratorError
@@ -285,8 +285,7 @@ try:
 except GeneratorError as error:
     print(error)
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert "out of memory on cpu with 64 rows. Use fewer (rows=32)" in ended.stdout, ended.stderr
+    assert "out of memory on cpu with 64 rows. Use fewer (rows=32)" in finish(code(program))
 
 
 # -- benchmark and GPU ------------------------------------------------------------------------------------------------

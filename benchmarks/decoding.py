@@ -14,12 +14,16 @@ A B C …), and medians of steps are compared:
 With `--compile`, unguided, guided and limit with compiled steps, too (`generate(compile=True)`; CUDA graphs on a GPU),
 the steps that compile apart.
 
+With `--mixed 30 60 … 3000`, prompts of these lengths side by side, too: a long row should cost what it holds, not what
+every row holds. *Against even* is how many times as long a step takes as one of as many rows, all of the mean length.
+
 *Share of the limit* is what guided reaches of that, 1 being free of charge; *share of unguided* what is left of plain
 sampling's speed. Ways that scorer must choose the same tokens, but for one in a hundred, which rounding may part.
 
     python benchmarks/decoding.py                                    # about three minutes on one core
     python benchmarks/decoding.py --compile                          # and about ten for the compiler
     python benchmarks/decoding.py --batch 1 8 64 --prefix 1024 --device cuda --dtype bfloat16
+    python benchmarks/decoding.py --generator DIR --layers 8 --batch 1 8 64 --prefix 64 512 --mixed 30 100 400 3000
     python benchmarks/decoding.py --base 3584 28 28 4 18944 --value 1536 28 12 2 8960 --vocabulary 151936 --device cuda
 """
 
@@ -30,6 +34,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +50,7 @@ from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.value_model import LengthValueModel
 
 CANDIDATES = 15
+_ROOM = 64  # columns for the tokens of some steps
 
 
 def config(shape: list[int], vocabulary: int) -> Qwen2Config:
@@ -102,23 +108,21 @@ class Bench:
     Args:
         base: the generator.
         lenvm: the length value model.
-        batch: rows.
-        prefix: tokens of the prompts.
+        lengths: tokens of the prompts.
         compiled: with the compiled ways.
     """
 
-    def __init__(
-        self, base: AutoModelForCausalLM, lenvm: LengthValueModel, batch: int, prefix: int, compiled: bool
-    ) -> None:
+    def __init__(self, base: AutoModelForCausalLM, lenvm: LengthValueModel, lengths: list[int], compiled: bool) -> None:
         self.device = base.device
-        self.prompts = torch.randint(base.config.vocab_size, (batch, prefix)).tolist()
+        self.prompts = [torch.randint(base.config.vocab_size, (length,)).tolist() for length in lengths]
         self.runners = {False: ModelRunner(base), True: ModelRunner(base, compiled=True)}
         self.scorers = {
             "guided": CandidateScorer(lenvm),
             "two": TwoForwards(lenvm),
-            "copied": Copied(lenvm),
             "limit": CandidateScorer(lenvm),
         }
+        if len(set(lengths)) == 1:
+            self.scorers["copied"] = Copied(lenvm)
         names = ["unguided", *self.scorers]
         if compiled:
             self.scorers |= {
@@ -131,9 +135,9 @@ class Bench:
         last_tokens = torch.tensor([[ids[-1]] for ids in self.prompts], device=self.device)
         self.last_tokens = {name: last_tokens for name in self.caches}
         self.params = SamplingParams(top_k=CANDIDATES)
-        self.rules = RowRules([self.params] * batch, [EqualTo(prefix)] * batch, self.device)
+        self.rules = RowRules([self.params] * len(lengths), [EqualTo(max(lengths))] * len(lengths), self.device)
         self.stop = torch.tensor([0], device=self.device)
-        self.generated = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        self.generated = torch.zeros(len(lengths), dtype=torch.int64, device=self.device)
 
     def _runner(self, name: str) -> ModelRunner:
         return self.runners[name.endswith("_compiled")]
@@ -142,8 +146,11 @@ class Bench:
         for start in range(0, len(self.prompts), 8):
             part = self.prompts[start : start + 8]
             rows = list(range(start, start + len(part)))
-            prefix = runner.prefill([ids[:-1] for ids in part])
-            cache.fill(rows, prefix, list(range(len(part))), len(part[0]) - 1)
+            prefill = runner.prefill([ids[:-1] for ids in part])
+            for place, (row, ids) in enumerate(zip(rows, part, strict=True)):
+                cache.fill([row], prefill, [place], len(ids) - 1)
+        lengths = [len(ids) for ids in self.prompts]
+        cache.lay_out(range(len(lengths)), [length + _ROOM for length in lengths])  # as the engine lays rows out
         return cache
 
     def base_logits(self, name: str) -> Tensor:
@@ -194,7 +201,7 @@ def measure(bench: Bench, steps: int, seed: int) -> dict[str, float]:
             written[name] = way(uniforms)
             if step >= 0:
                 times[name].append(time.perf_counter() - began)
-        if "copied" not in written:  # its caches get the token all the same
+        if "copied" in times and "copied" not in written:  # its caches get the token all the same
             scorer = bench.scorers["copied"]
             scorer.runner.forward(scorer.cache, bench.last_tokens["copied"])
             bench.base_logits("copied")
@@ -223,39 +230,79 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    base, lenvm = models_of(args)
+    cases = [[prefix] * batch for batch in args.batch for prefix in args.prefix]
+    mixed = sorted(args.mixed, reverse=True)
+    if mixed:
+        cases += [[round(statistics.mean(mixed))] * len(mixed), mixed]
+    results = []
+    print(f"{'batch':>5} {'prefix':>9} | tokens/s: unguided  guided     two  copied | share of the limit  two  | "
+          "against two  against copied | share of unguided")  # fmt: skip
+    for lengths in cases:
+        seconds = measure(Bench(base, lenvm, lengths, args.compile), args.steps, seed=len(lengths))
+        results.append(row := row_of(lengths, seconds))
+        print(told(row), flush=True)
+        if args.compile:
+            row |= compiled_ratios(seconds)
+            print(
+                "             | " + ", ".join(f"{name} {row[name]:.2f}" for name in compiled_ratios(seconds)),
+                flush=True,
+            )
+    if mixed:
+        even, uneven = results[-2:]
+        for name in ("unguided", "guided"):
+            uneven[f"{name}_against_even"] = even[f"{name}_tokens_per_s"] / uneven[f"{name}_tokens_per_s"]
+            times = uneven[f"{name}_against_even"]
+            print(f"mixed lengths, {name}: {times:.2f} times as long as as many of the mean length")
+    print(json.dumps({"benchmark": "decoding", "candidates": CANDIDATES, "device": args.device, "rows": results}))
+
+
+def models_of(args: argparse.Namespace) -> tuple[AutoModelForCausalLM, LengthValueModel]:
+    """A generator, and a value model beside it: of random weights, or a real one and its first layers."""
     dtype = getattr(torch, args.dtype)
+    if args.generator:
+        base = AutoModelForCausalLM.from_pretrained(args.generator, dtype=dtype).to(args.device).eval()
+        lenvm = LengthValueModel.from_backbone(
+            args.generator, LenVMConfig(gamma=0.997), keep_layers=args.layers, dtype=args.dtype
+        )
+        return base, lenvm.to(args.device).eval()
     with torch.device(args.device):
         base = AutoModelForCausalLM.from_config(config(args.base, args.vocabulary), dtype=dtype).eval()
         backbone = AutoModel.from_config(config(args.value, args.vocabulary), dtype=dtype).eval()
         lenvm = LengthValueModel(backbone, LenVMConfig(gamma=0.997)).eval()
     lenvm.v_head.reset(0.0)
-    results = []
-    print(f"{'batch':>5} {'prefix':>6} | tokens/s: unguided  guided     two  copied | share of the limit  two  | "
-          "against two  against copied | share of unguided")  # fmt: skip
-    for batch in args.batch:
-        for prefix in args.prefix:
-            seconds = measure(Bench(base, lenvm, batch, prefix, args.compile), args.steps, seed=batch)
-            speed = {name: batch / value for name, value in seconds.items()}
-            row = {
-                "batch": batch,
-                "prefix_tokens": prefix,
-                **{f"{name}_tokens_per_s": speed[name] for name in speed},
-                "share_of_limit": seconds["limit"] / seconds["guided"],
-                "two_forwards_share_of_limit": seconds["limit"] / seconds["two"],
-                "against_two_forwards": seconds["two"] / seconds["guided"],
-                "against_copied": seconds["copied"] / seconds["guided"],
-                "share_of_unguided": seconds["unguided"] / seconds["guided"],
-            }
-            results.append(row)
-            print(f"{batch:5} {prefix:6} | {speed['unguided']:18.1f} {speed['guided']:7.1f} {speed['two']:7.1f} "
-                  f"{speed['copied']:7.1f} | {row['share_of_limit']:18.2f} {row['two_forwards_share_of_limit']:5.2f} | "
-                  f"{row['against_two_forwards']:10.2f}x {row['against_copied']:14.2f}x | "
-                  f"{row['share_of_unguided']:17.2f}", flush=True)  # fmt: skip
-            if args.compile:
-                row |= compiled_ratios(seconds)
-                told = ", ".join(f"{name} {row[name]:.2f}" for name in compiled_ratios(seconds))
-                print(f"             | {told}", flush=True)
-    print(json.dumps({"benchmark": "decoding", "candidates": CANDIDATES, "device": args.device, "rows": results}))
+    return base, lenvm
+
+
+def row_of(lengths: list[int], seconds: dict[str, float]) -> dict[str, Any]:
+    """Speeds and ratios of one case."""
+    speed = {name: len(lengths) / value for name, value in seconds.items()}
+    row = {
+        "batch": len(lengths),
+        "prefix_tokens": lengths[0] if len(set(lengths)) == 1 else lengths,
+        **{f"{name}_tokens_per_s": speed[name] for name in speed},
+        "share_of_limit": seconds["limit"] / seconds["guided"],
+        "two_forwards_share_of_limit": seconds["limit"] / seconds["two"],
+        "against_two_forwards": seconds["two"] / seconds["guided"],
+        "share_of_unguided": seconds["unguided"] / seconds["guided"],
+    }
+    if "copied" in seconds:
+        row["against_copied"] = seconds["copied"] / seconds["guided"]
+    return row
+
+
+def told(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    prefix = row["prefix_tokens"]
+    called = str(prefix) if isinstance(prefix, int) else f"{prefix[-1]}-{prefix[0]}"
+    copied = f"{row['copied_tokens_per_s']:7.1f}" if "against_copied" in row else " " * 7
+    against = f"{row['against_copied']:14.2f}x" if "against_copied" in row else " " * 15
+    return (
+        f"{row['batch']:5} {called:>9} | {row['unguided_tokens_per_s']:18.1f} {row['guided_tokens_per_s']:7.1f} "
+        f"{row['two_tokens_per_s']:7.1f} {copied} | {row['share_of_limit']:18.2f} "
+        f"{row['two_forwards_share_of_limit']:5.2f} | {row['against_two_forwards']:10.2f}x {against} | "
+        f"{row['share_of_unguided']:17.2f}"
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -263,6 +310,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--prefix", type=int, nargs="+", default=[256, 1024], help="tokens of a prompt")
+    parser.add_argument("--mixed", type=int, nargs="+", default=[], help="prompts of these lengths side by side, too")
+    parser.add_argument("--generator", metavar="DIR", help="a real model; the value model is its first layers")
+    parser.add_argument("--layers", type=int, default=8, help="so many of them")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--base", type=int, nargs=5, default=[512, 12, 8, 2, 1536], metavar="N", help=config.__doc__)
     parser.add_argument("--value", type=int, nargs=5, default=[384, 6, 6, 2, 1152], metavar="N", help="likewise")
@@ -274,7 +324,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean nothing")
     args = parser.parse_args()
     if args.quick:
-        args.batch, args.prefix, args.steps = [2], [40], 4
+        args.batch, args.prefix, args.mixed, args.steps = [2], [40], [60, 9, 5], 4
         args.base, args.value, args.vocabulary = [64, 2, 4, 2, 128], [64, 1, 4, 2, 128], 512
     return args
 

@@ -45,11 +45,13 @@ def test_censoring():
 
 def test_decoding():
     _, result = run("decoding")
-    [row] = result["rows"]
-    assert row["batch"] == 2
+    row, even, mixed = result["rows"]
+    assert [one["batch"] for one in result["rows"]] == [2, 3, 3]
     assert all(
         row[key] > 0 for key in ("share_of_limit", "against_two_forwards", "against_copied", "share_of_unguided")
     )
+    assert (even["prefix_tokens"], mixed["prefix_tokens"]) == (25, [60, 9, 5])
+    assert mixed["guided_against_even"] > 0
 
 
 def test_block_attention():

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from ..errors import GenerationError
@@ -41,29 +40,6 @@ def missing_for_compile(device: torch.device) -> str | None:
         f"compile needs a compiler, and there is none here (looked for {looked}): install one, such as by "
         "'apt install g++', or leave compile out"
     )
-
-
-def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float | None = None
-) -> Tensor:
-    """Attention of few new tokens, query heads that share a key packed, so that keys and values are never repeated.
-
-    Args:
-        query: shape (B, heads, T, head size).
-        key: shape (B, key-value heads, width, head size).
-        value: likewise.
-        attention_mask: added to the scores: 0 or -inf. Shape (B, 1, T, width).
-        scaling: of the scores.
-
-    Returns:
-        Shape (B, T, heads, head size).
-    """
-    rows, heads, tokens, size = query.shape
-    kept = key.shape[1]
-    packed = query.reshape(rows, kept, -1, size)
-    mask = attention_mask.repeat(1, 1, heads // kept, 1)
-    output = F.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
-    return output.reshape(rows, heads, tokens, -1).transpose(1, 2).contiguous()
 
 
 class _Lines(Cache):

@@ -3,109 +3,26 @@
 **New tokens.** Decoding a token and scoring K candidates are the same call: new tokens see what their row holds and, of
 each other, what ``within`` says; what was only tried is cropped afterwards.
 
-**The same bits.** On a CPU, in float32 and float64, `block_attention` gives a row the same bits whatever the other rows
-hold, however many there are and however they are laid out: it computes and sums in blocks of a fixed size. Other matrix
-products keep that up for batches of `FEWEST_ROWS` rows and more (measured with MKL on AVX-512; torch promises nothing),
-and prompts are padded to a width that is their own.
+**The same bits.** On a CPU, in float32 and float64, attention gives a row the same bits whatever the other rows hold,
+see `attention.block_attention`. Other matrix products keep that up for batches of `FEWEST_ROWS` rows and more (measured
+with MKL on AVX-512; torch promises nothing), and prompts are padded to a width that is their own.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    Cache,
-    DynamicCache,
-    PreTrainedModel,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..models.backbone import cache_argument, takes_argument, token_types
 from ..tree import KINDS, attention_kinds, step_mask
-from .compiled import CompiledForward, packed_attention
+from .attention import is_exact, is_row_attention, set_row_attention
+from .compiled import CompiledForward
 from .kv_cache import FEWEST_ROWS, KVCache, Placement
-from .kv_layout import COLUMNS, RowGroup, round_up
+from .kv_layout import round_up
 
 PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
-_ATTENTION = "lenvm_block_attention"
-
-
-def block_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    row_groups: list[RowGroup] | None = None,
-    packed_queries: bool = False,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention over row groups of a cache; without groups, transformers' ``sdpa``.
-
-    Query heads that share a key are packed, so that keys and values are read once and never repeated. Products are of
-    blocks of `COLUMNS` columns, all of one shape whatever the groups, through numpy: its BLAS takes small matrices
-    twice as fast as torch's.
-
-    Args:
-        module: the attention layer.
-        query: shape (B, heads, T, head size), float32 or float64, on a CPU.
-        key: lines of all rows, see `KVCacheLayer`. Shape (1, key-value heads, …, head size), or (B, key-value heads,
-            width, head size) where there is one row group.
-        value: likewise.
-        attention_mask: added to the scores: 0 or -inf. Shape (B, 1, T, columns of the widest row).
-        scaling: of the scores.
-        row_groups: which rows lie where.
-        packed_queries: compute `packed_attention`.
-        kwargs: for ``sdpa``.
-
-    Returns:
-        Shape (B, T, heads, head size), and None for the weights.
-    """
-    if packed_queries and attention_mask is not None:
-        return packed_attention(query, key, value, attention_mask, scaling), None
-    if row_groups is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    assert attention_mask is not None
-    rows, heads, tokens, size = query.shape
-    kept_heads = key.shape[1]
-    scale = size**-0.5 if scaling is None else scaling
-    queries = (query * scale).reshape(rows * kept_heads, 1, -1, size).numpy()  # (B * kv heads, 1, group * T, size)
-    key_blocks = key.reshape(-1, COLUMNS, size).numpy()
-    value_blocks = value.reshape(-1, COLUMNS, value.shape[-1]).numpy()
-    output = query.new_empty(rows, heads, tokens, value.shape[-1])
-    outputs = output.view(rows * kept_heads, -1, value.shape[-1]).numpy()
-    with np.errstate(all="ignore"):  # NaN is told where tokens are sampled
-        for group in row_groups:
-            # 1. The blocks of the group's rows: (rows * kv heads, blocks, COLUMNS, size).
-            group_heads = (group.stop - group.start) * kept_heads
-            blocks = group.width // COLUMNS
-            of_group = slice(group.start * kept_heads, group.stop * kept_heads)
-            first_block = group.before * kept_heads // COLUMNS
-            taken = slice(first_block, first_block + group_heads * blocks)
-            shape = (group_heads, blocks, COLUMNS)
-            group_keys = key_blocks[taken].reshape(*shape, size)
-            group_values = value_blocks[taken].reshape(*shape, -1)
-            # 2. Scores, written block by block into one tensor (rows * kv heads, group * T, width).
-            scores = query.new_empty(group_heads, queries.shape[2], group.width)
-            score_blocks = scores.view(group_heads, -1, blocks, COLUMNS).transpose(1, 2)
-            np.matmul(queries[of_group], group_keys.swapaxes(2, 3), out=score_blocks.numpy())
-            mask = attention_mask[group.start : group.stop, :, None, :, : group.width]
-            scores.view(group.stop - group.start, kept_heads, -1, tokens, group.width).add_(mask)
-            # 3. Weighted sums of each block, added one block after the other.
-            weights = scores.softmax(-1).view(group_heads, -1, blocks, COLUMNS).transpose(1, 2)
-            sums = np.matmul(weights.numpy(), group_values)
-            np.add.reduce(sums, axis=1, out=outputs[of_group])
-    return output.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(_ATTENTION, block_attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 class Prefill(NamedTuple):
@@ -128,7 +45,8 @@ class ModelRunner:
     """A transformers model, with or without vocabulary head, whose sequences live in a `KVCache`.
 
     Args:
-        model: decoder of text, or of text and images. On a CPU its language model gets `block_attention`.
+        model: decoder of text, or of text and images. Where its language model uses transformers' ``sdpa``, it gets
+            `row_attention`.
         compiled: compile its forward of new tokens, see `compiled`; prompts are run as they are.
 
     Raises:
@@ -146,11 +64,12 @@ class ModelRunner:
         self._config = config
         self._dtype = model.dtype
         self._rope: list[Any] = [module for module in model.modules() if hasattr(module, "rope_deltas")]
-        exact = model.device.type == "cpu" and self._dtype in (torch.float32, torch.float64)
-        if (exact or compiled) and config._attn_implementation in ("sdpa", _ATTENTION):
-            _set_attention(model, config)
-        # A few models have an sdpa of their own.
-        self._grouped = exact and not compiled and config._attn_implementation == _ATTENTION
+        set_row_attention(model)
+        by_rows = is_row_attention(config)  # a few models have an sdpa of their own
+        self.exact = by_rows and not compiled and is_exact(model)
+        # On a GPU a group of its own would cost more launches than it saves columns.
+        self._grouped = by_rows and not compiled and model.device.type == "cpu"
+        self._packed = by_rows and not self._grouped
         self._last_logits = {"logits_to_keep": 1} if takes_argument(model, "logits_to_keep") else {}
         self._cache_name = cache_argument(model)
         self._takes_types = takes_argument(model, "mm_token_type_ids")
@@ -235,6 +154,8 @@ class ModelRunner:
         options: dict[str, Any] = {self._cache_name: cache}
         if self._grouped:
             options["row_groups"] = cache.layout.row_groups
+        if self._packed:
+            options["packed_queries"] = True
         return self.model(
             input_ids=input_ids,
             position_ids=self._axes(placement.positions[:, None] + depth),
@@ -261,9 +182,3 @@ def moved_to(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, Tensor):
             moved[name] = value.to(model.device, model.dtype if value.is_floating_point() else None)
     return moved
-
-
-def _set_attention(model: PreTrainedModel, text_config: Any) -> None:
-    """Let the language model of a model, and not its vision tower, use `block_attention`."""
-    names = [name for name in model.config.sub_configs if getattr(model.config, name) is text_config]
-    model.set_attn_implementation({names[0]: _ATTENTION} if names else _ATTENTION)

@@ -56,7 +56,7 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
         path: the YAML file.
         overrides: (`fit.section.key` or `sample.key`, value as YAML text) pairs; `init_args` may be left out, and
             `evaluate.key` is for all of its tasks. `fit.model.backbone` with a plain name changes the source of the
-            backbone and keeps its other settings.
+            backbone and keeps its other settings. `generator` names another one in all stages, see `rename_generator`.
 
     Raises:
         RecipeError: broken YAML, unknown keys, values of a wrong type, overrides without a value; all problems at once,
@@ -171,7 +171,9 @@ def _override(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
     before = set(_mistakes(recipe))
     path = key.split(".")
     try:
-        if path[0] != "evaluate":
+        if key == "generator":
+            rename_generator(recipe, value)
+        elif path[0] != "evaluate":
             if path[:2] == ["fit", "model"] and path[-1] == "backbone" and isinstance(value, str):
                 path = [*path, "source"]
             _set(recipe, path, value)
@@ -186,6 +188,31 @@ def _override(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
     except TypeError as error:
         return [str(error)]
     return [text for where, text in _mistakes(recipe) if (where, text) not in before]
+
+
+def rename_generator(recipe: dict[str, Any], name: str) -> None:
+    """Name another generator wherever a recipe names its own: where it samples, trains and measures.
+
+    Args:
+        recipe: changed in place. Its own generator is that of `sample`, or else of the first task that names one.
+        name: such as the directory where a copy of the model lies.
+
+    Raises:
+        TypeError: the recipe names none.
+    """
+    tasks = [task for task in recipe.get("evaluate") or () if isinstance(task, dict)]
+    sections = [recipe[stage] for stage in ("sample",) if isinstance(recipe.get(stage), dict)] + tasks
+    named = [section for section in sections if section.get("generator")]
+    if not named:
+        raise TypeError("the recipe names no generator under sample or evaluate")
+    own = named[0]["generator"]
+    for section in named:
+        if section["generator"] == own:
+            section["generator"] = name
+    model = recipe.get("fit", {}).get("model", {})
+    backbone = model.get("init_args", model).get("backbone")
+    if isinstance(backbone, dict) and backbone.get("source") == own:
+        backbone["source"] = name
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:

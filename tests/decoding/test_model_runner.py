@@ -3,12 +3,9 @@ import torch
 from pairs import random_ids
 from rows import feed, next_logits, start
 from tiny_generators import build
-from torch.nn import Identity
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoModelForCausalLM, DynamicCache, Gemma2Config, Gemma3TextConfig, MistralConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, MistralConfig
 
-from lenvm_lightning.decoding.kv_cache import KVCache
-from lenvm_lightning.decoding.model_runner import ModelRunner, block_attention
+from lenvm_lightning.decoding.model_runner import ModelRunner
 from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.value_model import LengthValueModel
 
@@ -142,56 +139,7 @@ def test_sliding_windows(kind):
             ids.append(int(logits[row].argmax()))
 
 
-# -- row groups and bits ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("kept", "group", "size"), [(2, 2, 32), (2, 7, 64), (8, 4, 64), (4, 1, 16), (1, 10, 128)])
-@torch.inference_mode()
-def test_bits_do_not_depend_on_the_layout(kept, group, size):
-    """Twelve rows, laid out tightly, widely, in other orders, and some of them alone."""
-    generator = torch.Generator().manual_seed(0)
-    rows, longest = 12, 700
-    lengths = [1, 31, 32, 33, 64, 100, 250, 255, 256, 400, 511, longest]
-    query = torch.randn(rows, kept * group, 1, size, generator=generator)
-    prefix, new = torch.randn(2, rows, kept, longest, size, generator=generator), torch.randn(2, rows, kept, 1, size)
-
-    def attend(which, widths):
-        cache, held = KVCache(grouped=True, fewest_rows=1), DynamicCache()
-        held.update(*prefix, 0)
-        cache.lay_out([-1] * len(which), widths)
-        for row, source in enumerate(which):
-            cache.fill([row], held, [source], lengths[source])
-        step = cache.append(1)
-        extra = [0] * (cache.rows - len(which))
-        key, value = cache.update(*new[:, which + extra], 0)
-        mask = torch.where(torch.arange(step.width) <= step.columns, 0.0, -torch.inf)[:, None, None]
-        output = block_attention(
-            Identity(), query[which + extra], key, value, mask, row_groups=cache.layout.row_groups
-        )[0]
-        return output[: len(which)], len(cache.layout.row_groups)
-
-    every = list(range(rows))[::-1]
-    tight, groups = attend(every, [lengths[row] + 1 for row in every])
-    assert groups > 1
-    for width in (736, 768, 1024, 1536):
-        wide, groups = attend(every, [width] * rows)
-        assert groups == 1
-        assert torch.equal(wide, tight)
-    shuffled = [7, 2, 11, 0, 5, 10, 1, 3, 9, 8, 6, 4]
-    assert torch.equal(attend(shuffled, [lengths[row] + 200 for row in shuffled])[0], tight[[11 - r for r in shuffled]])
-    for some in ([3], [9, 2], [0, 11, 4]):
-        assert torch.equal(attend(some, [lengths[row] + 1 for row in some])[0], tight[[11 - row for row in some]])
-    expected = torch.stack(
-        [
-            scaled_dot_product_attention(
-                query[row],
-                torch.cat([prefix[0, row, :, : lengths[row]], new[0, row]], 1).repeat_interleave(group, 0),
-                torch.cat([prefix[1, row, :, : lengths[row]], new[1, row]], 1).repeat_interleave(group, 0),
-            )
-            for row in every
-        ]
-    )
-    torch.testing.assert_close(tight, expected.transpose(1, 2), rtol=0, atol=2e-6)
+# -- bits ----------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedModel
 
 from ....decoding.arguments import ends_with_stop
+from ....decoding.attention import is_exact
 from ....decoding.engine import Engine, RunningCompletion
 from ....decoding.kv_cache import FEWEST_ROWS
 from ....decoding.limits import contradiction, why_no_room, why_unreadable
@@ -31,6 +32,7 @@ from ....errors import CheckpointError, GenerationError, GeneratorError
 from ....guidance import Control
 from ....models.processors import load_processor
 from ....models.value_model import LengthValueModel
+from ....utils.memory import free_memory
 from ...prompting import encode_prompt, open_image, tokenizer_of
 from ...record import IMAGE_MARK
 from ..interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
@@ -50,8 +52,8 @@ class LocalGenerator:
         model: with its vocabulary head, in eval mode.
         processor: its processor, or its tokenizer where it reads text only.
         name: written into every record.
-        rows: completions written side by side; where None, what fits into 1 GiB on a CPU and 40% of the free memory
-            of a GPU, 16 to 256.
+        rows: completions written side by side; where None, what fits into a quarter of the free memory of a CPU, or
+            40% of that of a GPU, 16 to 256.
         digest: of config and weights, for the fingerprint.
         lenvm: length value model of the same vocabulary, for requests with a control.
 
@@ -158,7 +160,7 @@ class LocalGenerator:
         Raises:
             GenerationError: a length value model that cannot be, or a generator beside one.
         """
-        fewest = FEWEST_ROWS if self.model.device.type == "cpu" else 1  # what a GPU rounds, no size makes the same
+        fewest = FEWEST_ROWS if is_exact(self.model) else 1  # elsewhere no size makes all batches round alike
         try:
             return Engine(
                 self.model,
@@ -274,5 +276,6 @@ def _rows_for(model: PreTrainedModel) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     row = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize * _ROOM
-    room = 0.4 * torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else 2.0**30
-    return max(16, min(_MOST_ROWS, int(room / row)))
+    # A layout copies the rows once more, and a length value model keeps some of its own.
+    room = 0.4 * torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else 0.25 * free_memory()
+    return max(FEWEST_ROWS, min(_MOST_ROWS, int(room / row)))

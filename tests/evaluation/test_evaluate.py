@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from evaluated import Found, rows, run
 from PIL import Image
 from places import HELPERS, ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -15,61 +14,33 @@ from lenvm_lightning import tinyworld
 from lenvm_lightning.cli.evaluate import main
 from lenvm_lightning.evaluation import evaluate as evaluation
 from lenvm_lightning.evaluation import models
-
-WORDS = ["--task", "lifebench", "--limit", "4", "--n", "2", "--lengths", "16", "32"]
-WORDS += ["--systems", "base", "ours", "--seed", "5"]
+from lenvm_lightning.evaluation.results import Results
 
 
-def drive(folder, kills, seed):
-    """Run it in processes of their own; what the driver has seen."""
-    root = ROOT
-    found = subprocess.run(
-        [sys.executable, str(HELPERS / "killed_eval.py"), str(folder), str(kills), str(seed), *WORDS],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    return found
+class Found:
+    """What a call left in its folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        self.results = Results.from_dict(self.content)
+        self.report = (folder / "report.md").read_text(encoding="utf-8")
+        lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+        self.samples = [json.loads(line) for line in lines]
+
+    def row(self, **label):
+        [row] = [r for t in self.results.tables for r in t.rows if label.items() <= r.label.items()]
+        return row.measures
 
 
-def lines(folder):
-    """Samples by what they are of."""
-    found = map(json.loads, (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines())
-    return {(one["system"], one["prompt_id"], one["number"]): one for one in found}
+def run(here, words, status=0):
+    assert main(words.split()) == status
+    [folder] = (here / "results").iterdir()
+    return Found(folder)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed") / "results"
-    assert main([*WORDS, "--out", str(folder)]) == 0
-    return folder
-
-
-def test_killed_at_random_moments(undisturbed, tmp_path):
-    told = drive(tmp_path, 3, 1)
-    assert told.stderr.count("killed at") == 3
-    assert "going on from" in told.stderr
-    # Every sample is there once, whatever was torn, and each is what it would have been.
-    assert (tmp_path / "samples.jsonl").read_bytes().count(b"\n") == len(lines(tmp_path)) == 96
-    assert lines(tmp_path) == lines(undisturbed)
-    assert (tmp_path / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()
-    assert (tmp_path / "constraints.png").read_bytes() == (undisturbed / "constraints.png").read_bytes()
-    assert len({one["system"] for one in lines(tmp_path).values() if one["token_ids"]}) == 2
-
-
-def test_killed_after_the_last_sample(undisturbed, tmp_path, capsys):
-    """What is killed between samples and report: the next call only makes the report."""
-    for file in undisturbed.iterdir():
-        if file.name in ("samples.jsonl", "settings.json"):
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / ".results.json").write_text('{"format": 1, "ta')
-    assert main([*WORDS, "--out", str(tmp_path)]) == 0
-    out, err = capsys.readouterr()
-    assert "going on from 96 samples" in err
-    assert "Tokens/s" not in out
-    assert (tmp_path / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
-    assert (tmp_path / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()
+def rows(file, *content):
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), encoding="utf-8")
 
 
 PAIR = "tiny-text + tiny-text-lenvm · γ 0.99 · seed 0"
@@ -260,3 +231,59 @@ def test_completions_that_fail_are_told_and_tried_again(here, capsys):
     assert main([*words.split(), "--out", "none"]) == 2
     assert "not one completion could be had" in capsys.readouterr().err
     assert not (here / "none" / "results.json").exists()
+
+
+WORDS = ["--task", "lifebench", "--limit", "4", "--n", "2", "--lengths", "16", "32"]
+WORDS += ["--systems", "base", "ours", "--seed", "5"]
+
+
+def drive(folder, kills, seed):
+    """Run it in processes of their own; what the driver has seen."""
+    root = ROOT
+    found = subprocess.run(
+        [sys.executable, str(HELPERS / "killed_eval.py"), str(folder), str(kills), str(seed), *WORDS],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    return found
+
+
+def lines(folder):
+    """Samples by what they are of."""
+    found = map(json.loads, (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines())
+    return {(one["system"], one["prompt_id"], one["number"]): one for one in found}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "results"
+    assert main([*WORDS, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_killed_at_random_moments(undisturbed, tmp_path):
+    told = drive(tmp_path, 3, 1)
+    assert told.stderr.count("killed at") == 3
+    assert "going on from" in told.stderr
+    # Every sample is there once, whatever was torn, and each is what it would have been.
+    assert (tmp_path / "samples.jsonl").read_bytes().count(b"\n") == len(lines(tmp_path)) == 96
+    assert lines(tmp_path) == lines(undisturbed)
+    assert (tmp_path / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()
+    assert (tmp_path / "constraints.png").read_bytes() == (undisturbed / "constraints.png").read_bytes()
+    assert len({one["system"] for one in lines(tmp_path).values() if one["token_ids"]}) == 2
+
+
+def test_killed_after_the_last_sample(undisturbed, tmp_path, capsys):
+    """What is killed between samples and report: the next call only makes the report."""
+    for file in undisturbed.iterdir():
+        if file.name in ("samples.jsonl", "settings.json"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / ".results.json").write_text('{"format": 1, "ta')
+    assert main([*WORDS, "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert "going on from 96 samples" in err
+    assert "Tokens/s" not in out
+    assert (tmp_path / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
+    assert (tmp_path / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()

@@ -30,9 +30,10 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import LenVMError
+from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
-from lenvm_lightning.rollouts.prompting import encode_prompt, tokenizer_of
+from lenvm_lightning.rollouts.prompting import encode_prompt
 from lenvm_lightning.tinyworld import NOTICE
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 

@@ -38,9 +38,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from datamodules.batch_planning import plan_batches
 from datamodules.report import padding_share
-from datamodules.tokenise import encode_completion, encode_prompt, tokenizer_of
+from datamodules.tokenise import encode_completion, encode_prompt
 from lenvm_lightning.models.lenvm_config import LenVMConfig
-from lenvm_lightning.models.processors import load_processor
+from lenvm_lightning.models.processors import load_processor, tokenizer_of
 from lenvm_lightning.models.value_model import LengthValueModel, ValueHead
 from lenvm_lightning.objectives import token_losses
 from lenvm_lightning.rollouts.record import parse_record

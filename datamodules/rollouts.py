@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lenvm_lightning.batch import LayoutKind, LengthBatch
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.models import embedded
-from lenvm_lightning.models.processors import load_processor
+from lenvm_lightning.models.processors import load_processor, tokenizer_of
 from lenvm_lightning.rollouts.embedded import is_rollouts, write_rollouts
 
 from .batch_planning import plan_batches, rows_for_layout_check, split_to_count
@@ -32,7 +32,6 @@ from .report import (
 from .settings import DataKind, DataSettings
 from .split import number_prompts, split_rows, usable_rows
 from .table import build_table, find_files
-from .tokenise import tokenizer_of
 
 _EPOCHS_OF_AN_ENDLESS_RUN = 16  # planned apart; then their batches come again
 

@@ -20,10 +20,11 @@ from datasets import Dataset, Features, Value
 from datasets import List as ArrowList
 
 from lenvm_lightning.errors import DataError, StoreError
+from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts.record import parse_record
 from lenvm_lightning.utils.locked_folder import FolderLock
 
-from .tokenise import Limits, encode_rollout, stamp, tokenizer_of
+from .tokenise import Limits, encode_rollout, stamp
 
 _YOUNG = 3600.0  # seconds in which a folder may not be locked yet
 FORMAT = 1  # raise it when rows change their meaning, so that older caches are left alone

@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
+from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts import prompting
 from lenvm_lightning.rollouts.held_out import role_of
-from lenvm_lightning.rollouts.prompting import tokenizer_of
 from lenvm_lightning.rollouts.record import Rollout
 
 

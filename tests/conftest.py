@@ -56,6 +56,13 @@ def vision_rollouts(tmp_path_factory):
 
 
 @pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of its own, in which the test runs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hugging Face hub on this machine in place of the real one; see `fake_hub.Hub`."""
     from fake_hub import reached_hub

@@ -70,9 +70,10 @@ def execute(arguments: argparse.Namespace) -> int:
         _make_writable(arguments.trace)
     # What needs torch and transformers comes after what can be wrong without them.
     from ..decoding.generate import generate, stream
+    from ..models.processors import tokenizer_of
     from ..rollouts.generators.local import LocalGenerator
     from ..rollouts.generators.local.loading import require_same_tokens
-    from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
+    from ..rollouts.prompting import encode_prompt, open_image
 
     images = [_opened(open_image, image) for image in arguments.image]
     lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or embedded.value_model_of(name) else None

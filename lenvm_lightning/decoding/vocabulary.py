@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 
 
@@ -14,18 +15,13 @@ def embedding_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def tokenizer_in(processor: Any) -> Any:
-    """The tokenizer inside a processor, or the processor itself where it is one."""
-    return getattr(processor, "tokenizer", processor)
-
-
 def stop_ids_of(generator: PreTrainedModel, processor: Any = None) -> frozenset[int]:
     """Ids that end a completion, from the first place that names any."""
     configs = (
         generator.generation_config,
         generator.config,
         generator.config.get_text_config(),
-        tokenizer_in(processor),
+        tokenizer_of(processor),
     )
     for config in configs:
         ids = getattr(config, "eos_token_id", None)
@@ -57,7 +53,7 @@ def forbidden_ids(
     size = generator.get_output_embeddings().weight.shape[0]
     ids = {token for token in placeholder_ids(generator, processor) if token < size}
     if processor is not None:
-        ids |= set(range(len(tokenizer_in(processor)), size))
+        ids |= set(range(len(tokenizer_of(processor)), size))
     if lenvm is not None:
         ids |= set(range(embedding_rows(lenvm.backbone), size))
     return torch.tensor(sorted(ids), device=generator.device) if ids else None

@@ -38,10 +38,10 @@ from ..decoding.vocabulary import stop_ids_of
 from ..errors import GenerationError, LenVMError, nearest
 from ..guidance import Control
 from ..models import embedded
+from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.local import LocalGenerator
 from ..rollouts.generators.local.loading import place_for
-from ..rollouts.prompting import tokenizer_of
 
 _log = logging.getLogger(__name__)
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from ..models.processors import tokenizer_of
 from ..rollouts.generators.interface import Generator
 from ..rollouts.generators.local.loading import place_for, require_same_tokens
-from ..rollouts.prompting import tokenizer_of
 from ..rollouts.sample import open_generator
 from .prepare import Prepared
 from .samples import System

@@ -13,9 +13,10 @@ from datamodules.collate import Collator
 
 from ..decoding.arguments import reads_images
 from ..models.backbone import token_types
+from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.interface import Prompt
-from ..rollouts.prompting import encode_prompt, open_image, tokenizer_of
+from ..rollouts.prompting import encode_prompt, open_image
 from ..rollouts.record import IMAGE_MARK
 
 _WINDOW = 256  # completions sorted by length together: enough to meet others like them, few enough to hold images of

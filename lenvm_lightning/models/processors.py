@@ -8,6 +8,11 @@ from ..errors import CheckpointError
 from .hub_files import Source, first_line, resolve
 
 
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer inside a processor, or the processor itself where it is one."""
+    return getattr(processor, "tokenizer", processor)
+
+
 def load_processor(source: Source, **options: Any) -> Any:
     """Processor of a vision-language model, or tokenizer of a text model.
 
@@ -20,7 +25,7 @@ def load_processor(source: Source, **options: Any) -> Any:
         raise CheckpointError(
             f"no tokenizer or processor could be read from {str(source)!r}: {first_line(error)}"
         ) from error
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = tokenizer_of(processor)
     if len(tokenizer) <= len(tokenizer.get_added_vocab()):
         raise CheckpointError(  # transformers makes an empty tokenizer then, which finds no token in any text
             f"no tokenizer or processor could be read from {str(source)!r}: there is no vocabulary (looked for "

@@ -5,14 +5,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from ..models.processors import tokenizer_of
 from .record import IMAGE_MARK
 
 MAX_IMAGE_PIXELS = 50_000_000
-
-
-def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer inside a processor, or the processor itself where it is one."""
-    return getattr(processor, "tokenizer", processor)
 
 
 def open_image(image: Image.Image | str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:

@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch_planning import plan_batches
 from datamodules.batching import ResumableLoader, TokenBudgetBatches
-from datamodules.tokenise import tokenizer_of
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.tinyworld import corpus
+
+from ..models.processors import tokenizer_of
 
 _VALIDATION_SEED = 1_000_003  # added to the seed of the corpus
 

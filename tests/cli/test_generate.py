@@ -1,4 +1,4 @@
-"""`lenvm generate` and `lenvm predict` as people type them, on the models that ship with the package."""
+"""`lenvm generate` as people type it, on the models that ship with the package."""
 
 import io
 import json
@@ -95,34 +95,6 @@ def test_two_controls_at_once_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["generate", "--equal-to", "9", "--at-most", "9", "Hello"])
     assert "not allowed with" in capsys.readouterr().err
-
-
-def test_predict(capsys, tmp_path):
-    file = tmp_path / "prompts.jsonl"
-    rows = [
-        {"prompt_id": "short", "messages": [{"role": "user", "content": SEA.replace("96", "16")}]},
-        {"prompt_id": "long", "messages": [{"role": "user", "content": SEA.replace("96", "256")}]},
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["predict", str(file)]) == 0
-    found = {
-        row["prompt_id"].rpartition("/")[2]: row["expected_tokens"]
-        for row in map(json.loads, capsys.readouterr().out.splitlines())
-    }
-    assert found["short"] < 60 < found["long"]
-
-
-def test_predict_of_pictures_needs_a_model_that_sees(capsys):
-    assert main(["predict", "tiny-vqa", "--limit", "2", "--lenvm", "tiny-text-lenvm", "--generator", "tiny-vl"]) == 3
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["error"] for row in rows] == ["the prompt has images, but the length value model reads text only"] * 2
-
-
-def test_predict_from_pictures_agrees_with_generation(capsys):
-    assert main(["predict", "tiny-vqa", "--limit", "3"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["prompt_id"] for row in rows] == [prompt.prompt_id for prompt in prompt_set("tiny-vqa", None, 3)]
-    assert all(5 < row["expected_tokens"] < 400 for row in rows)
 
 
 def test_a_control_as_text_is_that_control(capsys):

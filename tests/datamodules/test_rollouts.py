@@ -1,29 +1,12 @@
 """The DataModules as a whole: what is said about the data, and what a layout does."""
 
+from types import SimpleNamespace
+
+import pytest
 from rollout_lines import line
-from rollout_rows import row_facts
 
-from datamodules.report import BatchFacts, collect_facts, describe_facts
-
-
-def described(truncated):
-    """What is said of 100 completions of 10 to 109 tokens, and some truncated at 200."""
-    rows = row_facts([*range(10, 110), *[200] * truncated], censored=lambda length: length == 200)
-    return describe_facts(collect_facts(rows), BatchFacts(count=3, padding=0.1), held_out=5, held_out_prompts=1)
-
-
-def test_a_gamma_that_truncation_makes_too_small_is_said_to_be():
-    text = described(truncated=0)
-    assert "gamma suggested 0.9" in text
-    assert "≥" not in text
-    text = described(truncated=1)  # under 1%: the percentile is known, the longest is not
-    assert "99th percentile 109, longest ≥ 200" in text
-    assert "at least" not in text
-    text = described(truncated=50)
-    assert "median 84 tokens, 99th percentile ≥ 200, longest ≥ 200" in text
-    assert "gamma suggested at least 0.97724" in text
-    assert "`gamma: auto` may be too small" in text
-    assert "median ≥ 200 tokens" in described(truncated=150)
+from datamodules import TextRollouts
+from lenvm_lightning.errors import DataError
 
 
 def test_completions_of_a_prompt_meet(set_up, said):
@@ -62,3 +45,19 @@ def test_a_layout_is_checked_on_rows_that_share_prompts(set_up):
     assert "layout" not in plain
     assert shared["layout"].prompts == [0, 0, 1, 1]
     assert plain["row"].tolist() == shared["row"].tolist()
+
+
+def test_fewer_held_out_rows_than_ranks(text_rollouts):
+    data = TextRollouts(str(text_rollouts), processor="tiny-text")
+    data.setup()
+    data.trainer = SimpleNamespace(global_rank=0, world_size=5)
+    assert len(data.val_sizes) == 4
+    with pytest.raises(DataError, match="held out: 4 rows cannot fill 5 batches; use fewer devices"):
+        data.val_dataloader()
+    data.trainer.world_size = 3
+    seen = []
+    for data.trainer.global_rank in range(3):
+        batches = list(data.val_dataloader().batch_sampler)
+        seen += [row for batch in batches for row in batch]
+        assert len(batches) == 1
+    assert sorted(seen) == [0, 1, 2, 3]

@@ -5,14 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import PROMPTS
+from pairs import PROMPTS, prompts_of, random_ids, settings
 from tiny_generators import build
+from transformers import AutoModelForCausalLM, Qwen2Config
 
 from lenvm_lightning.decoding.batched_controls import per_row
 from lenvm_lightning.decoding.generate import generate, stream
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GenerationError
-from lenvm_lightning.guidance import AtMost, EqualTo, Gated, Tilt
+from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Tilt
 from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
@@ -129,3 +130,76 @@ def test_a_controlled_request_needs_a_length_value_model(models, tiny_text):
     ]
     with pytest.raises(GenerationError, match="needs lenvm"):
         list(generator.sample(requests, SamplingParams(max_tokens=4)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"control": EqualTo(12), "max_tokens": 8}, "max_tokens=8 contradict each other"),
+        ({"control": Gated(AtLeast(99)), "max_tokens": 98}, "contradict each other"),
+        ({"control": "short"}, "control 'short' of prompt 0 is none"),
+        ({"control": [Tilt(1.0)]}, "control has 1 entries for 4 prompts"),
+        ({"n": 0, "top_p": 0.0, "temperature": -1.0}, r"n must be at least 1.*temperature must.*top_p must"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"control": EqualTo(10**6)}, r"no prompt can be answered: control EqualTo.*pass the context window"),
+        ({"stop": "x"}, "stop needs tokenizer"),
+    ],
+)
+def test_arguments_are_checked_before_anything_runs(text, text_inputs, changes, words):
+    with pytest.raises(GenerationError, match=words):
+        generate(*text, text_inputs, **changes)
+
+
+def test_controls_need_a_model_of_the_same_vocabulary(text, text_inputs):
+    generator, lenvm = text
+    with pytest.raises(GenerationError, match="control needs lenvm"):
+        generate(generator, None, text_inputs, control=EqualTo(5))
+    with torch.device("meta"):
+        other = AutoModelForCausalLM.from_config(Qwen2Config(vocab_size=9000, hidden_size=64, num_hidden_layers=1))
+    with pytest.raises(GenerationError, match="different vocabularies"):
+        generate(other, lenvm, text_inputs, control=EqualTo(5))
+
+
+def test_pictures_for_a_model_that_reads_text(text, vision_inputs):
+    with pytest.raises(GenerationError, match="inputs has images, but generator"):
+        generate(*text, vision_inputs[0], control=EqualTo(5))
+
+
+def test_a_bad_prompt_among_pictures_fails_alone(vision, vision_inputs):
+    together, _ = vision_inputs
+    expected = generate(*vision, together, control=EqualTo(4), max_tokens=4, seed=[1, 2, 3])
+    for change, words in ((0, "the prompt is empty"), (9999, "the models know no token 9999")):
+        rows = {name: torch.cat([value, value[:1]]) for name, value in together.items() if value.ndim == 2}
+        rows["pixel_values"], rows["image_grid_thw"] = together["pixel_values"], together["image_grid_thw"]
+        rows["input_ids"][3] = change  # the picture's tokens are gone too
+        rows["mm_token_type_ids"][3] = 0
+        rows["attention_mask"][3] = int(change > 0)
+        completions = generate(*vision, rows, control=EqualTo(4), max_tokens=4, seed=[1, 2, 3, 4])
+        assert words in completions[3].error
+        assert [c.token_ids for c in completions[:3]] == [c.token_ids for c in expected]
+
+
+def test_pictures_that_do_not_fit_are_named(vision, vision_inputs):
+    together, _ = vision_inputs
+    whole = dict(together)
+    for pixels in (whole["pixel_values"][:-4], whole["pixel_values"][:, :100]):
+        with pytest.raises(GenerationError, match="inputs: the models cannot take these images"):
+            generate(*vision, {**whole, "pixel_values": pixels}, control=EqualTo(4))
+    without = {name: whole[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    with pytest.raises(GenerationError, match="inputs: the models cannot take these images"):
+        generate(*vision, without, control=EqualTo(4))
+    with pytest.raises(GenerationError, match="an image or video token of the model stands where there is no image"):
+        generate(*vision, {name: whole[name] for name in ("input_ids", "attention_mask")}, control=EqualTo(4))
+
+
+def test_a_bad_prompt_fails_alone(text, text_inputs):
+    prompts = prompts_of(text_inputs)
+    window = text[0].config.max_position_embeddings
+    bad = [prompts[0], [], random_ids(window - 5), prompts[2]]
+    completions = generate(*text, bad, **settings())
+    assert [completion.finish_reason == "error" for completion in completions] == [False, True, True, False]
+    assert completions[1].error == "inputs: the prompt is empty"
+    assert "pass the context window" in completions[2].error
+    for row in (0, 3):
+        alone = generate(*text, [bad[row]], control=EqualTo(12), max_tokens=16, seed=5 + row)
+        assert completions[row].token_ids == alone[0].token_ids

@@ -1,8 +1,10 @@
 """What an evaluation would do, before any model is loaded: protocols of data sources, systems, sampling, identity."""
 
+import datasets
 import pytest
 
 from lenvm_lightning.errors import EvaluationError
+from lenvm_lightning.evaluation.plots import as_png, new_figure
 from lenvm_lightning.evaluation.prepare import identity_of, name_of_folder, prepare
 from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.settings import filled
@@ -64,3 +66,20 @@ def test_the_folder_is_named_by_all_that_decides():
     assert name() == name(data="tiny") == name(out="elsewhere", device="cpu")
     assert len({name(), name(lengths=[16]), name(seed=1), name(soften=True), name(dtype="bfloat16")}) == 5
     assert name().startswith("lifebench-tiny-text-")
+
+
+def test_a_file_of_images_that_is_no_jsonl(here):
+    row = {
+        "id": "4",
+        "question": "Which?\n<image1>",
+        "options": ["4"],
+        "answer": "A",
+        "level": 3,
+        "subject": "counting",
+    }
+    content = {"bytes": as_png(new_figure()[0]), "path": None}
+    file = here / "mathvision.parquet"
+    datasets.Dataset.from_list([{**row, "decoded_image": content}]).to_parquet(file)
+    given = prepare(read_settings({"task": "vqa", "data": {"source": "mathvision", "path": str(file)}}, "test"))
+    named = prepare(read_settings({"task": "vqa", "data": str(file)}, "test"))
+    assert len(given.questions.prompts) == len(named.questions.prompts) == 1

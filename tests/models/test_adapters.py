@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import lightning as L
 import pytest
 import torch
 from adapted import IDS, WAYS, adapted, fit, text_data, text_module, values
@@ -12,12 +11,10 @@ from modules import make_module
 from safetensors.torch import load_file, save_file
 
 from datamodules import TextRollouts, VisionRollouts
-from lenvm_lightning import LengthValueModel, LenVMConfig, LoRA, OptimizerConfig, TextLenVM, VisionLenVM, tinyworld
-from lenvm_lightning.errors import CheckpointError, RecipeError
+from lenvm_lightning import LengthValueModel, LenVMConfig, LoRA, TextLenVM, VisionLenVM, tinyworld
+from lenvm_lightning.errors import CheckpointError
 from lenvm_lightning.models.adapters import add_adapter, count_parameters, merge
 from lenvm_lightning.models.backbone import load_backbone
-from lenvm_lightning.training.fsdp import FullySharded
-from lenvm_lightning.training.optimizers import build_optimizer
 
 # -- what is trained --------------------------------------------------------------------------------------------------
 
@@ -218,43 +215,3 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path):
     settings.write_text("{}")
     with pytest.raises(CheckpointError, match="must describe a LoRA adapter and name its base model"):
         LengthValueModel.from_pretrained(tmp_path / "a")
-
-
-# -- settings ---------------------------------------------------------------------------------------------------------
-
-
-def test_settings_that_contradict_each_other_are_all_named():
-    with pytest.raises(RecipeError) as error:
-        make_module(
-            VisionLenVM, "tiny-vl", pretrained=False, freeze_vision=False, quantise="nf4", dtype="float64",
-            lora=LoRA(rank=0, dropout=1.0, targets="some"),
-        )  # fmt: skip
-    for problem in ("lora.rank must be", "lora.dropout must", "lora.targets must", "pretrained: true",
-                    "freeze_vision: true", "dtype is float64"):  # fmt: skip
-        assert problem in str(error.value)
-    with pytest.raises(RecipeError, match=r"backbone.quantise: .* needs adapters: set lora.rank"):
-        make_module(TextLenVM, "tiny-text", quantise="nf4")
-
-
-def test_four_bits_are_not_shared_out_over_ranks():
-    module = text_module(**WAYS["qlora"])
-    module.trainer = L.Trainer(accelerator="cpu", strategy=FullySharded(), logger=False)
-    with pytest.raises(RecipeError, match="cannot be sharded over ranks: train them with strategy: ddp"):
-        module.configure_model()
-
-
-@pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw_8bit"])
-def test_moments_in_eight_bits(text_rollouts, kind):
-    module = fit(
-        text_module(optimizer=OptimizerConfig(kind, lr=1e-3, warmup_steps=0)), text_data(text_rollouts), steps=2
-    )
-    state = module.trainer.optimizers[0].state
-    moments = {parameter.numel() >= 4096: entry["state1"].dtype for parameter, entry in state.items()}
-    assert moments == {True: torch.uint8, False: torch.float32}
-
-
-def test_adamw_is_fused_where_gradients_can_still_be_divided_before(text_rollouts):
-    module = fit(text_module(), text_data(text_rollouts), steps=1)
-    assert module.trainer.optimizers[0].defaults["fused"]
-    groups = [{"params": list(module.parameters())}]
-    assert not build_optimizer("adamw", groups, "16-mixed", lr=1.0).defaults["fused"]

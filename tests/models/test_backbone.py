@@ -261,3 +261,13 @@ def test_kernels_that_are_not_installed_are_said():
     for pretrained in (True, False):
         with pytest.raises(CheckpointError, match=r"tiny-text' cannot be .*FlashAttention2"):
             load_backbone("tiny-text", pretrained=pretrained, attn_implementation="flash_attention_2")
+
+
+def test_no_weights_are_read_where_there_is_no_memory_for_them(monkeypatch):
+    from lenvm_lightning.models.backbone import AutoModel
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *a, **o: pytest.fail("weights were read"))
+    with torch.device("meta"):
+        model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), keep_layers=2, expected_length=50.0)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert len(model.backbone.layers) == 2

@@ -7,13 +7,7 @@ from lenvm_lightning import BackboneConfig
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.pipeline.fit_stage import parse_fit
-from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe, vary
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe
 
 
 def test_all_mistakes_of_a_recipe_at_once(here, capsys):
@@ -104,19 +98,6 @@ def test_recipes_that_cannot_be(here, capsys, text, words):
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ("class_path: lenvm_lightning.TextLenVM", "the following arguments are required: backbone"),
-        ("class_path: json.JSONDecoder", "json.JSONDecoder does not correspond to a subclass of LightningModule"),
-    ],
-)
-def test_what_only_the_whole_shows(here, capsys, model, words):
-    (here / "r.yaml").write_text(f"fit:\n  model: {{{model}}}\n  data: {{class_path: datamodules.TextRollouts}}\n")
-    assert main(["run", "r.yaml"]) == 2
-    assert words in capsys.readouterr().err
-
-
 def test_a_subclass_takes_the_settings_of_its_base(here, monkeypatch, capsys):
     (here / "mine.py").write_text(
         "from lenvm_lightning import TextLenVM\n\n\n"
@@ -175,13 +156,6 @@ def test_groups_need_no_other_settings_to_be_there(here):
     overrides = [("fit.model.backbone", "tiny-text"), ("fit.model.lora.rank", "4"), ("fit.model.loss.lam", "0.5")]
     settings = parse_fit(read_recipe(here / "r.yaml", overrides)["fit"], "r.yaml").model.settings
     assert (settings.lora.rank, settings.loss.lam) == (4, 0.5)
-
-
-def test_variants_change_settings_within_groups(here):
-    recipe = read_recipe(find_recipe("paper_tiny"), [])
-    model = parse_fit(vary(recipe, "layers-2")["fit"], "layers-2").model
-    assert model.settings.backbone == BackboneConfig("tiny-text", keep_layers=2)
-    assert parse_fit(vary(recipe, "target-log")["fit"], "target-log").model.settings.loss.target == "log_length"
 
 
 @pytest.mark.parametrize(

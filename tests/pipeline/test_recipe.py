@@ -1,226 +1,117 @@
-"""The shipped recipes: they parse, carry a card that does not lie, and build the models they name (on meta)."""
-
-import inspect
-import re
-import shlex
-from fnmatch import fnmatch
-from pathlib import Path
-from types import SimpleNamespace
+"""Recipes as they are read: mistakes with their lines, overrides, variants."""
 
 import pytest
-import torch
-import yaml
-from places import CONFIGS
 
-from datamodules import TextRollouts, VisionRollouts
-from lenvm_lightning import BackboneConfig, LoRA, LossConfig, OptimizerConfig, TextLenVM, VisionLenVM
-from lenvm_lightning.evaluation.read_settings import fields_of_task
-from lenvm_lightning.models.adapters import add_adapter
-from lenvm_lightning.pipeline.evaluate_stage import needs_generator, plan_tasks
-from lenvm_lightning.pipeline.fit_stage import FitCLI, parse_fit
-from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe, recipes_folder, vary
-from lenvm_lightning.pipeline.sample_stage import FIELDS, read_settings
-from lenvm_lightning.tinyworld.datamodule import TinyCorpus
-from lenvm_lightning.tinyworld.language_model import TinyLanguageModel
-
-RECIPES = sorted(recipes_folder().glob("*.yaml"))
-TRAINING = [path for path in RECIPES if "\nfit:" in path.read_text(encoding="utf-8")]
-LABELS = ("Hardware", "Minutes", "Memory", "Reached", "Run", "Override")
+from lenvm_lightning import BackboneConfig
+from lenvm_lightning.cli.main import main
+from lenvm_lightning.pipeline.fit_stage import parse_fit
+from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe, vary
 
 
-def parse(path: Path, overrides: list[tuple[str, str | None]] | None = None) -> FitCLI:
-    return parse_fit(read_recipe(path, overrides or [])["fit"], str(path))
-
-
-def card(path: Path) -> dict[str, str]:
-    """What the comment at the top of a recipe says, by label."""
-    comment = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
-    return dict(re.findall(r"^# (\w+): +(.+)$", comment.group(), re.M)) if comment else {}
-
-
-def flags(command: str) -> list[tuple[str, str | None]]:
-    words = shlex.split(command)
-    return [(key.removeprefix("--"), value) for key, value in zip(words[::2], words[1::2], strict=True)]
-
-
-def defaults_of(cls: type) -> dict:
-    owner = getattr(cls, "settings_class", cls)
-    return {name: parameter.default for name, parameter in inspect.signature(owner).parameters.items()}
-
-
-def repeated(given: dict, defaults: dict) -> list[str]:
-    """Settings that are what they would be anyway, those of groups included."""
-    groups = {"backbone": BackboneConfig, "loss": LossConfig, "optimizer": OptimizerConfig, "lora": LoRA}
-    found = []
-    for name, value in given.items():
-        if name in groups and isinstance(value, dict):
-            found += [f"{name}.{inner}" for inner in repeated(value, defaults_of(groups[name]))]
-        elif value == defaults[name]:
-            found.append(name)
-    return found
-
-
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
-def test_recipe_parses(path):
-    cli = parse(path)
-    pairs = ((TextLenVM, TextRollouts), (VisionLenVM, VisionRollouts), (TinyLanguageModel, TinyCorpus))
-    assert (type(cli.model), type(cli.datamodule)) in pairs
-    assert cli.datamodule.processor_source == cli.model.backbone_source
-    assert find_recipe(path.stem) == path
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_card(path):
-    entries = card(path)
-    assert path.read_text(encoding="utf-8").startswith("# ")
-    assert [label for label in LABELS if not entries.get(label)] == []
-    run, name, *rest = entries["Run"].removeprefix("lightning ").split(maxsplit=2)
-    assert (run, name) == ("run", f"recipes/{path.name}")
-    read_recipe(path, flags(" ".join([*rest, entries["Override"]])))
-
-
-@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
-def test_recipe_repeats_no_default(path):
-    fit = yaml.safe_load(path.read_text(encoding="utf-8"))["fit"]
-    cli = parse(path)
-    for section, owner in (("model", cli.model), ("data", cli.datamodule)):
-        given = {key: value for key, value in fit[section]["init_args"].items() if key != "files"}
-        assert repeated(given, defaults_of(type(owner))) == []
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_sample_stage(path):
-    recipe = read_recipe(path, [])
-    if "sample" in recipe:
-        settings = read_settings(recipe["sample"], str(path))
-        defaults = {name: field.default for name, field in FIELDS.items()}
-        assert [name for name, value in recipe["sample"].items() if value == defaults[name]] == []
-        assert settings.sampling.max_tokens >= 1
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_evaluate_stage(path):
-    """Every recipe measures; what it measures is settled, and no setting says what is so anyway."""
-    recipe = read_recipe(path, [])
-    tasks = plan_tasks(recipe, str(path), "tiny-vl" if "vl" in path.stem else "tiny-text", "model")
-    assert tasks
-    for section in recipe["evaluate"]:
-        assert [key for key, value in section.items() if value == fields_of_task(section["task"])[key].default] == []
-    for task in tasks:
-        if needs_generator(task):
-            assert task.generator is not None or path.stem not in ("text_lenvm", "vlm_lenvm", "paper_tiny")
-
-
-def test_variants_are_what_they_are_called():
-    """Each changes what its name says, and the reports of the recipe look at all of them."""
+def test_variants_change_settings_within_groups(here):
     recipe = read_recipe(find_recipe("paper_tiny"), [])
-    runs = recipe["variants"]["runs"]
-    words = {
-        "seed": "seed", "layers": "keep_layers", "prompts": "train_prompts", "completions": "train_completions",
-        "target": "target", "gamma": "gamma", "lambda": "lam", "precision": "precision", "batches": "bucket",
-    }  # fmt: skip
-    for name, changed in runs.items():
-        kind, _, value = name.partition("-")
-        assert any(key.endswith(words[kind]) for key in changed)
-        base, varied = recipe["fit"], vary(recipe, name)["fit"]
-        assert varied != base
-        if kind in ("layers", "prompts", "completions", "gamma", "lambda"):
-            assert float(value) in [float(number) for number in changed.values()]
-        parse_fit(varied, name)
-    looked_at = {name for task in recipe["evaluate"] for pattern in task.get("runs", ()) for name in runs
-                 if fnmatch(name, pattern)}  # fmt: skip
-    assert looked_at == set(runs)
+    model = parse_fit(vary(recipe, "layers-2")["fit"], "layers-2").model
+    assert model.settings.backbone == BackboneConfig("tiny-text", keep_layers=2)
+    assert parse_fit(vary(recipe, "target-log")["fit"], "target-log").model.settings.loss.target == "log_length"
 
 
-# Language and vision parameters as published, without vocabulary heads that are not tied.
-REAL = {
-    "qwen2.5-1.5b": {"language": 1_543_714_304, "vision": 0, "width": 1536, "max_length": 3000},
-    "qwen2.5-3b": {"language": 3_085_938_688, "vision": 0, "width": 2048, "max_length": 3000},
-    "qwen2.5-7b": {"language": 7_070_619_136, "vision": 0, "width": 3584, "max_length": 3000, "devices": 4},
-    "qwen2.5-7b-zero2": {"language": 7_070_619_136, "vision": 0, "width": 3584, "max_length": 3000, "devices": 8,
-                         "strategy": "deepspeed_stage_2"},
-    "qwen3-1.7b": {"language": 1_720_574_976, "vision": 0, "width": 2048, "max_length": 16000, "gamma": 0.999,
-                   "row": 4000},
-    "qwen2.5-32b-fsdp": {"language": 31_985_308_672, "vision": 0, "width": 5120, "max_length": 3000, "devices": 32},
-    "qwen2.5-vl-3b": {"language": 3_085_938_688, "vision": 668_684_288, "width": 2048, "max_length": 4000},
-    "qwen2.5-vl-7b-qlora": {"language": 7_070_619_136, "vision": 676_550_144, "width": 3584, "max_length": 4000,
-                            "lr": 2e-4},
-}  # fmt: skip
+MISTAKES = """\
+variants:
+  jobs: 0
+  runs:
+    a/b: {fit.model.optimizer.lr: 0.1}
+    small: {sample.n: 2, fit.model.optimizer.lr: 0.1}
+  job: 2
+evaluate:
+  - {task: lifebench, lengths: 16}
+  - task: gsm8k
+    limmit: 3
+    temperature: hot
+  - {n: 2}
+  - tokens
+  - {task: nothing, top_p: 0}
+"""
+TOLD = """\
+r.yaml:2: jobs must be a whole number of at least 1, found 0
+r.yaml:4: 'a/b' cannot be the name of a folder
+r.yaml:5: 'sample.n': a variant changes settings of fit only
+r.yaml:6: 'job' is no setting of variants; did you mean 'jobs'?
+r.yaml:8: lengths must be a list of lengths, each once, found 16
+r.yaml:10: 'limmit' is no setting of a task; did you mean 'limit'?
+r.yaml:11: temperature must be a number of at least 0, found 'hot'
+r.yaml:14: task must be one of ablation, gsm8k, length, lifebench,
+r.yaml:14: top_p must be above 0 and at most 1
+task is missing
+expected settings of a task, found 'tokens'
+"""
 
 
-@pytest.fixture(scope="module", params=REAL)
-def real(request) -> tuple[dict, FitCLI]:
-    """A recipe of a published backbone, its model built without memory."""
-    path = recipes_folder() / f"{request.param}.yaml"
-    folder = CONFIGS / Path(parse(path).model.backbone_source).name.lower()
-    lora = parse(path).model.settings.lora
-    whole = [("fit.model.lora", "null"), ("fit.model.backbone.quantise", "null")] if lora else []
-    cli = parse(path, [("fit.model.backbone", str(folder)), ("fit.model.backbone.pretrained", "false"), *whole])
-    with torch.device("meta"):
-        cli.model.configure_model()
-        if lora:  # on weights that are not there
-            add_adapter(cli.model.model.backbone, lora)
-    return {"lora": lora, "lr": 2e-5, **REAL[request.param], "recipe": request.param}, cli
+def test_mistakes_are_listed_with_their_lines(here, capsys):
+    (here / "r.yaml").write_text(MISTAKES)
+    assert main(["run", "r.yaml"]) == 2
+    err = capsys.readouterr().err
+    for line in TOLD.splitlines():
+        assert line in err, err
+    assert len(err.strip().splitlines()) == 12
+    assert not (here / "runs").exists()
 
 
-def count(parameters) -> int:
-    return sum(p.numel() for p in parameters)
+@pytest.mark.parametrize(("text", "words"), [
+    ("evaluate: {task: lifebench}", "evaluate: expected a list of tasks"),
+    ("evaluate: []", "evaluate: expected a list of tasks"),
+    ("variants: {jobs: 2}", "runs: expected what each run changes"),
+    ("variants: {runs: {a: 3}}", "runs: expected what each run changes"),
+    ("variants: 3", "variants: expected settings, found 3"),
+])  # fmt: skip
+def test_stages_of_the_wrong_form(here, capsys, text, words):
+    (here / "r.yaml").write_text(text)
+    assert main(["run", "r.yaml"]) == 2
+    assert f"r.yaml:1: {words}" in capsys.readouterr().err
 
 
-def test_published_backbone(real):
-    expected, cli = real
-    model = cli.model.model
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-    width = expected["width"]
-    assert model.v_head.fc.weight.shape == (width, width)
-    assert count(model.v_head.parameters()) == width * width + 2 * width + 1
-    vision = [p for part in model.vision_modules() for p in part.parameters()]
-    assert count(vision) == expected["vision"]
-    adapters = [p for name, p in model.backbone.named_parameters() if ".lora_" in name]
-    language = count(model.backbone.get_decoder().parameters()) - count(adapters)
-    assert language == expected["language"]
-    assert count(model.backbone.parameters()) == language + count(vision) + count(adapters)  # no vocabulary head
-    assert not any(p.requires_grad for p in vision)
-    trained = count(p for p in cli.model.parameters() if p.requires_grad)
-    assert trained == count(model.v_head.parameters()) + (count(adapters) if expected["lora"] else language)
-    if expected["lora"]:  # rank x (in + out) of the seven linear layers of each of 28 layers
-        assert count(adapters) == 16 * 28 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944))
-    else:
-        said = re.search(r"take (\d+) GB", card(recipes_folder() / f"{expected['recipe']}.yaml")["Memory"])
-        assert (16 * trained + 4 * count(vision)) / 1e9 == pytest.approx(float(said[1]), rel=0.03)  # as the card says
+def test_an_override_is_for_all_tasks(here):
+    (here / "r.yaml").write_text("evaluate: [{task: lifebench, limit: 9}, {task: gsm8k}]\n")
+    recipe = read_recipe(here / "r.yaml", [("evaluate.limit", "3"), ("evaluate.systems", "[base]")])
+    assert recipe["evaluate"] == [
+        {"task": "lifebench", "limit": 3, "systems": ["base"]}, {"task": "gsm8k", "limit": 3, "systems": ["base"]},
+    ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
-def test_published_backbone_is_optimised_but_for_its_vision(real):
-    expected, cli = real
-    cli.model._trainer = SimpleNamespace(estimated_stepping_batches=1000, precision="bf16-mixed")
-    made = cli.model.configure_optimizers()
-    groups = made["optimizer"].param_groups
-    held = [p for group in groups for p in group["params"]]
-    assert all(p.requires_grad for p in held)
-    assert {id(p) for p in held} == {id(p) for p in cli.model.parameters() if p.requires_grad}
-    assert len(held) == len({id(p) for p in held})
-    lr = expected["lr"]
-    assert {group["initial_lr"] for group in groups} == {lr}
-    rates = []
-    for _step in range(51):
-        rates.append(groups[0]["lr"])
-        made["lr_scheduler"]["scheduler"].step()
-    assert rates[0] == 0.0
-    assert rates[50] == max(rates) == lr
+@pytest.mark.parametrize(("override", "words"), [
+    (["--evaluate.limit", "some"], "--evaluate.limit: limit must be a whole number of at least 1, found 'some'"),
+    (["--evaluate.limmit", "3"], "--evaluate.limmit: 'limmit' is no setting of a task; did you mean 'limit'?"),
+])  # fmt: skip
+def test_overrides_that_cannot_be(here, capsys, override, words):
+    (here / "r.yaml").write_text("evaluate: [{task: lifebench}]\n")
+    assert main(["run", "r.yaml", *override]) == 2
+    assert words in capsys.readouterr().err
 
 
-def test_paper_settings(real):
-    expected, cli = real
-    settings, data, trainer = cli.model.settings, cli.datamodule, cli.config_init["trainer"]
-    assert (settings.gamma, settings.loss, settings.head_dropout) == (expected.get("gamma", 0.997), LossConfig(), 0.0)
-    assert settings.backbone.gradient_checkpointing
-    assert data.settings.max_length == expected["max_length"]
-    assert data.settings.max_pixels == (262144 if expected["vision"] else None)
-    assert (trainer["max_epochs"], trainer["precision"]) == (2, "bf16-mixed")
-    devices = expected.get("devices", 1)
-    strategy, per_machine = trainer["strategy"], trainer["devices"]
-    sequences = data.settings.batch_tokens * trainer["accumulate_grad_batches"] * devices / expected.get("row", 1000)
-    assert 900 < sequences < 1100
-    assert strategy == expected.get("strategy", "fsdp" if devices > 1 else "auto")
-    assert (devices == 1 and per_machine == "auto") or per_machine * trainer["num_nodes"] == devices
+def test_an_override_of_tasks_that_are_not_there(here, capsys, text_rollouts):
+    (here / "r.yaml").write_text("sample: {generator: tiny-text, prompts: tiny-math}\n")
+    assert main(["run", "r.yaml", "--evaluate.limit", "3"]) == 2
+    assert "--evaluate.limit: the recipe has no list of tasks under evaluate" in capsys.readouterr().err
+
+
+def test_a_variant_that_cannot_be_is_told_before_any_is_trained(trains, here, capsys):
+    text = (
+        (here / "r.yaml").read_text().replace("fit.model.backbone.keep_layers: 1", "fit.model.backbone.keep_layer: 1")
+    )
+    (here / "r.yaml").write_text(text)
+    assert main(["run", "r.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert "'keep_layer' is no setting of backbone; did you mean 'keep_layers'?" in err
+    assert not trains.exists()
+
+
+def test_a_setting_for_all_tasks_reaches_those_that_have_it(here):
+    (here / "r.yaml").write_text("evaluate:\n  - task: lifebench\n  - task: gsm8k\n")
+    recipe = read_recipe(here / "r.yaml", [("evaluate.lengths", "[16, 32]"), ("evaluate.n", "2")])
+    assert recipe["evaluate"] == [{"task": "lifebench", "lengths": [16, 32], "n": 2}, {"task": "gsm8k", "n": 2}]
+
+
+def test_unknown_recipe_lists_the_shipped_ones(here, capsys):
+    assert main(["run", "vlm_lenv"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean 'vlm_lenvm'?" in err
+    assert "qwen2.5-1.5b" in err

@@ -1,33 +1,16 @@
-"""`lightning run` as people type it: shipped recipes end to end, overrides, mistakes, where runs go."""
+"""`lightning run` from end to end: shipped recipes, full disks, and every stage after the other."""
 
 import errno
 import json
-import shutil
-from functools import partial
-from pathlib import Path
 
 import lightning as L
 import pytest
-from lightning.pytorch.utilities import rank_zero_only
+from short_runs import SHORT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from lenvm_lightning import LengthValueModel
-from lenvm_lightning.cli.main import main, split_overrides
-from lenvm_lightning.errors import StoreError
-from lenvm_lightning.models.processors import load_processor
-from lenvm_lightning.pipeline.fit_stage import LastValidation
-from lenvm_lightning.pipeline.run_folder import RunFolder, choose_folder, claimed_folder
-from lenvm_lightning.tinyworld import quality
-
-SHORT = ["--fit.trainer.max_steps", "3", "--fit.trainer.max_epochs", "1", "--fit.data.val_completions", "12"]
-SHORT += ["--fit.trainer.log_every_n_steps", "1"]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from lenvm_lightning.cli.main import main
+from lenvm_lightning.evaluation.results import Results
 
 
 @pytest.mark.parametrize("kind", ["text", "vlm"])
@@ -90,239 +73,67 @@ def test_a_disk_that_fills_while_training(here, capsys, text_rollouts, monkeypat
     assert main(command) == 0
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [(("limit_val_batches", "0"), "not validated"), (("logger", "false"), "validation loss")],
-)
-def test_what_is_left_out_costs_no_model(here, capsys, text_rollouts, setting, words):
-    command = ["run", "text_lenvm", *SHORT, "--fit.data.files", str(text_rollouts)]
-    assert main([*command, f"--fit.trainer.{setting[0]}", setting[1]]) == 0
-    assert words in capsys.readouterr().out
-    assert LengthValueModel.from_pretrained(here / "runs" / "text_lenvm" / "model").gamma == 0.99
-    assert main([*command, f"--fit.trainer.{setting[0]}", setting[1]]) == 0
-    assert words in capsys.readouterr().out
+def results_in(folder):
+    """Results of the tasks of a run, by task."""
+    found = {}
+    for file in (folder / "evaluate").glob("*/results.json"):
+        results = Results.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        found[results.task] = results
+    return found
 
 
-@pytest.mark.parametrize(("key", "value"), [("strategy", "nix"), ("accelerator", "hpu"), ("max_time", "soon")])
-def test_trainers_that_cannot_be_built(here, capsys, text_rollouts, key, value):
-    assert main(["run", "text_lenvm", "--fit.data.files", str(text_rollouts), f"--fit.trainer.{key}", value]) == 2
-    assert "RecipeError: the Trainer cannot be built from the settings in fit.trainer" in capsys.readouterr().err
+def written(folder):
+    """When every file was written; the log of a variant and the joint report are nobody's results."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file != folder / "report.md")
+    return {str(file): file.stat().st_mtime_ns for file in files if "recipes" not in file.parts}
 
 
-def test_contradictions_are_named_before_anything_starts(here, capsys):
-    settings = {"target": "length", "kind": "bce", "lam": "0.5"}
-    words = [word for name, value in settings.items() for word in (f"--fit.model.loss.{name}", value)]
-    assert main(["run", "text_lenvm", *words]) == 2
-    err = capsys.readouterr().err
-    assert "bce" in err
-    assert "lam 0.5" in err
+MEASURES = """\
+evaluate:
+  - {task: lifebench, lengths: [16], constraints: [at most], n: 1, limit: 2}
+  - {task: gsm8k, n: 1, max_tokens: 60, limit: 9, systems: [base]}
+"""
+
+
+def test_a_recipe_that_only_measures(here, capsys):
+    (here / "r.yaml").write_text(MEASURES)
+    assert main(["run", "r.yaml", "--check"]) == 0
+    assert "evaluate: gsm8k of the embedded pair" in capsys.readouterr().out
     assert not (here / "runs").exists()
+    command = ["run", "r.yaml", "--evaluate.limit", "1"]
+    assert main(command) == 0
+    run = here / "runs" / "r"
+    found = results_in(run)
+    assert {task: (one.questions, one.completions) for task, one in found.items()} == {
+        "lifebench": (1, 2), "gsm8k": (1, 1),
+    }  # fmt: skip
+    report = (run / "report.md").read_text(encoding="utf-8")
+    assert "# lifebench" in report
+    assert "# gsm8k" in report
+    pictures = [line.partition("](")[2].rstrip(")") for line in report.splitlines() if line.startswith("![")]
+    assert len(pictures) == 2
+    assert all((run / picture).is_file() for picture in pictures)
+    before = written(run)
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("is complete for these settings") == 2
+    assert written(run) == before
 
 
-@pytest.mark.parametrize(
-    ("section", "wrong"),
-    [
-        (
-            "model",
-            {"gamma": "1", "loss.lam": "2", "optimizer.lr": "-1", "optimizer.warmup_steps": "-3",
-             "optimizer.weight_decay": "-.1", "head_dropout": "1", "optimizer.betas": "[.9, 1]",
-             "backbone.keep_layers": "0"},
-        ),
-        (
-            "data",
-            {"max_length": "1", "batch_tokens": "0", "max_pixels": "0", "num_workers": "-1", "num_proc": "0",
-             "val_completions": "0", "val_share": "5", "max_bad_share": "-1", "completions_per_batch": "0",
-             "train_prompts": "0", "train_completions": "0"},
-        ),
-        ("data", {"max_prompt_length": "4096"}),
-    ],
-)  # fmt: skip
-def test_settings_out_of_range_are_named_before_anything_starts(here, capsys, section, wrong):
-    words = [word for name, value in wrong.items() for word in (f"--fit.{section}.{name}", value)]
-    assert main(["run", "text_lenvm", "--fit.data.max_length", "4096", *words]) == 2
-    err = capsys.readouterr().err
-    assert all(f"\n  {name} " in err for name in wrong), err
-    assert not (here / "runs").exists()
-
-
-def test_a_value_model_may_be_shallower_than_its_generator(here, text_rollouts, capsys):
-    command = ["run", "text_lenvm", *SHORT, "--fit.data.files", str(text_rollouts), "--fit.data.batch_tokens", "1024"]
-    command += [
-        "--fit.data.train_prompts",
-        "5",
-        "--fit.data.train_completions",
-        "1",
-        "--fit.model.backbone.keep_layers",
-    ]
-    command += ["2"]
-    assert main([*command, "--fit.model.backbone.pretrained", "false"]) == 2
-    assert "with pretrained: false set the layers in overrides" in capsys.readouterr().err
-    assert main([*command, "--fit.model.backbone.pretrained", "true"]) == 0
-    results = json.loads((here / "runs" / "text_lenvm" / "results.json").read_text())
-    assert (results["train_prompts"], results["train_completions"]) == (5, 5)
-    model = LengthValueModel.from_pretrained(here / "runs" / "text_lenvm" / "model")
-    assert len(model.backbone.layers) == model.backbone.config.num_hidden_layers == 2
-    assert results["parameters"] == sum(p.numel() for p in model.parameters())
-
-
-def test_bad_rows_stop_the_run_with_file_and_line(here, capsys):
-    (here / "bad.jsonl").write_text(
-        '{"messages": [}\n{"messages": [{"role": "user", "content": "a"}], "completion": ""}\n'
-    )
-    assert main(["run", "text_lenvm", "--fit.data.files", "bad.jsonl"]) == 2
-    err = capsys.readouterr().err
-    assert "bad.jsonl:1: broken JSON" in err
-    assert "bad.jsonl:2: empty completion" in err
-
-
-def test_unknown_recipe_lists_the_shipped_ones(here, capsys):
-    assert main(["run", "vlm_lenv"]) == 2
-    err = capsys.readouterr().err
-    assert "did you mean 'vlm_lenvm'?" in err
-    assert "qwen2.5-1.5b" in err
-
-
-@pytest.mark.parametrize("kind", ["text", "vision"])
-def test_a_generator_is_trained_and_can_be_loaded(kind, here, capsys, monkeypatch):
-    monkeypatch.setattr(quality, "measure", partial(quality.measure, n=2, max_tokens=32))  # it knows nothing yet
-    name, prompts = {"text": ("tiny-text", "tiny-math"), "vision": ("tiny-vl", "tiny-vqa")}[kind]
-    (here / "r.yaml").write_text(
-        f"fit:\n"
-        f"  model:\n"
-        f"    class_path: lenvm_lightning.tinyworld.language_model.TinyLanguageModel\n"
-        f"    init_args: {{name: {name}, judged_prompts: 1}}\n"
-        f"  data:\n    class_path: lenvm_lightning.tinyworld.datamodule.TinyCorpus\n"
-        f"    init_args: {{kind: {kind}, documents: 24,"
-        f" val_documents: 6, batch_tokens: 2048}}\n"
-        f"  trainer: {{max_epochs: 1}}\n"
-    )
+def test_fit_variants_and_evaluations_from_end_to_end(trains, capsys):
     assert main(["run", "r.yaml"]) == 0
     out = capsys.readouterr().out
-    assert "validation loss" in out
-    assert "tiny world" in out
-    assert f"| {prompts} | trained | " in out
-    assert f"| {prompts} | shipped | " in out
-    assert f"lenvm sample --generator runs/r/model --prompts {prompts}" in out
-    auto = AutoModelForImageTextToText if kind == "vision" else AutoModelForCausalLM
-    model = auto.from_pretrained(here / "runs" / "r" / "model")
-    tokenizer = getattr(load_processor(here / "runs" / "r" / "model"), "tokenizer", None)
-    assert (tokenizer is not None) == (kind == "vision")
-    assert (
-        sum(p.numel() for p in model.parameters())
-        == json.loads((here / "runs" / "r" / "results.json").read_text())["parameters"]
-    )
+    assert "variants: 1 of 1 to train, 2 at a time" in out
+    assert "variant shallow: done" in out
+    shallow = json.loads((trains / "variants" / "shallow" / "results.json").read_text())
+    assert shallow["parameters"] < json.loads((trains / "results.json").read_text())["parameters"]
+    found = results_in(trains)
+    assert found.keys() == {"length", "ablation"}
+    assert found["length"].provenance["lenvm"]["name"] != "tiny-text-lenvm"
+    assert [row.label["run"] for row in found["ablation"].tables[0].rows] == ["shallow"]
+    before = {file: time for file, time in written(trains).items() if "ablation" not in file}
     assert main(["run", "r.yaml"]) == 0
-    assert "is complete for these settings" in capsys.readouterr().out
-
-
-def test_other_settings_go_to_another_folder(tmp_path):
-    one, two = {"fit": {"lr": 1}}, {"fit": {"lr": 2}}
-    first = choose_folder(tmp_path, "r", None, one, False)
-    first.start(one, "# header\n")
-    second = choose_folder(tmp_path, "r", None, two, False)
-    second.start(two, "")
-    assert (first.path.name, second.path.name) == ("r", "r-2")
-    assert choose_folder(tmp_path, "r", None, one, False).path == first.path
-    assert choose_folder(tmp_path, "r", None, two, False).path == second.path
-
-
-def test_a_claimed_folder_is_locked_and_begun(tmp_path):
-    one, two = {"fit": {"lr": 1}}, {"fit": {"lr": 2}}
-    with claimed_folder(tmp_path, "r", None, one, False, "") as first:
-        assert first.settings() == one
-        with (
-            pytest.raises(StoreError, match=r"r is in use by process \d+ on .* Wait until it ends"),
-            claimed_folder(tmp_path, "r", None, one, False, ""),
-        ):
-            pass
-        with (
-            pytest.raises(StoreError, match="in use"),  # --fresh does not delete what another process works on
-            claimed_folder(tmp_path, "r", "r", two, True, ""),
-        ):
-            pass
-        with claimed_folder(tmp_path, "r", None, two, False, "") as second:
-            assert second.path.name == "r-2"
-        (first.path / "checkpoints").mkdir()
-    with claimed_folder(tmp_path, "r", "r", two, True, "") as fresh:
-        assert fresh.settings() == two
-        assert not fresh.checkpoints.exists()
-    assert not list(tmp_path.glob("*/.lock"))
-
-
-def test_killed_while_a_run_is_deleted(tmp_path, monkeypatch):
-    """At no moment is it taken for complete, nor do its checkpoints belong to nobody."""
-    run = RunFolder(tmp_path / "r")
-    run.start({"fit": {"lr": 1}}, "")
-    run.finish({})
-    for folder in (run.checkpoints, run.model):
-        folder.mkdir()
-        (folder / "file").write_text("")
-    seen = []
-
-    def look(call):
-        def looked(path, *rest, **options):
-            seen.append((run.complete, run.model.exists(), run.settings() is None, run.checkpoints.exists()))
-            return call(path, *rest, **options)
-
-        return looked
-
-    monkeypatch.setattr(shutil, "rmtree", look(shutil.rmtree))
-    monkeypatch.setattr(Path, "unlink", look(Path.unlink))
-    run.clear()
-    seen.append((run.complete, run.model.exists(), run.settings() is None, run.checkpoints.exists()))
-    assert len(seen) == 5
-    assert not any(complete and not model for complete, model, _, _ in seen)
-    assert not any(nameless and checkpoints for _, _, nameless, checkpoints in seen)
-
-
-def test_other_processes_of_a_distributed_run_do_not_lock(tmp_path, monkeypatch):
-    settings = {"fit": {"lr": 1}}
-    with claimed_folder(tmp_path, "r", None, settings, False, ""):
-        monkeypatch.setattr(rank_zero_only, "rank", 1)
-        with claimed_folder(tmp_path, "r", None, settings, True, "") as same:
-            assert same.settings() == settings
-        monkeypatch.setattr(rank_zero_only, "rank", 0)
-        monkeypatch.setenv("NODE_RANK", "1")
-        with claimed_folder(tmp_path, "r", None, settings, False, "") as same:
-            assert same.path.name == "r"
-
-
-def test_the_last_validation_counts_and_is_not_repeated(here, text_rollouts, monkeypatch):
-    command = ["run", "text_lenvm", "--fit.trainer.max_epochs", "2", "--fit.trainer.limit_train_batches", "2"]
-    command += ["--fit.data.files", str(text_rollouts), "--fit.data.batch_tokens", "1024"]
-
-    def metrics(name):
-        assert main([*command, "--name", name]) == 0
-        return json.loads((here / "runs" / name / "results.json").read_text())["metrics"]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(L.Trainer, "validate", None)  # would be an error to call
-        once = metrics("once")
-    with monkeypatch.context() as patch:
-        patch.setattr(LastValidation, "on_validation_end", lambda *_: None)
-        twice = metrics("twice")
-    assert once == twice
-
-
-def test_overrides_are_taken_out_of_the_line():
-    rest, overrides = split_overrides(
-        ["run", "x", "--fit.a.b", "1", "--sample.n=3", "--fit.c=d=e", "--check", "--fit.z"]
-    )
-    assert rest == ["run", "x", "--check"]
-    assert overrides == [("fit.a.b", "1"), ("sample.n", "3"), ("fit.c", "d=e"), ("fit.z", None)]
-
-
-def test_help_at_every_level(capsys):
-    for command, words in ((["--help"], "COMMAND"), (["run", "--help"], "examples:")):
-        with pytest.raises(SystemExit) as stop:
-            main(command)
-        assert stop.value.code == 0
-        assert words in capsys.readouterr().out
-    assert main(["run", "text_lenvm", "--fit.help"]) == 0
-    out = capsys.readouterr().out
-    for words in (
-        "--trainer.max_epochs", "batch_tokens", "--checkpoint.every_n_steps", "--model.backbone.freeze_vision",
-        "leave vision tower and projector as they are", "--model.optimizer.lr", "peak learning rate",
-        "--model.loss.target", "--model.lora.rank",
-    ):  # fmt: skip
-        assert words in out
+    out, err = capsys.readouterr()
+    assert "is complete for these settings (--fresh trains again)" in out
+    assert "variants: 0 of 1 to train" in out
+    assert "is complete for these settings" in err
+    assert {file: time for file, time in written(trains).items() if "ablation" not in file} == before

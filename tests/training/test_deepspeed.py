@@ -9,19 +9,16 @@ import pytest
 import torch
 from gradients import relative
 from harm import Harm
-from lightning.pytorch.strategies import StrategyRegistry
-from modules import make_module
 from ranks import RANKS, drive, fit_of, load, same_after_a_kill
 
-from lenvm_lightning import LengthValueModel, LoRA, TextLenVM
+from lenvm_lightning import LengthValueModel
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import CheckpointError, RecipeError
 from lenvm_lightning.pipeline.fit_stage import parse_fit
 from lenvm_lightning.pipeline.run_folder import RunFolder
-from lenvm_lightning.training.deepspeed import ZeRO
 from lenvm_lightning.training.fsdp import full_weights
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
-from lenvm_lightning.training.strategies import name_of, stage_of, unsupported_settings
+from lenvm_lightning.training.strategies import name_of
 
 ROUNDING = 1e-6  # of sums in float32; the mean of the micro-batches' means is half a gradient away
 
@@ -156,46 +153,6 @@ def test_checkpoints_run_no_code_and_are_whole(two, tmp_path, monkeypatch):
 
 
 # -- without ranks ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "stage"),
-    [("deepspeed", 2), ("deepspeed_stage_1", 1), ("deepspeed_stage_3_offload", 3), ("fsdp", 3), ("ddp", 0)],
-)
-def test_stages(name, stage):
-    assert stage_of(name) == stage
-    assert unsupported_settings(TextLenVM("tiny-text").settings, name, "32-true", reads_images=stage < 3) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "changed", "precision", "vision", "words"),
-    [
-        ("deepspeed_stage_2", {}, "16-mixed", False, "precision: 16-mixed"),
-        ("deepspeed_stage_2", {}, "bf16-true", False, "precision: bf16-true"),
-        ("deepspeed_stage_2", {"dtype": "bfloat16"}, "32", False, "dtype: bfloat16"),
-        ("deepspeed_stage_2", {"freeze_vision": False}, "32", True, "freeze_vision: false"),
-        ("deepspeed_stage_3", {}, "bf16", True, "never call the vision tower"),
-        ("deepspeed_stage_3", {"quantise": "nf4", "lora": LoRA(4)}, "32", False, "quantised weights"),
-        ("deepspeed_stage_3_offload_nvme", {}, "32", False, "nobody has tried it"),
-        ("fsdp", {"quantise": "nf4", "lora": LoRA(4)}, "32", False, "quantised weights"),
-        ("deepspeedstrategy", {}, "32", False, "use strategy: deepspeed_stage_2"),
-        ("fsdpstrategy", {}, "32", False, "use strategy: fsdp"),
-    ],
-)
-def test_what_a_strategy_cannot_train(name, changed, precision, vision, words):
-    (sentence,) = unsupported_settings(make_module(TextLenVM, "tiny-text", **changed).settings, name, precision, vision)
-    assert words in sentence
-
-
-@pytest.mark.parametrize("name", [name for name in StrategyRegistry if name.startswith("deepspeed_")])
-def test_names_are_told_by_what_is_made_of_them(name):
-    pytest.importorskip("deepspeed")
-    assert name_of(ZeRO.named(name)) == name
-
-
-def test_plans_refuse_what_training_refuses(capsys):
-    assert main(["plan", "vlm_qlora", "--fit.trainer.devices", "2", "--fit.trainer.strategy", "fsdp"]) == 2
-    assert "quantised weights cannot be sharded over ranks" in capsys.readouterr().err
 
 
 def test_a_trainer_is_built_for_each_name(tmp_path):

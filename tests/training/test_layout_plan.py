@@ -3,9 +3,12 @@
 import pytest
 from layouts import GRADIENTS, planned, run
 
+from lenvm_lightning import LengthValueModel
 from lenvm_lightning.batch import Layout
+from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.training.batch_layouts import row_logits
-from lenvm_lightning.training.layout_plan import make_plan, possible_ways
+from lenvm_lightning.training.fsdp import keep_in_step
+from lenvm_lightning.training.layout_plan import make_plan, possible_ways, sharing_ways
 
 
 def test_a_plan_by_hand():
@@ -55,3 +58,11 @@ def test_where_activations_are_computed_again_the_tree_is_taken(laid_out):
     finally:
         model.backbone.gradient_checkpointing_disable()
         model.eval()
+
+
+def test_ranks_that_share_weights_make_as_many_passes():
+    """A prompt cache takes two, and one rank of them would wait for the others."""
+    model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), pretrained=False)
+    assert sharing_ways(model, training=True) == ["tree", "cache"]
+    keep_in_step(model)
+    assert sharing_ways(model, training=True) == ["tree"]

@@ -1,14 +1,19 @@
-"""The LightningModule by itself: its settings, and the loss of batches whose numbers are seen at a glance."""
+"""The LightningModule: its settings, the loss of batches whose numbers are seen at a glance, and its precisions."""
 
 import math
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
+from gradients import QUIET, ROWS, FixedSplit
+from lightning.pytorch.callbacks import Callback
+from modules import make_module
 from rollout_rows import row_facts
 
 from datamodules.report import BatchFacts, collect_facts, describe_facts
 from lenvm_lightning import BackboneConfig, LossConfig, TextLenVM, VisionLenVM
+from lenvm_lightning.objectives import token_losses
 
 SMALL = BackboneConfig("tiny-text", pretrained=False, overrides={"num_hidden_layers": 1})
 
@@ -58,3 +63,37 @@ def test_lambda_returns_are_the_target_below_one():
         module = TextLenVM(SMALL, gamma=0.5, loss=LossConfig(lam=lam))
         module.configure_model()
         assert module.target(logits, remaining, mask)[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
+def test_precision_flags_train(text_rollouts, precision, monkeypatch):
+    """The loss falls, and logits, returns, losses and sums have all digits of float32 whatever is computed in."""
+    overrides = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
+    model = make_module(TextLenVM, "tiny-text", pretrained=False, overrides=overrides, lam=0.9, lr=3e-3, warmup_steps=0)
+    losses, digits = [], set()
+
+    def watched(logits, target, remaining, kind, rule):
+        found = token_losses(logits, target, remaining, kind, rule)
+        digits.update(x.dtype for x in (logits, target, rule.of(remaining), rule.predict(logits), found))
+        return found
+
+    monkeypatch.setattr("lenvm_lightning.training.module.token_losses", watched)
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            losses.append(float(outputs["loss"]))
+            digits.add(outputs["loss"].dtype)
+
+    trainer = L.Trainer(
+        max_steps=8, max_epochs=-1, accelerator="cpu", precision=precision, callbacks=[Look()],
+        limit_val_batches=0, **QUIET,
+    )  # fmt: skip
+    data = FixedSplit(text_rollouts, [list(range(ROWS))])
+    trainer.fit(model, data)
+    assert losses[-1] < 0.9 * losses[0]
+    assert digits == {torch.float32}
+    half = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert {p.dtype for p in model.model.backbone.parameters()} == {half}
+    assert {p.dtype for p in model.model.v_head.parameters()} == {torch.float32}
+    assert model.val_errors.count.dtype == model.val_boundary.sums.dtype == torch.float64
+    assert model.train_loss.weight.dtype == model.val_loss.mean_value.dtype == torch.float32

@@ -1,7 +1,13 @@
+import lightning as L
 import pytest
 import torch
+from adapted import fit, text_data, text_module
+from gradients import QUIET, ROWS, FixedSplit
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
+from modules import make_module
 
+from lenvm_lightning import TextLenVM
 from lenvm_lightning.errors import CheckpointError
 from lenvm_lightning.training.optimizers import (
     CompensatedAdamW,
@@ -139,3 +145,53 @@ def test_decay_is_on_matrices_and_warmup_may_be_a_share(warmup_steps, expected):
         schedule.step()
     assert rates[: expected + 1] == pytest.approx([step / max(1, expected) for step in range(expected)] + [1.0])
     assert rates[-1] == pytest.approx(0.0 if expected < 10 else 1.0, abs=1e-12)
+
+
+def test_no_step_of_a_half_precision_run_is_lost(text_rollouts):
+    """One too small for bfloat16: the head takes it, and the rests of the backbone's matrices."""
+    model = make_module(TextLenVM, "tiny-text", gamma=0.97, lr=1e-6, warmup_steps=0)
+    before = {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            before.update({name: p.detach().clone() for name, p in pl_module.model.named_parameters()})
+
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", precision="bf16-true", callbacks=[Look()], limit_val_batches=0, **QUIET
+    )
+    trainer.fit(model, FixedSplit(text_rollouts, [list(range(ROWS))]))
+    states = trainer.optimizers[0].state
+    moved, kept = {}, {}
+    for name, p in model.model.named_parameters():
+        if p.ndim >= 2:
+            moved[name] = float((p.detach() != before[name]).float().mean())
+            kept[name] = float((states[p]["rest"] != 0).float().mean()) if "rest" in states[p] else None
+    head = [share for name, share in moved.items() if name.startswith("v_head")]
+    inside = [share for name, share in moved.items() if "layers" in name]
+    assert min(head) > 0.5 > 0.1 > max(inside)
+    assert {name for name, share in kept.items() if share is None} == {n for n in kept if n.startswith("v_head")}
+    assert min(share for name, share in kept.items() if "layers" in name) > 0.9
+
+
+def test_half_precision_that_learns_little_warns(text_rollouts):
+    model = TextLenVM("tiny-text", gamma=0.97, optimizer=OptimizerConfig("adamw_8bit"))
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", precision="bf16-true", limit_val_batches=0, **QUIET)
+    with pytest.warns(match=r"bf16-true with optimizer\.kind: adamw_8bit .* use optimizer\.kind: adamw"):
+        trainer.fit(model, FixedSplit(text_rollouts, [list(range(ROWS))]))
+
+
+@pytest.mark.parametrize("kind", ["adamw_8bit", "paged_adamw_8bit"])
+def test_moments_in_eight_bits(text_rollouts, kind):
+    module = fit(
+        text_module(optimizer=OptimizerConfig(kind, lr=1e-3, warmup_steps=0)), text_data(text_rollouts), steps=2
+    )
+    state = module.trainer.optimizers[0].state
+    moments = {parameter.numel() >= 4096: entry["state1"].dtype for parameter, entry in state.items()}
+    assert moments == {True: torch.uint8, False: torch.float32}
+
+
+def test_adamw_is_fused_where_gradients_can_still_be_divided_before(text_rollouts):
+    module = fit(text_module(), text_data(text_rollouts), steps=1)
+    assert module.trainer.optimizers[0].defaults["fused"]
+    groups = [{"params": list(module.parameters())}]
+    assert not build_optimizer("adamw", groups, "16-mixed", lr=1.0).defaults["fused"]

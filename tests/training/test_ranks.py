@@ -1,22 +1,14 @@
 """Two processes compute what one does, keep it when they are killed, and leave the ordinary model directory."""
 
 import json
-from types import SimpleNamespace
 
-import lightning as L
 import pytest
 import torch
-from gradients import QUIET, ROWS, TOLERANCE, gradient, relative
-from ranks import RANKS, drive, fit_of, load, same_after_a_kill
+from gradients import ROWS, TOLERANCE, gradient, relative
+from ranks import RANKS, drive, load, same_after_a_kill
 
-from datamodules import TextRollouts
-from lenvm_lightning import LengthValueModel, TextLenVM
-from lenvm_lightning.errors import CheckpointError, DataError, RecipeError
-from lenvm_lightning.models.lenvm_config import LenVMConfig
-from lenvm_lightning.pipeline.fit_stage import parse_fit
-from lenvm_lightning.pipeline.run_folder import RunFolder
-from lenvm_lightning.training.fsdp import FullySharded, full_weights, is_sharded, keep_in_step, shard
-from lenvm_lightning.training.layout_plan import sharing_ways
+from lenvm_lightning import LengthValueModel
+from lenvm_lightning.training.fsdp import full_weights, is_sharded
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
 
 
@@ -143,104 +135,3 @@ def test_models_of_ranks(folder_of, kind):
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_killed_recipe(rarer, strategy):
     same_after_a_kill(rarer / strategy)
-
-
-# -- without ranks ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("there", ["nothing", "a folder"])
-def test_no_checkpoint_there(tmp_path, there):
-    with pytest.raises(CheckpointError, match="is no checkpoint of training"):
-        full_weights(tmp_path if there == "a folder" else tmp_path / "step-000000001.ckpt")
-
-
-def test_a_checkpoint_without_weights(tmp_path):
-    torch.save({"state_dict": {}}, tmp_path / "empty.ckpt")
-    with pytest.raises(CheckpointError, match="holds no weights"):
-        full_weights(tmp_path / "empty.ckpt")
-
-
-@pytest.mark.parametrize(
-    "strategy",
-    [
-        "fsdp",
-        {
-            "class_path": "lenvm_lightning.training.fsdp.FullySharded",
-            "init_args": {"save_distributed_checkpoint": False},
-        },
-    ],
-)
-def test_strategy_of_a_recipe(tmp_path, strategy):
-    trainer = parse_fit(fit_of(strategy), "here").build_trainer(RunFolder(tmp_path), None)
-    assert isinstance(trainer.strategy, FullySharded)
-    assert trainer.strategy._save_distributed_checkpoint == (strategy == "fsdp")
-
-
-def test_generators_are_not_shared_out(tmp_path):
-    kind = "lenvm_lightning.tinyworld.language_model.TinyLanguageModel"
-    cli = parse_fit(fit_of("fsdp", kind, "lenvm_lightning.tinyworld.datamodule.TinyCorpus"), "here")
-    with pytest.raises(RecipeError, match="TinyLanguageModel cannot be sharded"):
-        cli.build_trainer(RunFolder(tmp_path), None)
-
-
-def mesh(tensor_parallel: int) -> dict:
-    """As far as refusals ask."""
-    return {"tensor_parallel": SimpleNamespace(size=lambda: tensor_parallel)}
-
-
-def test_tensor_parallelism_is_refused():
-    with pytest.raises(RecipeError, match=r"tensor_parallel_size is 2.*strategy: fsdp"):
-        shard(None, mesh(2), "32-true")
-
-
-def test_quantised_weights_are_refused():
-    model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), pretrained=False)
-    model.backbone.norm.weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(RecipeError, match="quantised weights cannot be sharded"):
-        shard(model, mesh(1), "32-true")
-
-
-def test_fewer_held_out_rows_than_ranks(text_rollouts):
-    data = TextRollouts(str(text_rollouts), processor="tiny-text")
-    data.setup()
-    data.trainer = SimpleNamespace(global_rank=0, world_size=5)
-    assert len(data.val_sizes) == 4
-    with pytest.raises(DataError, match="held out: 4 rows cannot fill 5 batches; use fewer devices"):
-        data.val_dataloader()
-    data.trainer.world_size = 3
-    seen = []
-    for data.trainer.global_rank in range(3):
-        batches = list(data.val_dataloader().batch_sampler)
-        seen += [row for batch in batches for row in batch]
-        assert len(batches) == 1
-    assert sorted(seen) == [0, 1, 2, 3]
-
-
-def test_no_weights_are_read_where_there_is_no_memory_for_them(monkeypatch):
-    from lenvm_lightning.models.backbone import AutoModel
-
-    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *a, **o: pytest.fail("weights were read"))
-    with torch.device("meta"):
-        model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), keep_layers=2, expected_length=50.0)
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-    assert len(model.backbone.layers) == 2
-
-
-def test_ranks_that_share_weights_make_as_many_passes():
-    """A prompt cache takes two, and one rank of them would wait for the others."""
-    model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), pretrained=False)
-    assert sharing_ways(model, training=True) == ["tree", "cache"]
-    keep_in_step(model)
-    assert sharing_ways(model, training=True) == ["tree"]
-
-
-def test_lightnings_own_fsdp_is_refused(monkeypatch):
-    from lightning.pytorch.strategies import FSDPStrategy
-
-    model = TextLenVM("tiny-text")
-    model.trainer = L.Trainer(accelerator="cpu", **QUIET)
-    monkeypatch.setattr(model.trainer._accelerator_connector, "strategy", FSDPStrategy())
-    with pytest.raises(
-        RecipeError, match=r"strategy: fsdp in a recipe, or lenvm_lightning\.training\.fsdp\.FullySharded"
-    ):
-        model.configure_model()

@@ -1,8 +1,9 @@
 """All settings of a module: checked together, and kept as plain values."""
 
 import pytest
+from modules import make_module
 
-from lenvm_lightning import BackboneConfig, LenVMModule, LoRA, LossConfig, OptimizerConfig, TextLenVM
+from lenvm_lightning import BackboneConfig, LenVMModule, LoRA, LossConfig, OptimizerConfig, TextLenVM, VisionLenVM
 from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.training.settings import LenVMSettings
 
@@ -42,3 +43,16 @@ def test_defaults_have_no_problems():
     settings = TextLenVM("tiny-text").settings
     assert settings.problems() == []
     assert settings == LenVMSettings(BackboneConfig("tiny-text"), "auto", LossConfig(), OptimizerConfig(), None, 0.0)
+
+
+def test_settings_that_contradict_each_other_are_all_named():
+    with pytest.raises(RecipeError) as error:
+        make_module(
+            VisionLenVM, "tiny-vl", pretrained=False, freeze_vision=False, quantise="nf4", dtype="float64",
+            lora=LoRA(rank=0, dropout=1.0, targets="some"),
+        )  # fmt: skip
+    for problem in ("lora.rank must be", "lora.dropout must", "lora.targets must", "pretrained: true",
+                    "freeze_vision: true", "dtype is float64"):  # fmt: skip
+        assert problem in str(error.value)
+    with pytest.raises(RecipeError, match=r"backbone.quantise: .* needs adapters: set lora.rank"):
+        make_module(TextLenVM, "tiny-text", quantise="nf4")

@@ -1,16 +1,8 @@
 """The gradient is that of the token mean over the whole optimizer step, however the step is split."""
 
-import lightning as L
 import pytest
 import torch
-from gradients import QUIET, ROWS, TOLERANCE, FixedSplit, gradient, relative
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DeepSpeedStrategy
-from modules import make_module
-
-from lenvm_lightning import OptimizerConfig, TextLenVM
-from lenvm_lightning.errors import RecipeError
-from lenvm_lightning.objectives import token_losses
+from gradients import ROWS, TOLERANCE, gradient, relative
 
 
 @pytest.fixture(scope="module")
@@ -65,103 +57,3 @@ def test_completions_count_alike_in_batches_of_few_and_of_many(text_rollouts, wh
     assert relative(torch.stack(steps).mean(dim=0), one) < TOLERANCE
     assert relative(accumulated, one) < TOLERANCE
     assert relative(whole, one) > 0.01  # negative control: what counts every token alike is something else
-
-
-def test_train_mode_is_set_and_vision_frozen(vision_rollouts):
-    from datamodules import VisionRollouts
-    from lenvm_lightning import VisionLenVM
-
-    modes = {}
-
-    class Look(Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            vision = next(iter(pl_module.model.vision_modules()))
-            modes.update(
-                head=pl_module.model.v_head.training,
-                language=pl_module.model.backbone.get_decoder().training,
-                vision=vision.training,
-                vision_grad=any(p.requires_grad for p in vision.parameters()),
-            )
-
-    trainer = L.Trainer(
-        max_steps=1, accelerator="cpu", callbacks=[Look()], limit_val_batches=0, **QUIET
-    )  # fmt: skip
-    model = make_module(VisionLenVM, "tiny-vl", pretrained=False, gradient_checkpointing=True)
-    trainer.fit(model, VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2))
-    assert modes == {"head": True, "language": True, "vision": False, "vision_grad": False}
-
-
-def test_a_strategy_that_would_leave_the_loss_a_sum_is_refused(monkeypatch):
-    model = TextLenVM("tiny-text", gamma=0.97)
-    model.trainer = L.Trainer(accelerator="cpu", **QUIET)
-    monkeypatch.setattr(model.trainer.strategy, "__class__", DeepSpeedStrategy)
-    with pytest.raises(RecipeError, match="use strategy: deepspeed_stage_2"):
-        model.configure_model()
-    assert model.model is None  # before anything was loaded
-
-
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
-def test_precision_flags_train(text_rollouts, precision, monkeypatch):
-    """The loss falls, and logits, returns, losses and sums have all digits of float32 whatever is computed in."""
-    overrides = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
-    model = make_module(TextLenVM, "tiny-text", pretrained=False, overrides=overrides, lam=0.9, lr=3e-3, warmup_steps=0)
-    losses, digits = [], set()
-
-    def watched(logits, target, remaining, kind, rule):
-        found = token_losses(logits, target, remaining, kind, rule)
-        digits.update(x.dtype for x in (logits, target, rule.of(remaining), rule.predict(logits), found))
-        return found
-
-    monkeypatch.setattr("lenvm_lightning.training.module.token_losses", watched)
-
-    class Look(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            losses.append(float(outputs["loss"]))
-            digits.add(outputs["loss"].dtype)
-
-    trainer = L.Trainer(
-        max_steps=8, max_epochs=-1, accelerator="cpu", precision=precision, callbacks=[Look()],
-        limit_val_batches=0, **QUIET,
-    )  # fmt: skip
-    data = FixedSplit(text_rollouts, [list(range(ROWS))])
-    trainer.fit(model, data)
-    assert losses[-1] < 0.9 * losses[0]
-    assert digits == {torch.float32}
-    half = torch.bfloat16 if precision == "bf16-true" else torch.float32
-    assert {p.dtype for p in model.model.backbone.parameters()} == {half}
-    assert {p.dtype for p in model.model.v_head.parameters()} == {torch.float32}
-    assert model.val_errors.count.dtype == model.val_boundary.sums.dtype == torch.float64
-    assert model.train_loss.weight.dtype == model.val_loss.mean_value.dtype == torch.float32
-
-
-def test_no_step_of_a_half_precision_run_is_lost(text_rollouts):
-    """One too small for bfloat16: the head takes it, and the rests of the backbone's matrices."""
-    model = make_module(TextLenVM, "tiny-text", gamma=0.97, lr=1e-6, warmup_steps=0)
-    before = {}
-
-    class Look(Callback):
-        def on_train_start(self, trainer, pl_module):
-            before.update({name: p.detach().clone() for name, p in pl_module.model.named_parameters()})
-
-    trainer = L.Trainer(
-        max_steps=1, accelerator="cpu", precision="bf16-true", callbacks=[Look()], limit_val_batches=0, **QUIET
-    )
-    trainer.fit(model, FixedSplit(text_rollouts, [list(range(ROWS))]))
-    states = trainer.optimizers[0].state
-    moved, kept = {}, {}
-    for name, p in model.model.named_parameters():
-        if p.ndim >= 2:
-            moved[name] = float((p.detach() != before[name]).float().mean())
-            kept[name] = float((states[p]["rest"] != 0).float().mean()) if "rest" in states[p] else None
-    head = [share for name, share in moved.items() if name.startswith("v_head")]
-    inside = [share for name, share in moved.items() if "layers" in name]
-    assert min(head) > 0.5 > 0.1 > max(inside)
-    assert {name for name, share in kept.items() if share is None} == {n for n in kept if n.startswith("v_head")}
-    assert min(share for name, share in kept.items() if "layers" in name) > 0.9
-
-
-def test_half_precision_that_learns_little_warns(text_rollouts):
-    model = TextLenVM("tiny-text", gamma=0.97, optimizer=OptimizerConfig("adamw_8bit"))
-    trainer = L.Trainer(max_steps=1, accelerator="cpu", precision="bf16-true", limit_val_batches=0, **QUIET)
-    with pytest.warns(match=r"bf16-true with optimizer\.kind: adamw_8bit .* use optimizer\.kind: adamw"):
-        trainer.fit(model, FixedSplit(text_rollouts, [list(range(ROWS))]))

@@ -31,7 +31,7 @@ class TokensTask(ValueTask):
 
     def summarise(self, measured: Measured) -> Findings:
         """Return a ranking for each direction, and the clouds."""
-        from ...rollouts.prompting import tokenizer_of
+        from ...models.processors import tokenizer_of
         from ..length_tokens import LengthTokens, plot_words
 
         assert measured.lenvm is not None

@@ -30,10 +30,10 @@ from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....decoding.vocabulary import forbidden_ids, placeholder_ids, stop_ids_of
 from ....errors import CheckpointError, GenerationError, GeneratorError
 from ....guidance import Control
-from ....models.processors import load_processor
+from ....models.processors import load_processor, tokenizer_of
 from ....models.value_model import LengthValueModel
 from ....utils.memory import free_memory
-from ...prompting import encode_prompt, open_image, tokenizer_of
+from ...prompting import encode_prompt, open_image
 from ...record import IMAGE_MARK
 from ..interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
 from .loading import digest, load_model, name_of

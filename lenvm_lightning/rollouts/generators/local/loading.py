@@ -15,8 +15,7 @@ from ....errors import CheckpointError, GenerationError, GeneratorError, nearest
 from ....models import embedded
 from ....models.backbone import load_config
 from ....models.hub_files import quiet_transformers, resolve
-from ....models.processors import load_processor
-from ...prompting import tokenizer_of
+from ....models.processors import load_processor, tokenizer_of
 
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
 _WHOLE = 2**30  # bytes of weights up to which all of them are digested

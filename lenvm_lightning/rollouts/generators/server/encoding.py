@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 
 from ....errors import CheckpointError, GeneratorError
 from ....models.hub_files import resolve
-from ....models.processors import load_processor
+from ....models.processors import load_processor, tokenizer_of
 from .backends import Backend
 
 
@@ -43,7 +43,7 @@ def load_encoding(source: str, backend: Backend) -> TextEncoding:
             f"a server of kind {backend.name!r} returns text only, so ids are made with the model's own tokenizer, "
             f"and there is none in {source!r}: {error} Give it as processor=... (a directory or a Hugging Face id)."
         ) from error
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = tokenizer_of(processor)
     eos = tokenizer.eos_token_id
     if eos is None:
         raise GeneratorError(f"the tokenizer in {source!r} has no end-of-sequence token")

@@ -7,14 +7,18 @@ import pytest
 import torch
 from asked import logprob_of, picture, requests, results, text_prompts, tokens, vision_prompts
 from forks import code, finish
+from pairs import value_model
 from places import BENCHMARKS
 from tiny_generators import build
 
 from datamodules.tokenise import encode_prompt as encode_for_training
+from lenvm_lightning import LengthValueModel
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
+from lenvm_lightning.guidance import Tilt
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
+from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.record import Rollout
 
 # -- completions ------------------------------------------------------------------------------------------------------
@@ -312,3 +316,34 @@ def test_greedy_on_a_gpu_is_that_on_a_cpu(text, vision):
         slow = results(LocalGenerator(model, generator.processor, name), requests(prompts, 2), sampling)
         fast = results(LocalGenerator(model.to("cuda"), generator.processor, name), requests(prompts, 2), sampling)
         assert {key: c.token_ids for key, c in slow.items()} == {key: c.token_ids for key, c in fast.items()}
+
+
+def test_guided_completions_do_not_depend_on_those_beside_them():
+    """What makes a killed run the same: after a kill other completions are written side by side."""
+    requests = [PromptRequest(prompt, (0,), Tilt(-5)) for prompt in load_prompts("tiny-math", limit=3)]
+
+    def write(rows):
+        generator = LocalGenerator.load("tiny-text", rows=rows)
+        generator.lenvm = LengthValueModel.from_pretrained("tiny-text-lenvm", dtype="float32")
+        answers = generator.sample(requests, SamplingParams(max_tokens=24, seed=1))
+        return {answer.prompt_id: (answer.result.token_ids, answer.result.logprob) for answer in answers}
+
+    assert write(1) == write(3)
+
+
+def test_requests_to_a_local_generator_are_guided(tiny_text):
+    model = build("tiny-text", torch.float64, eos_bias=6.0)
+    generator = LocalGenerator(model, tiny_text, "shape", lenvm=value_model("tiny-text"))
+    prompts = [Prompt(str(i), [{"role": "user", "content": f"Write {i}."}]) for i in range(3)]
+    controls = [None, Tilt(-20), Tilt(20)]
+    asked = [PromptRequest(prompt, (0, 1), control) for prompt, control in zip(prompts, controls, strict=True)]
+    sampling = SamplingParams(max_tokens=20, top_k=15, seed=3)
+    answers = {(a.prompt_id, a.number): a.result for a in generator.sample(asked, sampling)}
+    plain = LocalGenerator(model, tiny_text, "shape")
+    expected = {
+        (a.prompt_id, a.number): a.result for a in plain.sample([PromptRequest(p, (0, 1)) for p in prompts], sampling)
+    }
+    assert all(isinstance(result, GeneratedText) for result in answers.values())
+    same = {key for key in answers if answers[key].token_ids == expected[key].token_ids}
+    assert {("0", 0), ("0", 1)} <= same
+    assert len(same) < 6

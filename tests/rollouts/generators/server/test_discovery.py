@@ -1,11 +1,10 @@
-"""Finding the server, its kind and the model."""
+"""Finding the server and the model."""
 
 import pytest
-from scripted_server import Response, generator, models, sample
+from scripted_server import Response, generator, models
 
 from lenvm_lightning.errors import GeneratorError
 from lenvm_lightning.rollouts.generators.server import ServerGenerator
-from lenvm_lightning.rollouts.generators.server.backends import BACKENDS, find_backend
 
 
 def test_the_only_model_is_taken_and_signs_the_fingerprint(server):
@@ -22,19 +21,6 @@ def test_one_of_several_models_has_to_be_named(server):
     server.pages["/v1/models"] = Response(b"Internal Server Error", 500)
     with pytest.raises(GeneratorError, match=r"does not say which one it serves.*model="):
         generator(server, model=None, server="auto")
-
-
-def test_the_kind_of_server_is_found_out(server):
-    for owner in ("vllm", "sglang", "llamacpp"):
-        server.pages["/v1/models"] = models(("m", owner))
-        sample(server, server="auto")
-        assert set(server.bodies[-1]) >= {"top_k", "min_p"}
-    server.pages["/v1/models"] = Response(b"Internal Server Error", 500)
-    server.pages["/openapi.json"] = Response({"paths": {"/load_model": {}}})
-    sample(server, server="auto")
-    assert "generation_config" in server.bodies[-1]
-    assert find_backend("auto", "api.openai.com", ["system"], set) is BACKENDS["openai"]
-    assert find_backend("auto", "notopenai.com", ["openai"], set) is BACKENDS["other"]
 
 
 def test_mistakes_in_settings_are_named(server):

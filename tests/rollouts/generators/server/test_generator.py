@@ -1,79 +1,17 @@
-"""Our client against a real socket: many completions, few, stopping, and the key."""
+"""Our client against a real socket: what it asks for, what it counts, and the key."""
 
-import asyncio
 import json
 import logging
-import os
 import pickle
-import signal
 import socket
-import threading
-import time
-from itertools import count
 
 import pytest
 from scripted_server import SAMPLING, Response, generator, prompts, said, sample
 
+from lenvm_lightning.decoding.sampling_params import completion_seed
 from lenvm_lightning.errors import GeneratorError
-from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
+from lenvm_lightning.rollouts.generators.interface import GeneratedText
 from lenvm_lightning.rollouts.generators.server import ServerGenerator
-
-
-def test_memory_does_not_grow_with_the_prompts(server):
-    pulled = count()
-    taken = 0
-
-    def endless():
-        for i in pulled:
-            yield PromptRequest(Prompt(f"p{i}", [{"role": "user", "content": "?"}]), (0, 1))
-
-    server.act = lambda body, attempt: Response(said().body, wait=0.005)
-    answers = generator(server, concurrency=8).sample(endless(), SAMPLING)
-    for _ in range(100):
-        next(answers)
-        taken += 1
-    assert next(pulled) <= (taken + 2 * 8) / 2 + 2
-    assert 4 <= server.most_under_way <= 8
-    answers.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "server-generator"]
-
-
-def test_stopping_does_not_wait_for_slow_answers(server):
-    def act(body, attempt):
-        return Response(said().body, wait=0.0 if body["messages"][0]["content"] == "0?" else 3.0)
-
-    server.act = act
-    answers = generator(server).sample(prompts(8), SAMPLING)
-    next(answers)
-    began = time.monotonic()
-    answers.close()
-    assert time.monotonic() - began < 1
-
-
-def test_an_interrupt_gets_through(server):
-    server.act = lambda body, attempt: Response(said().body, wait=3.0)
-    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        list(generator(server).sample(prompts(8), SAMPLING))
-    assert time.monotonic() - began < 2
-    assert not [thread for thread in threading.enumerate() if thread.name == "server-generator"]
-
-
-def test_what_goes_wrong_with_the_prompts_is_passed_on(server):
-    def broken():
-        yield from prompts(3)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        list(generator(server).sample(broken(), SAMPLING))
-
-
-def test_it_works_inside_a_running_event_loop(server):
-    async def notebook():
-        return sample(server, 3)
-
-    assert len(asyncio.run(notebook())) == 3
 
 
 def test_tokens_written_are_those_of_all_completions(server):
@@ -82,10 +20,6 @@ def test_tokens_written_are_those_of_all_completions(server):
     assert made.tokens_written == 0
     list(made.sample(prompts(4, n=2), SAMPLING))
     assert made.tokens_written == 24
-
-
-def test_nothing_to_ask(server):
-    assert list(generator(server).sample([], SAMPLING)) == []
 
 
 KEY = "sk-very-secret-0123456789"
@@ -129,3 +63,18 @@ def test_a_password_in_the_address_is_not_repeated():
         with pytest.raises(GeneratorError, match=r"no server answers at http://127\.0\.0\.1") as refused:
             ServerGenerator(f"http://me:hunter2@127.0.0.1:{nobody.getsockname()[1]}")
     assert "hunter2" not in str(refused.value)
+
+
+def test_every_completion_is_asked_for_once_with_its_own_seed(server, tiny_text):
+    server.act = lambda body, attempt: said(f"Text of {body['seed']}")
+    answers = sample(server, 5, n=3)
+    assert sorted((a.prompt_id, a.number) for a in answers) == [(f"p{i}", k) for i in range(5) for k in range(3)]
+    for answer in answers:
+        seed = completion_seed(5, answer.prompt_id, answer.number)
+        text = f"Text of {seed}"
+        ids = [*tiny_text(text)["input_ids"], tiny_text.eos_token_id]
+        assert answer.result == GeneratedText(text, ids, "stop", None, seed, reencoded=True)
+    assert len(server.bodies) == 15
+    assert {body["model"] for body in server.bodies} == {"m"}
+    one = next(body for body in server.bodies if body["seed"] == completion_seed(5, "p2", 1))
+    assert one["messages"] == [{"role": "user", "content": "2?"}]

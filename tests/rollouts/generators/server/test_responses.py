@@ -1,28 +1,11 @@
-"""What is asked, and what is made of the responses."""
-
-import json
+"""What is made of the responses."""
 
 import pytest
 from scripted_server import generator, said, sample
 
-from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GeneratorError
 from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText
-
-
-def test_every_completion_is_asked_for_once_with_its_own_seed(server, tiny_text):
-    server.act = lambda body, attempt: said(f"Text of {body['seed']}")
-    answers = sample(server, 5, n=3)
-    assert sorted((a.prompt_id, a.number) for a in answers) == [(f"p{i}", k) for i in range(5) for k in range(3)]
-    for answer in answers:
-        seed = completion_seed(5, answer.prompt_id, answer.number)
-        text = f"Text of {seed}"
-        ids = [*tiny_text(text)["input_ids"], tiny_text.eos_token_id]
-        assert answer.result == GeneratedText(text, ids, "stop", None, seed, reencoded=True)
-    assert len(server.bodies) == 15
-    assert {body["model"] for body in server.bodies} == {"m"}
-    one = next(body for body in server.bodies if body["seed"] == completion_seed(5, "p2", 1))
-    assert one["messages"] == [{"role": "user", "content": "2?"}]
 
 
 def test_a_truncated_completion_gets_no_end(server, tiny_text):
@@ -36,49 +19,6 @@ def test_a_truncated_completion_without_text_is_no_completion(server, tiny_text)
     assert sample(server)[0].result == Failure("there is no text to make tokens of", final=True)
     server.act = lambda body, attempt: said("", tokens=1)
     assert sample(server)[0].result.token_ids == [tiny_text.eos_token_id]
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("other", {"max_tokens": 32}),
-        ("openai", {"max_completion_tokens": 32}),
-        ("llamacpp", {"max_tokens": 32, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),
-        (
-            "sglang",
-            {"max_completion_tokens": 32, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
-             "return_token_ids": True, "separate_reasoning": False},
-        ),
-        (
-            "vllm",
-            {"max_completion_tokens": 32, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "logprobs": True,
-             "return_token_ids": True, "return_tokens_as_token_ids": True},
-        ),
-    ],
-)  # fmt: skip
-def test_each_kind_of_server_is_told_all_it_understands(server, kind, expected):
-    """Or it would use defaults of its own. SGLang's log-probabilities are after temperature: not asked for at 0.7."""
-    sample(server, server=kind)
-    body = server.bodies[0]
-    for name in ("messages", "model", "seed"):
-        del body[name]
-    assert body == {"temperature": 0.7, "top_p": 0.9, **expected}
-
-
-def test_truncation_is_passed_on(server):
-    sampling = SamplingParams(top_k=15, min_p=0.01, max_tokens=32)
-    for kind in ("vllm", "sglang", "llamacpp", "other"):
-        sample(server, server=kind, sampling=sampling)
-        assert (server.bodies[-1]["top_k"], server.bodies[-1]["min_p"]) == (15, 0.01)
-    sample(server, server="sglang", sampling=sampling)
-    assert server.bodies[-1]["logprobs"] is True
-    sample(server, server="transformers", sampling=sampling)
-    config = json.loads(server.bodies[-1]["generation_config"])
-    assert (config["do_sample"], config["top_k"], config["min_p"]) == (True, 15, 0.01)
-    sample(server, server="transformers", sampling=SamplingParams(temperature=0.0, max_tokens=32))
-    assert json.loads(server.bodies[-1]["generation_config"])["do_sample"] is False
-    with pytest.raises(GeneratorError, match=r"know neither top_k \(here 15\)"):
-        sample(server, server="openai", sampling=sampling)
 
 
 def test_ids_and_logprobs_of_the_server_are_used_as_they_are(server):
@@ -109,19 +49,6 @@ def test_reasoning_counts_where_its_ids_are_known_and_is_refused_where_not(serve
     assert sample(server, server="sglang")[0].result.text == "2+2 = 4"
     server.act = lambda body, attempt: said(message=message)
     assert "reasoning" in sample(server)[0].result.reason
-
-
-@pytest.mark.parametrize("kind", ["other", "openai", "llamacpp", "sglang", "vllm", "transformers"])
-def test_stop_texts_are_sent_to_every_kind_of_server(server, kind):
-    stopping = SamplingParams(max_tokens=32, stop=("\n\n", "END"))
-    sample(server, server=kind, sampling=stopping)
-    body = server.bodies[-1]
-    assert body["stop"] == ["\n\n", "END"]
-    kept = {"vllm": "include_stop_str_in_output", "sglang": "no_stop_trim"}
-    assert body.keys() & set(kept.values()) == ({kept[kind]} if kind in kept else set())
-    assert all(body[name] is True for name in body.keys() & set(kept.values()))
-    sample(server, server=kind, sampling=SamplingParams(max_tokens=32))
-    assert not server.bodies[-1].keys() & {"stop", *kept.values()}
 
 
 @pytest.mark.parametrize(

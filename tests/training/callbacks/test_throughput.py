@@ -1,4 +1,4 @@
-"""Callbacks by themselves: what throughput counts, what is said of checkpoints."""
+"""Throughput: tokens, waiting and padding that it counts."""
 
 import time
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import torch
 
 from lenvm_lightning import LengthValueModel, LenVMConfig
 from lenvm_lightning.batch import Layout
-from lenvm_lightning.training.callbacks import ResumableCheckpoint, SmallModelThreads, Throughput
+from lenvm_lightning.training.callbacks import Throughput
 from lenvm_lightning.training.layout_plan import plan_batch
 
 
@@ -57,29 +57,6 @@ def test_throughput_counts_the_wait_for_batches_but_not_validation(run):
 
 def test_throughput_is_logged_once_a_step(run):
     assert run(11, accumulate=3, validate_after=5) == [(step, EXPECTED) for step in (0, 2, 4)]
-
-
-@pytest.mark.parametrize(("batches", "accumulate", "told"), [(5, 8, True), (1, 1, True), (8, 8, True), (9, 8, False)])
-def test_epochs_of_a_single_step_are_told_of(tmp_path, monkeypatch, batches, accumulate, told):
-    said = []
-    monkeypatch.setattr("lenvm_lightning.training.callbacks.checkpointing.rank_zero_info", said.append)
-    trainer = SimpleNamespace(global_step=0, num_training_batches=batches, accumulate_grad_batches=accumulate)
-    ResumableCheckpoint(str(tmp_path)).on_train_start(trainer, None)
-    assert ["nothing is saved before the end" in text for text in said] == [True] * told
-
-
-@pytest.mark.parametrize(("width", "threads"), [(8, 1), (5000, 2)])
-def test_small_models_train_with_one_thread(width, threads):
-    callback, model = SmallModelThreads(), torch.nn.Linear(width, width)
-    torch.set_num_threads(2)
-    try:
-        callback.on_fit_start(None, model)
-        callback.on_validation_start(None, model)  # within training
-        assert torch.get_num_threads() == threads
-        callback.teardown(None, model, "fit")
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
 
 
 def test_padding_is_a_share_of_what_was_computed(clock):

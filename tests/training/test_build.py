@@ -1,0 +1,30 @@
+"""Models that are ready to be trained."""
+
+import lightning as L
+from gradients import QUIET
+from lightning.pytorch.callbacks import Callback
+from modules import make_module
+
+
+def test_train_mode_is_set_and_vision_frozen(vision_rollouts):
+    from datamodules import VisionRollouts
+    from lenvm_lightning import VisionLenVM
+
+    modes = {}
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            vision = next(iter(pl_module.model.vision_modules()))
+            modes.update(
+                head=pl_module.model.v_head.training,
+                language=pl_module.model.backbone.get_decoder().training,
+                vision=vision.training,
+                vision_grad=any(p.requires_grad for p in vision.parameters()),
+            )
+
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", callbacks=[Look()], limit_val_batches=0, **QUIET
+    )  # fmt: skip
+    model = make_module(VisionLenVM, "tiny-vl", pretrained=False, gradient_checkpointing=True)
+    trainer.fit(model, VisionRollouts(str(vision_rollouts), batch_tokens=1024, val_share=0.2))
+    assert modes == {"head": True, "language": True, "vision": False, "vision_grad": False}

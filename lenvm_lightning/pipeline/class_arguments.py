@@ -16,6 +16,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import RecipeError, nearest
 
+_judged: dict[tuple[type, str, str], str] = {}  # what was found for a value, see `_misfit`
+
 Mistake = tuple[tuple[str, ...], str]  # path of a key in the recipe, and what is wrong with it
 
 
@@ -68,6 +70,7 @@ def _mistakes_of_group(given: dict[str, Any], group: type, path: tuple[str, ...]
             yield path, f"{path[-1]}: {field.name} is missing"
 
 
+@functools.cache
 def _dataclass_of(cls: type, name: str) -> type | None:
     """The dataclass that an argument of a class is, or may be."""
     annotation = _annotation(cls, name)
@@ -75,6 +78,7 @@ def _dataclass_of(cls: type, name: str) -> type | None:
     return next((choice for choice in choices if isinstance(choice, type) and is_dataclass(choice)), None)
 
 
+@functools.cache
 def _annotation(cls: type, name: str) -> Any:
     """Type of an argument of a class, or of what it is handed on to: a base class, or a dataclass of its settings.
 
@@ -118,6 +122,13 @@ def print_optional_groups(cls: type, prefix: str) -> None:
 
 def _misfit(cls: type, name: str, value: Any) -> str:
     """Why a value cannot be an argument of a class; empty where it can."""
+    key = (cls, name, repr(value))  # a recipe is looked at after each change, most of it unchanged
+    if key not in _judged:
+        _judged[key] = _judge(cls, name, value)
+    return _judged[key]
+
+
+def _judge(cls: type, name: str, value: Any) -> str:
     try:
         _parser(cls, name).parse_object({name: value})
     except ArgumentError as error:

@@ -21,6 +21,7 @@ IDS = torch.arange(30)[None] * 31 % 300 + 20
 SETTINGS = {
     "data.files": "tinyworld",
     "data.val_completions": "8",
+    "data.train_prompts": "60",
     "model.backbone.freeze_vision": "true",
     "model.lora.rank": "4",
     "model.backbone.quantise": "nf4",

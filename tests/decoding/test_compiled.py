@@ -54,6 +54,7 @@ def test_values_and_tokens_of_text(text, text_inputs, recorder):
     assert len(recorder.shapes) == 2  # one of each model
 
 
+@pytest.mark.slow
 def test_values_and_tokens_of_pictures(vision, vision_inputs, recorder):
     together, alone = vision_inputs
     settings = {"control": EqualTo(6), "max_tokens": 6}
@@ -105,6 +106,7 @@ def test_sliding_windows(window, recorder):
 # -- shapes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_few_shapes_serve_many_rows(text, recorder):
     """Completions end and others take their rows, rows grow beyond a width; nothing of that is compiled anew."""
     prompts = [random_ids(count, count) for count in (222, 3, 40, 17, 5, 90, 1, 33, 8)]

@@ -1,13 +1,11 @@
 """Evaluations from end to end: every task on the embedded pair, data sets in their own layouts, kills."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from forks import script
 from PIL import Image
-from places import HELPERS, ROOT
+from places import HELPERS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenvm_lightning import tinyworld
@@ -238,16 +236,11 @@ WORDS += ["--systems", "base", "ours", "--seed", "5"]
 
 
 def drive(folder, kills, seed):
-    """Run it in processes of their own; what the driver has seen."""
-    root = ROOT
-    found = subprocess.run(
-        [sys.executable, str(HELPERS / "killed_eval.py"), str(folder), str(kills), str(seed), *WORDS],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    return found
+    """Run it in processes of their own; what the driver has said."""
+    fork = script(HELPERS / "killed_eval.py", str(folder), str(kills), str(seed), *WORDS)
+    _, said = fork.communicate(200)
+    assert fork.returncode == 0, said
+    return said
 
 
 def lines(folder):
@@ -265,8 +258,8 @@ def undisturbed(tmp_path_factory):
 
 def test_killed_at_random_moments(undisturbed, tmp_path):
     told = drive(tmp_path, 3, 1)
-    assert told.stderr.count("killed at") == 3
-    assert "going on from" in told.stderr
+    assert told.count("killed at") == 3
+    assert "going on from" in told
     # Every sample is there once, whatever was torn, and each is what it would have been.
     assert (tmp_path / "samples.jsonl").read_bytes().count(b"\n") == len(lines(tmp_path)) == 96
     assert lines(tmp_path) == lines(undisturbed)

@@ -100,7 +100,7 @@ def test_validation_prints_the_same_numbers():
 
 
 def test_a_perfect_predictor_scores_about_what_sampling_alone_costs():
-    random, gamma, prompts = np.random.default_rng(1), 0.99, 400
+    random, gamma, prompts = np.random.default_rng(1), 0.99, 200
     found = LengthPredictions(gamma)
     for i in range(prompts):
         end = random.uniform(0.01, 0.05)  # a geometric length: E[gamma ** L] = p gamma / (1 - (1 - p) gamma)

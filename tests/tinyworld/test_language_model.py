@@ -19,7 +19,7 @@ def test_a_little_training_lowers_the_loss(kind, name):
     data = TinyCorpus(kind, documents=200, val_documents=6, batch_tokens=1024)
     model = TinyLanguageModel(name, warmup_steps=3)
     trainer = L.Trainer(
-        max_steps=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     before = trainer.validate(model, data, verbose=False)[0]["val/loss"]
@@ -27,7 +27,7 @@ def test_a_little_training_lowers_the_loss(kind, name):
     trainer.fit(model, data)
     after = trainer.validate(model, data, verbose=False)[0]["val/loss"]
     assert before > 7  # log 2048 = 7.6: it knows nothing
-    assert after < 6.5
+    assert after < 7
 
 
 def test_saved_in_half_precision_and_loaded_whole(tmp_path: Path):

@@ -13,7 +13,7 @@ from forks import Fork, command, wait_until
 from lenvm_lightning.training.callbacks import latest_checkpoint
 
 STEPS = 16  # two epochs of 15 batches, 8 steps each
-MOMENTS = (7,)  # steps at which it is killed hard: while the first epoch ends
+MOMENTS = ((3, signal.SIGTERM, 143), (7, signal.SIGKILL, -signal.SIGKILL))  # the second while the first epoch ends
 
 SMALL = {
     "model.backbone.pretrained": "false",
@@ -69,14 +69,20 @@ def _weights(runs: Path) -> dict[str, str]:
     return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-@pytest.mark.parametrize("model", [SMALL, pytest.param(QLORA, marks=pytest.mark.slow)], ids=["full", "qlora"])
-def test_killed_run_ends_with_the_same_weights(tmp_path, model):
+@pytest.mark.parametrize(
+    ("model", "moments"),
+    [
+        pytest.param(SMALL, MOMENTS[1:], id="full"),
+        pytest.param(SMALL, MOMENTS, id="full, twice", marks=pytest.mark.slow),
+        pytest.param(QLORA, MOMENTS, id="qlora, twice", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_run_ends_with_the_same_weights(tmp_path, model, moments):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     _finish(whole, model)
-    moments = random.Random(7)
-    assert _kill_after_step(broken, model, 3, signal.SIGTERM, 0.0) == 143
-    for step in MOMENTS:
-        assert _kill_after_step(broken, model, step, signal.SIGKILL, moments.uniform(0.0, 0.1)) == -signal.SIGKILL
+    delays = random.Random(7)
+    for step, how, status in moments:
+        assert _kill_after_step(broken, model, step, how, delays.uniform(0.0, 0.1)) == status
     assert "going on from step" in _finish(broken, model)[1]
     assert _weights(whole) == _weights(broken)
     results = [json.loads((folder / "r" / "results.json").read_text()) for folder in (whole, broken)]

@@ -47,7 +47,7 @@ TASKS = {
         f"lifebench v1 · {PAIR}", "12 questions, 24 completions", 24, "| system | N    |", "LS ↑", {"constraints"},
         "lifebench/at_most_N_tokens/ours/mean/length_score",
     ),
-    "gsm8k --limit 2 --n 2 --compare --max-tokens 150": (
+    "gsm8k --limit 2 --n 2 --compare --max-tokens 80": (
         f"gsm8k v1 · {PAIR}", "2 questions, 24 completions", 24, "| system     |  n |", "Pass@1 ↑", {"frontier"},
         "gsm8k/tilt:-2/gain",
     ),
@@ -59,7 +59,7 @@ TASKS = {
         f"length v1 · {PAIR}", "4 questions, 8 completions", 8, "| position |", "MRE ↓", {"prediction"},
         "length/by_position/50/mae_tokens",
     ),
-    "longbench-write --limit 4 --n 1 --max-tokens 300": (
+    "longbench-write --limit 4 --n 1 --max-tokens 200": (
         f"longbench-write v1 · {PAIR}", "4 questions, 8 completions", 8, "| system | required ", "S_l ↑",
         {"required_and_written"}, "longbench-write/by_language_of_the_prompt/ours/en/length_score",
     ),

@@ -325,7 +325,7 @@ def test_guided_completions_do_not_depend_on_those_beside_them():
     def write(rows):
         generator = LocalGenerator.load("tiny-text", rows=rows)
         generator.lenvm = LengthValueModel.from_pretrained("tiny-text-lenvm", dtype="float32")
-        answers = generator.sample(requests, SamplingParams(max_tokens=24, seed=1))
+        answers = generator.sample(requests, SamplingParams(max_tokens=12, seed=1))
         return {answer.prompt_id: (answer.result.token_ids, answer.result.logprob) for answer in answers}
 
     assert write(1) == write(3)

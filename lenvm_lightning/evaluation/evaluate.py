@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import EvaluationError
-from ..utils.locked_folder import FolderLock, differences
+from ..utils.locked_folder import FolderLock, differences, full_disk_in_a_sentence
 from . import tasks
 from .models import Models
 from .prepare import Prepared, identity_of, name_of_folder, prepare
@@ -43,6 +43,7 @@ class Evaluated:
         return 3 if self.results.failed else 0
 
 
+@full_disk_in_a_sentence("What is done stays: make room, then type the same command again.")
 def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command: str = "") -> Evaluated:
     """Measure; goes on where an earlier call with the same settings stopped, and only tells where it is complete.
 
@@ -52,7 +53,8 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
         command: what was typed, for the report.
 
     Raises:
-        LenVMError: settings that contradict each other, data or models that cannot be read, a generator that stopped.
+        LenVMError: settings that contradict each other, data or models that cannot be read, a generator that stopped,
+            a full disk.
     """
     task = tasks.get(settings.task)
     if isinstance(task, RecipeTask):
@@ -156,7 +158,7 @@ def _complete(folder: Path, identity: dict[str, Any]) -> Evaluated | None:
         text = (folder / "report.md").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         print(f"{folder}: its results cannot be read ({error}) and are made again", file=sys.stderr)
         return None
     print(f"{folder} is complete for these settings.", file=sys.stderr)

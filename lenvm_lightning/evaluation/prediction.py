@@ -1,6 +1,7 @@
 """The expected length of completions, before anything is generated."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,4 +30,8 @@ def predict_lengths(
         found = dict(values_of(lenvm, processor, ((prompt, []) for prompt in part), window=batch))
         for number, prompt in enumerate(part):
             logits = found[number]
-            yield prompt, logits if isinstance(logits, str) else float(lenvm.remaining(logits)[0])
+            if isinstance(logits, str):
+                yield prompt, logits
+                continue
+            length = float(lenvm.remaining(logits)[0])
+            yield prompt, length if math.isfinite(length) else f"the length value model predicts {length}: it is broken"

@@ -12,6 +12,7 @@ from datamodules.batch_planning import plan_batches
 from datamodules.collate import Collator
 
 from ..decoding.arguments import reads_images
+from ..decoding.limits import context_window
 from ..models.backbone import token_types
 from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
@@ -92,6 +93,9 @@ def _row(
         return (
             f"token id {max(row) if max(row) >= known else min(row)} is not among the {known} of the length value model"
         )
+    window = context_window([lenvm.backbone])
+    if len(row) > window:
+        return f"{len(row):,} tokens are more than the context window of {window:,} tokens"
     if _holds_image_token(lenvm, ids):
         return "the completion has an image or video token of the model"
     return {

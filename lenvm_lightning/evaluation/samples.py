@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from ..decoding.sampling_params import SamplingParams
 from ..rollouts.ask import ask_for_missing
@@ -58,16 +60,17 @@ class Sample:
         reencoded: True = a server gave text only, and the ids come from encoding it again.
     """
 
-    system: str
-    prompt_id: str
-    number: int
-    tokens: int
-    finish_reason: str
-    logprob: float | None
+    system: StrictStr
+    prompt_id: StrictStr
+    number: StrictInt
+    tokens: StrictInt
+    finish_reason: Literal["stop", "length"]
+    logprob: StrictFloat | None
     found: dict[str, Any]
-    text: str
-    token_ids: list[int]
-    reencoded: bool = False
+    text: StrictStr
+    token_ids: list[StrictInt]
+    reencoded: StrictBool = False
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False, extra="forbid")
 
     @property
     def truncated(self) -> bool:
@@ -93,9 +96,16 @@ class Sample:
         """Read it back.
 
         Raises:
-            TypeError: it is not a whole sample.
+            ValueError: it is not a whole sample; the text names the first thing that is wrong.
         """
-        return cls(**line)
+        try:
+            return _SAMPLE.validate_python(line)  # type: ignore[return-value]
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+_SAMPLE = TypeAdapter(Sample)
 
 
 def _called(key: SampleKey) -> str:

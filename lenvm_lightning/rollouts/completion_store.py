@@ -156,7 +156,7 @@ class CompletionStore(Generic[Key, Record]):
             changed = differences(json.loads(file.read_text(encoding="utf-8")), self.settings)
         except FileNotFoundError:
             changed = ["settings.json is missing"]
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             changed = [f"settings.json cannot be read: {error}"]
         if changed and self.holds_completions():
             raise StoreError(
@@ -177,7 +177,7 @@ class CompletionStore(Generic[Key, Record]):
             self._forget()
         try:
             record = self._record.from_line(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             return f"not a whole record ({type(error).__name__}: {error})"
         if not self.wanted(record.key):
             return f"{record.called} was not asked for"

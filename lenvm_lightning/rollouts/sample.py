@@ -11,6 +11,7 @@ from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import GeneratorError, StoreError, nearest
+from ..utils.locked_folder import full_disk_in_a_sentence
 from ..utils.progress import CompletionProgress
 from .ask import ask_for_missing
 from .generators.interface import Failure, Generator, Prompts
@@ -77,6 +78,7 @@ def is_server(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
+@full_disk_in_a_sentence("What is done stays: make room, then type the same command again.")
 def sample_rollouts(
     generator: Generator, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, *, wait: bool = False
 ) -> SamplingOutcome:
@@ -121,7 +123,7 @@ def _read_object(file: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

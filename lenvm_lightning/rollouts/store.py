@@ -235,17 +235,17 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
             return
         self.failures.clear()
         kept = []
-        for line in self.failed.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self.failed.read_bytes().splitlines():
             try:
                 entry = json.loads(line)
                 key = entry["prompt_id"], entry["number"]
                 if entry["final"] and self.wanted(key) and not self.has(key):
-                    self.failures[key] = Failure(entry["reason"], final=True)
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):  # torn: that completion is tried again
+                    self.failures[key] = Failure(str(entry["reason"]), final=True)
+                    kept.append(line.decode())
+            except (ValueError, KeyError, TypeError, RecursionError):  # torn: that completion is tried again
                 continue
         if not self.rollouts.exists():
-            write_whole(self.failed, "".join(kept))
+            write_whole(self.failed, "".join(f"{line}\n" for line in kept))
 
     # -- what is there, and what is missing ---------------------------------------------------------------------------
 
@@ -346,7 +346,8 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
             part.replace(self.rollouts)
             _sync_names(self.folder)
             self.journal.close()
-            self.journal.path.unlink()
+            # Another process that finds `rollouts.jsonl` takes the journal for a leftover, and may be the first.
+            self.journal.path.unlink(missing_ok=True)
         self.complete = True
 
 

@@ -133,6 +133,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)  # what a disk says that takes no more
+
+
 @contextlib.contextmanager
 def full_disk_in_a_sentence(advice: str) -> Iterator[None]:
     """Turn what a full disk makes of writing into an error for people.
@@ -145,9 +148,11 @@ def full_disk_in_a_sentence(advice: str) -> Iterator[None]:
     """
     try:
         yield
+    except StoreError:  # which says it already
+        raise
     except Exception as error:
         # Writers of safetensors and tokenizers raise errors of their own, which say no more than the system's text.
-        full = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
+        full = [os.strerror(code) for code in _FULL]
         if not any(text in str(error) for text in full):
             raise
         where = getattr(error, "filename", None) or "a file"

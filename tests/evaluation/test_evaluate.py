@@ -4,6 +4,7 @@ import json
 
 import pytest
 from forks import script
+from full_disk import room_for
 from PIL import Image
 from places import HELPERS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -280,3 +281,20 @@ def test_killed_after_the_last_sample(undisturbed, tmp_path, capsys):
     assert "Tokens/s" not in out
     assert (tmp_path / "samples.jsonl").read_bytes() == (undisturbed / "samples.jsonl").read_bytes()
     assert (tmp_path / "results.json").read_bytes() == (undisturbed / "results.json").read_bytes()
+
+
+def test_a_disk_that_fills_is_said_and_nothing_is_sampled_again(here, capsys):
+    """At whatever size files stop growing: one sentence, and then the results of an undisturbed evaluation."""
+    command = [*["--task", "lifebench", "--limit", "1", "--n", "1", "--lengths", "16", "--systems", "base"], "--out"]
+    assert main([*command, "whole"]) == 0
+    sizes = sorted(file.stat().st_size for file in (here / "whole").rglob("*") if file.is_file())
+    capsys.readouterr()
+    for size in (10, *(one - 1 for one in sizes[:-1]), sizes[-1] - 300):  # the last is that of the curves
+        with room_for(size):
+            assert main([*command, "full"]) == 2
+        told = capsys.readouterr().err
+        assert "cannot be written: File too large." in told
+        assert "then type the same command again" in told
+    assert main([*command, "full"]) == 0
+    assert "going on from 3 samples" in capsys.readouterr().err
+    assert (here / "full" / "results.json").read_bytes() == (here / "whole" / "results.json").read_bytes()

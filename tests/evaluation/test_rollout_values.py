@@ -1,5 +1,6 @@
 """Logits of sampled completions: batched as one by one, and mistakes that stop nobody else."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -99,6 +100,25 @@ def test_what_cannot_be_read_stops_nobody_else(sampled, tmp_path):
         assert text in found[number]
     for number, (prompt, ids) in ((0, completions[0]), (len(wrong) + 1, completions[-1])):
         torch.testing.assert_close(found[number], alone(lenvm, processor, prompt, ids), rtol=1e-5, atol=1e-5)
+
+
+def test_texts_beyond_the_context_window_have_no_value(sampled):
+    lenvm, processor, completions = sampled
+    window = lenvm.backbone.config.get_text_config().max_position_embeddings
+    prompt = Prompt("long", [{"role": "user", "content": "word " * window}])
+    [(_, told), (_, length)] = predict_lengths(lenvm, processor, [prompt, completions[0][0]])
+    assert f"more than the context window of {window:,} tokens" in told
+    assert length > 0
+    found = dict(values_of(lenvm, processor, [(completions[0][0], [5] * window)]))
+    assert "more than the context window" in found[0]
+
+
+def test_a_broken_head_predicts_nothing(sampled):
+    lenvm, processor, completions = sampled
+    broken = copy.deepcopy(lenvm)
+    broken.v_head.summary.bias.data.fill_(float("nan"))
+    [(_, told)] = predict_lengths(broken, processor, [completions[0][0]])
+    assert told == "the length value model predicts nan: it is broken"
 
 
 def test_no_vocabulary_logits_no_gradient():

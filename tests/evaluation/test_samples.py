@@ -93,6 +93,34 @@ def test_broken_lines_are_set_aside_and_sampled_again(tmp_path):
     assert len(generator.asked) == 2
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokens", "12"), ("logprob", float("nan")), ("logprob", float("inf")), ("text", None), ("found", []),
+        ("token_ids", [1, "2"]), ("finish_reason", "error"), ("number", True), ("prompt_id", 3), ("more", 1),
+    ],
+)  # fmt: skip
+def test_a_line_with_a_wrong_value_is_set_aside(tmp_path, key, value):
+    with SampleFolder(tmp_path, SETTINGS) as folder:
+        folder.add(sample("a"))
+    line = {**sample("b").as_line(), key: value}
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    with SampleFolder(tmp_path, SETTINGS) as folder:
+        assert [one.prompt_id for one in folder.samples.values()] == ["a"]
+        assert f"not a whole record (ValueError: {key}" in folder.notes[0]
+
+
+def test_deep_nesting_in_a_line_is_set_aside(tmp_path):
+    with SampleFolder(tmp_path, SETTINGS) as folder:
+        folder.add(sample("a"))
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "]" * 100_000 + "\n" + "9" * 5_000 + "\n")
+    with SampleFolder(tmp_path, SETTINGS) as folder:
+        assert len(folder.samples) == 1
+        assert len(folder.notes) == 2
+
+
 def test_other_settings_are_refused_with_the_difference(tmp_path):
     measure(tmp_path)
     changed = {**SETTINGS, "n": 4, "sampling": {"temperature": 0.5}}

@@ -11,11 +11,12 @@ import pytest
 from full_disk import room_for
 from holder import holder
 from places import HELPERS
-from sampled import N, sample, stopped
+from sampled import N, open_store, sample, stopped
 from scripted import SAMPLING, ScriptedGenerator, make_prompts
 
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GeneratorError, StoreError
+from lenvm_lightning.rollouts import store as store_module
 from lenvm_lightning.rollouts.sample import already_sampled, sample_rollouts
 
 
@@ -121,6 +122,30 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, whole):
     assert size / 2 < len(journal) <= size
     assert journal.endswith(b"}\n")
     assert f" {len(journal.splitlines())} of 24" in str(e.value)
+    assert sample(tmp_path).rollouts.read_bytes() == whole
+
+
+def test_another_process_may_look_while_this_one_finishes(tmp_path, whole, monkeypatch):
+    """It finds `rollouts.jsonl` and takes the journal for a leftover, before this one has taken it away."""
+    sync = store_module._sync_names
+
+    def looked_at(folder):
+        sync(folder)
+        with open_store(folder) as other:
+            assert other.complete
+
+    monkeypatch.setattr(store_module, "_sync_names", looked_at)
+    outcome = sample(tmp_path)
+    assert outcome.complete
+    assert outcome.rollouts.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe\n", b"[" * 50_000 + b"\n", b"[]\n", b'{"prompt_id": [1], "number": 0, "final": 1}\n']
+)
+def test_broken_failures_are_tried_again(tmp_path, whole, line):
+    stopped(tmp_path, 5)
+    (tmp_path / "failures.jsonl").write_bytes(line)
     assert sample(tmp_path).rollouts.read_bytes() == whole
 
 

@@ -17,8 +17,9 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import CheckpointError
 from ..metrics import POSITION_NAMES
 from ..utils.plain_yaml import parse_yaml
+from ..utils.reading import first_line
 from . import embedded
-from .hub_files import Source, find_file, first_line
+from .hub_files import Source, find_file
 from .lenvm_config import LenVMConfig
 
 CARD_FILE = "README.md"

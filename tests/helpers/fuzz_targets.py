@@ -11,6 +11,7 @@ from sampled import sample, stopped
 from lenvm_lightning.decoding.control_text import parse_control
 from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.samples import Sample, SampleFolder
+from lenvm_lightning.evaluation.tasks.compare_runs import compare_errors, compare_scaling
 
 Run = Callable[[str, bytes], Any]
 """(name of the good input, hostile bytes): returns, or raises an error of ours; anything else is a finding."""
@@ -33,7 +34,9 @@ def _store(folder: Path) -> tuple[Run, dict[str, bytes]]:
     (folder / "store" / "failures.jsonl").write_text(
         json.dumps({"prompt_id": "p/7", "number": 2, "reason": "no", "final": True}) + "\n"
     )
-    good = {name: (folder / "store" / name).read_bytes() for name in ("journal.jsonl", "settings.json", "failures.jsonl")}
+    good = {
+        name: (folder / "store" / name).read_bytes() for name in ("journal.jsonl", "settings.json", "failures.jsonl")
+    }
 
     def run(name: str, data: bytes) -> None:
         for other, content in good.items():
@@ -71,7 +74,13 @@ def _controls(folder: Path) -> tuple[Run, dict[str, bytes]]:
 def _evaluation_settings(folder: Path) -> tuple[Run, dict[str, bytes]]:
     """A task as a recipe gives it."""
     good = {
-        "lifebench": {"task": "lifebench", "lengths": [16, 32], "n": 2, "temperature": 0.7, "systems": ["base", "tilt:-5"]},
+        "lifebench": {
+            "task": "lifebench",
+            "lengths": [16, 32],
+            "n": 2,
+            "temperature": 0.7,
+            "systems": ["base", "tilt:-5"],
+        },
         "gsm8k": {"task": "gsm8k", "data": {"source": "gsm8k", "path": "here"}, "limit": 3, "options": {"rows": 4}},
     }
 
@@ -85,9 +94,30 @@ def _evaluation_settings(folder: Path) -> tuple[Run, dict[str, bytes]]:
     return run, {name: json.dumps(section).encode() for name, section in good.items()}
 
 
+def _runs(folder: Path) -> tuple[Run, dict[str, bytes]]:
+    """Results of finished runs."""
+    good = {
+        "gamma": 0.99, "target": "discounted", "objective": {"loss": "mse"}, "held_out_digest": "ab", "tiny_world": True,
+        "held_out_completions": 6, "held_out_prompts": 3, "train_prompts": 10, "train_completions": 20,
+        "parameters": 1000, "metrics": {"loss": 0.1, "mre": 0.2, "mae_tokens/start": 3.0},
+    }  # fmt: skip
+    other = {**good, "train_prompts": 5, "train_completions": 10, "metrics": {"loss": 0.2}}
+    for name, results in (("one", good), ("other", other)):
+        (folder / name).mkdir()
+        (folder / name / "results.json").write_text(json.dumps(results))
+
+    def run(name: str, data: bytes) -> None:
+        (folder / "one" / "results.json").write_bytes(data)
+        folders = [str(folder / "one"), str(folder / "other")]
+        compare_scaling(folders) if name == "scaling" else compare_errors(folders)
+
+    return run, {"scaling": json.dumps(good).encode(), "ablation": json.dumps(good).encode()}
+
+
 TARGETS = {
     "store of rollouts": Target(_store),
     "samples of an evaluation": Target(_samples),
     "controls as text": Target(_controls),
     "settings of a task": Target(_evaluation_settings),
+    "finished runs": Target(_runs),
 }

@@ -12,8 +12,9 @@ NASTY_VALUES: list[Any] = [
     [], {}, [[]], [None], {"": None}, [1, "2", None], {"a": {"b": {"c": []}}},
 ]  # fmt: skip
 NASTY_TEXTS = [
-    b"", b"\x00", b"\xff\xfe\x00", b"{", b"}", b"[" * 3_000, b'"' * 7, b"null", b"NaN", b"1" * 5_000, b"\r\n", b"\n" * 50,
-    b"[" * 100_000, b"{\"a\":" * 20_000, "漢\u202e".encode(), b"\xed\xa0\x80", b"&a [*a, *a]", b"!!python/object:os.system",
+    b"", b"\x00", b"\xff\xfe\x00", b"{", b"}", b"[" * 3_000, b'"' * 7, b"null", b"NaN", b"1" * 5_000, b"\r\n",
+    b"\n" * 50, b"[" * 100_000, b'{"a":' * 20_000, "漢\u202e".encode(), b"\xed\xa0\x80", b"&a [*a, *a]",
+    b"!!python/object:os.system",
 ]  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def misfit(results: dict[str, Any], needed: Sequence[str]) -> str:
     """What is wrong with the results of a run: values of a wrong type, or keys that are missing; else empty."""
     results.setdefault("metrics", {})
     try:
-        _RunResults.model_validate(results)
+        results |= _RunResults.model_validate(results).model_dump(exclude_unset=True)  # such as 3, which is 3.0
     except ValidationError as error:
         first = error.errors()[0]
         return f"{RESULTS}: {'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -97,7 +97,7 @@ def _evaluation_settings(folder: Path) -> tuple[Run, dict[str, bytes]]:
 def _runs(folder: Path) -> tuple[Run, dict[str, bytes]]:
     """Results of finished runs."""
     good = {
-        "gamma": 0.99, "target": "discounted", "objective": {"loss": "mse"}, "held_out_digest": "ab", "tiny_world": True,
+        "gamma": 0.99, "target": "discounted", "objective": {"loss": "mse"}, "tiny_world": True, "held_out_digest": "a",
         "held_out_completions": 6, "held_out_prompts": 3, "train_prompts": 10, "train_completions": 20,
         "parameters": 1000, "metrics": {"loss": 0.1, "mre": 0.2, "mae_tokens/start": 3.0},
     }  # fmt: skip

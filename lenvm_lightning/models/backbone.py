@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedCo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..errors import CheckpointError, nearest
-from ..utils.reading import first_line, in_a_sentence, read_json_object
+from ..utils.reading import first_line, in_a_sentence
 from . import embedded
 from .backbone_config import QuantiseKind
 from .hub_files import (
@@ -91,9 +91,6 @@ def load_config(
         CheckpointError: no such model here or on the hub, one whose code is not trusted, a config that is damaged, or
             an override that it does not have.
     """
-    file = Path(resolve(source)) / "config.json"
-    if file.is_file():
-        read_json_object(file)  # transformers would not name it
     try:
         config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=trust_remote_code)
     except Exception as error:  # entries of a wrong type may end in anything

@@ -1,12 +1,12 @@
 """Reading files that may be damaged, or written by somebody who means no good: what is wrong is a sentence."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, LenVMError
+from .json_input import parse_json
 
 _AGAIN = "Save or download the model again."
 
@@ -56,10 +56,10 @@ def read_json_object(
         LenVMError: of the class given; it cannot be read, is broken, or no object. The file is named.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise error_class(f"{path} cannot be read: {error.strerror}. {advice}") from error
-    except (ValueError, RecursionError) as error:  # broken JSON, no text at all, lists in lists in lists
+    except ValueError as error:
         raise error_class(f"{path} is not valid JSON: {first_line(error)} {advice}") from error
     if not isinstance(content, dict):
         raise error_class(f"{path} must hold a JSON object, found {type(content).__name__}. {advice}")

@@ -9,10 +9,10 @@ from lenvm_lightning.utils.reading import first_line, in_a_sentence, read_json_o
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"a": 1', "x.json is not valid JSON: Expecting ',' delimiter: line 1"),
+        (b'{"a": 1', "x.json is not valid JSON: it is not JSON: Expecting ',' delimiter: line 1"),
         (b"", "x.json is not valid JSON"),
-        (b"\xff\xfe", "x.json is not valid JSON: 'utf-8' codec"),
-        (b"[" * 100_000 + b"]" * 100_000, "x.json is not valid JSON: maximum recursion depth"),
+        (b"\xff\xfe", "x.json is not valid JSON: it is not UTF-8"),
+        (b"[" * 100_000 + b"]" * 100_000, "x.json is not valid JSON: it is nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "x.json is not valid JSON: Exceeds the limit"),
         (b"[1]", "x.json must hold a JSON object, found list"),
         (b"3", "x.json must hold a JSON object, found int"),

@@ -251,7 +251,8 @@ def _mistakes_of_variants(variants: dict[str, Any]) -> Iterator[Mistake]:
         yield ("variants", "runs"), "runs: expected what each run changes, such as {low: {fit.model.gamma: 0.9}}"
         return
     for name, changed in runs.items():
-        if not re.fullmatch(r"[\w.=+-]+", str(name)):
+        # Beside the folders of the runs lie `recipes` and a log for each.
+        if not re.fullmatch(r"(?!\.+$)[\w.=+-]+(?<!\.log)", str(name)) or name in ("recipes", "rollouts"):
             yield ("variants", "runs", str(name)), f"{name!r} cannot be the name of a folder"
         for key in changed:
             if not str(key).startswith("fit."):

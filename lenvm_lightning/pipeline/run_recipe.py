@@ -17,7 +17,7 @@ from .evaluate_stage import check_tasks, needs_generator, plan_tasks, run_tasks
 from .fit_stage import FitCLI, parse_fit, print_end, run_fit
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
-from .run_folder import RunFolder, claimed_folder, is_first_process
+from .run_folder import RunFolder, claimed_folder, is_first_process, require_name
 from .sample_stage import (
     SampleSettings,
     check_sampling,
@@ -53,12 +53,13 @@ def run_recipe(
         return _print_help(path)
     settings = read_recipe(path, overrides)
     sampling = _plan_sampling(settings, overrides, path, runs)
+    folder_name = require_name(name, path.stem)
     if "fit" not in settings:
-        return _run_without_fit(settings, sampling, path, runs / (name or path.stem), check)
+        return _run_without_fit(settings, sampling, path, RunFolder(runs / folder_name), check)
     cli = parse_fit(settings["fit"], str(path))
     if sampling is not None:
         cli.settings = {"sample": sampling.as_dict(), **cli.settings}
-    tasks = _plan_tasks(cli, settings, sampling, path, runs / (name or path.stem) / "model")
+    tasks = _plan_tasks(cli, settings, sampling, path, RunFolder(runs / folder_name).model)
     check_tasks(tasks, settings.get("variants", {}).get("runs", ()))
     if check:
         return _check(cli, sampling, path)
@@ -82,7 +83,7 @@ def run_recipe(
 
 
 def _run_without_fit(
-    settings: dict[str, Any], sampling: SampleSettings | None, path: Path, folder: Path, check: bool
+    settings: dict[str, Any], sampling: SampleSettings | None, path: Path, folder: RunFolder, check: bool
 ) -> int:
     """A recipe that only samples, or only measures."""
     tasks = plan_tasks(settings, str(path), sampling.generator if sampling else None)
@@ -93,8 +94,10 @@ def _run_without_fit(
         for task in tasks:
             print(f"evaluate: {task.task} of {task.generator or 'the embedded pair'}")
         return 0
+    if tasks:
+        folder.claim()
     status = run_sampling(sampling, wait=True) if sampling is not None else 0
-    return run_tasks(tasks, folder, _typed()) or status if tasks else status
+    return run_tasks(tasks, folder.path, _typed()) or status if tasks else status
 
 
 def _plan_tasks(

@@ -147,3 +147,10 @@ def test_what_an_alias_stands_for_is_changed_in_one_place_only(here):
     recipe = read_recipe(here / "r.yaml", [("evaluate.lengths", "[16]"), ("evaluate.limit", "1")])
     assert recipe["evaluate"][0]["options"] is not recipe["evaluate"][1]["options"]
     assert "lengths" not in recipe["evaluate"][1]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "recipes", "rollouts", "low.log", ""])
+def test_names_of_variants_that_would_lead_elsewhere(here, capsys, name):
+    (here / "r.yaml").write_text(f"variants:\n  runs:\n    '{name}': {{fit.model.gamma: 0.9}}\n")
+    assert main(["run", "r.yaml"]) == 2
+    assert f"r.yaml:3: '{name}' cannot be the name of a folder" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The fit stage of a recipe: settings -> data, model and Trainer -> fit -> model directory and results."""
 
-import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from ..training.callbacks import (
     Throughput,
     latest_checkpoint,
 )
+from ..training.checkpoint_folder import step_of
 from ..training.deepspeed import ZeRO
 from ..training.fsdp import FullySharded, gather_full_weights, is_sharded
 from ..training.loggers import open_loggers
@@ -181,7 +181,7 @@ def run_fit(cli: FitCLI, folder: RunFolder, fresh: bool) -> int:
     """
     # The first process has emptied a fresh folder, but others may look before it did.
     checkpoint = None if fresh else latest_checkpoint(folder.checkpoints)
-    step = int(re.sub(r"\D", "", checkpoint.stem)) if checkpoint else None
+    step = step_of(checkpoint) if checkpoint else None
     trainer = cli.build_trainer(folder, step)
     if checkpoint:
         rank_zero_info(f"{folder.path}: going on from step {step}")

@@ -50,7 +50,10 @@ def check_contents(checkpoint: Mapping[str, Any], kept: set[str], frozen_digest:
     Raises:
         CheckpointError: keys are missing or unknown, or the weights that are not trained have changed.
     """
-    stored = set(checkpoint.get("state_dict") or checkpoint["trained"])
+    named = checkpoint.get("state_dict") or checkpoint.get("trained")
+    if not isinstance(named, dict | list) or not all(isinstance(name, str) for name in named):
+        raise CheckpointError("the checkpoint does not say which weights it holds. Start another run with --name.")
+    stored = set(named)
     wrong = [f"{key} is missing" for key in sorted(kept - stored)]
     wrong += [f"{key} has no place" for key in sorted(stored - kept)]
     if wrong:

@@ -27,6 +27,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, RecipeError
+from ..models.hub_files import some
+from ..utils.reading import in_a_sentence
+from .checkpoint_file import read_checkpoint_file
 from .deepspeed_checkpoint import TAG, read_optimizer_states, read_weights
 from .fsdp import keep_in_step
 
@@ -266,12 +269,13 @@ class ZeRO(DeepSpeedStrategy):
             )
         else:  # by its name: else it would take the folder that a file names, which nobody has read safely
             strict = self.lightning_module.strict_loading
-            found, _ = self._engine.load_checkpoint(
-                path, TAG, load_module_strict=strict, load_lr_scheduler_states=False
-            )
+            with in_a_sentence(f"{path} cannot be resumed"):
+                found, _ = self._engine.load_checkpoint(
+                    path, TAG, load_module_strict=strict, load_lr_scheduler_states=False
+                )
             if found is None:  # it goes on with the weights it has, and warns
                 raise CheckpointError(f"{path} is not whole: DeepSpeed found no weights in it")
-        return torch.load(path / METADATA_FILE, weights_only=True)
+        return read_checkpoint_file(path / METADATA_FILE)
 
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         """Put weights into the module, of which each rank may hold a shard."""
@@ -282,6 +286,8 @@ class ZeRO(DeepSpeedStrategy):
         import deepspeed
 
         own = dict(self.lightning_module.named_parameters())
+        if unknown := sorted(weights.keys() - own.keys()):
+            raise CheckpointError(f"the checkpoint is of another model: {some(unknown)} have no place")
         for name, value in weights.items():
             with deepspeed.zero.GatheredParameters([own[name]], modifier_rank=0), torch.no_grad():
                 if self.is_global_zero:

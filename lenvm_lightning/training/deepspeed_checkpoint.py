@@ -1,8 +1,6 @@
 """Reading DeepSpeed's checkpoints, with no object in them made but those that are known, and without DeepSpeed."""
 
 import math
-import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..utils.reading import in_a_sentence
+from .checkpoint_file import read_checkpoint_file, require_sound
 
 TAG = "checkpoint"  # the folder within a checkpoint that Lightning has DeepSpeed write into
 
@@ -41,24 +41,29 @@ def read_optimizer_states(folder: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: a file is missing, damaged, or holds other objects than DeepSpeed's files do.
     """
-    contents = {path.name: _read_safely(path) for path in sorted((folder / TAG).glob("*.pt"))}
+    contents = {path.name: read_checkpoint_file(path, _KNOWN) for path in sorted((folder / TAG).glob("*.pt"))}
     # Ranks are numbered without a gap, and each file says how many there were.
     optimizers: list[dict[str, Any]] = []
-    while (content := contents.get(f"zero_pp_rank_{len(optimizers)}_mp_rank_00_optim_states.pt")) is not None:
-        optimizers.append(content["optimizer_state_dict"])
-    if not optimizers or len(optimizers) != _ranks_that_wrote(optimizers[0]):
-        raise CheckpointError(f"{folder} is not whole: it holds what {len(optimizers)} of its ranks wrote")
+    with in_a_sentence(f"{folder / TAG} does not hold what DeepSpeed writes"):
+        while (content := contents.get(f"zero_pp_rank_{len(optimizers)}_mp_rank_00_optim_states.pt")) is not None:
+            optimizers.append(content["optimizer_state_dict"])
+        if not optimizers or len(optimizers) != _ranks_that_wrote(optimizers[0]):
+            raise CheckpointError(f"{folder} is not whole: it holds what {len(optimizers)} of its ranks wrote")
     return optimizers
 
 
-def _read_safely(path: Path) -> dict[str, Any]:
-    try:
-        with torch.serialization.safe_globals(_KNOWN):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, IndexError, EOFError, pickle.UnpicklingError) as error:
-        unsupported = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it holds {unsupported[1]}, which is none of DeepSpeed's" if unsupported else "it is damaged"
-        raise CheckpointError(f"{path} cannot be read safely: {reason}") from error
+def require_whole(folder: Path) -> None:
+    """Look at a checkpoint for damage: that all files are there, and none is cut short.
+
+    Raises:
+        CheckpointError: see `read_optimizer_states`.
+    """
+    for path in sorted((folder / TAG).glob("*.pt")):
+        require_sound(path, every_byte=False)
+    with in_a_sentence(f"{folder / TAG} does not hold what DeepSpeed writes"):
+        name = _name_of_weights(read_optimizer_states(folder))
+    if not (folder / TAG / name).is_file():
+        raise CheckpointError(f"{folder} is not whole: {name} is missing")
 
 
 def _ranks_that_wrote(optimizer: dict[str, Any]) -> int:
@@ -74,13 +79,18 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         CheckpointError: see `read_optimizer_states`.
     """
     optimizers = read_optimizer_states(folder)
-    weights_are_sharded = optimizers[0]["zero_stage"] == 3
-    name = "zero_pp_rank_0_mp_rank_00_model_states.pt" if weights_are_sharded else "mp_rank_00_model_states.pt"
-    try:
-        model = torch.load(folder / TAG / name, map_location="cpu", mmap=True, weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder} is not whole: {name} is missing") from error
-    return _join_shards(optimizers, model["param_shapes"]) if weights_are_sharded else dict(model["module"])
+    with in_a_sentence(f"{folder / TAG} does not hold what DeepSpeed writes"):
+        name = _name_of_weights(optimizers)
+        if not (folder / TAG / name).is_file():
+            raise CheckpointError(f"{folder} is not whole: {name} is missing")
+        model = read_checkpoint_file(folder / TAG / name, _KNOWN)
+        return _join_shards(optimizers, model["param_shapes"]) if "zero_pp" in name else dict(model["module"])
+
+
+def _name_of_weights(optimizers: list[dict[str, Any]]) -> str:
+    """The file with the weights, or in stage 3 with their shapes."""
+    sharded = optimizers[0]["zero_stage"] == 3
+    return "zero_pp_rank_0_mp_rank_00_model_states.pt" if sharded else "mp_rank_00_model_states.pt"
 
 
 def _join_shards(optimizers: list[dict[str, Any]], shapes_of_groups: list[dict[str, torch.Size]]) -> dict[str, Tensor]:

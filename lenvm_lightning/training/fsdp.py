@@ -30,6 +30,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..errors import CheckpointError, RecipeError
 from ..models.hub_files import some
 from ..models.value_model import LengthValueModel
+from ..utils.reading import in_a_sentence
+from .checkpoint_file import read_checkpoint_file
 from .deepspeed_checkpoint import is_zero_checkpoint, read_weights
 from .fsdp_checkpoint import INDEX, load_shards, read_index
 
@@ -62,7 +64,8 @@ class FullySharded(ModelParallelStrategy):
         assert self.lightning_module is not None
         assert self.model is not None
         if path.is_file():
-            return super().load_checkpoint(path, weights_only=weights_only)
+            with in_a_sentence(f"{path} cannot be read"):
+                return super().load_checkpoint(path, weights_only=weights_only)
         there, own = _stored_weights(path), get_model_state_dict(self.model)
         if self.lightning_module.strict_loading and (other := own.keys() ^ there.keys()):
             raise CheckpointError(f"{path} does not hold the weights of the model: {some(sorted(other))}")
@@ -73,7 +76,7 @@ class FullySharded(ModelParallelStrategy):
             moments = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer)}
             load_shards(moments, path)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=moments[f"optimizer_{number}"])
-        return torch.load(path / METADATA_FILE, weights_only=True)
+        return read_checkpoint_file(path / METADATA_FILE)
 
 
 @contextlib.contextmanager
@@ -219,7 +222,7 @@ def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
     """
     path = Path(checkpoint)
     if path.is_file():
-        weights: Mapping[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)[_WEIGHTS]
+        weights = read_checkpoint_file(path).get(_WEIGHTS)
     elif (path / INDEX).is_file():
         weights = _read_shards(path)
     elif is_zero_checkpoint(path):
@@ -229,7 +232,7 @@ def full_weights(checkpoint: str | Path) -> dict[str, Tensor]:
             f"{path} is no checkpoint of training: neither a file nor a folder with the shards of ranks (looked for "
             f"{path / INDEX}). Give one from the folder checkpoints of a run."
         )
-    if not weights:
+    if not weights or not isinstance(weights, dict) or not all(isinstance(one, Tensor) for one in weights.values()):
         raise CheckpointError(f"{path} holds no weights: the run was stopped while it wrote them, or changed them.")
     return dict(weights)
 

@@ -4,16 +4,19 @@
 """
 
 import io
+import math
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
 from ..errors import CheckpointError
+from ..utils.names import is_plain_name
+from ..utils.reading import first_line, in_a_sentence
 
 INDEX = ".metadata"
 _KNOWN = {
@@ -65,11 +68,38 @@ def read_index(folder: Path) -> Metadata:
     try:
         with (folder / INDEX).open("rb") as file:
             found = _Unpickler(file).load()
-    except (OSError, EOFError, pickle.UnpicklingError, CheckpointError) as error:
-        raise CheckpointError(f"{folder / INDEX} cannot be read safely: {error}") from error
+    except Exception as error:  # a damaged pickle may end in anything
+        said = error if isinstance(error, OSError | CheckpointError) else first_line(error)
+        raise CheckpointError(f"{folder / INDEX} cannot be read safely: {said}") from error
     if not isinstance(found, Metadata):
         raise CheckpointError(f"{folder / INDEX} is no index of shards, but {type(found).__name__}")
+    with in_a_sentence(f"{folder / INDEX} does not fit the shards beside it"):
+        _compare_with_shards(found, folder)
     return found
+
+
+def _compare_with_shards(index: Metadata, folder: Path) -> None:
+    """Refuse an index of other shards than those that are there, be they damaged or a stranger's.
+
+    Raises:
+        CheckpointError: shards are missing or too short, or lie elsewhere; tensors are larger than all of them.
+    """
+    longest: dict[str, int] = {}  # bytes that a file must have
+    for place in (index.storage_data or {}).values():
+        if not is_plain_name(place.relative_path) or place.offset < 0 or place.length < 0:
+            raise CheckpointError(f"{folder / INDEX} names a place that is none in its folder: {place!r}")
+        longest[place.relative_path] = max(longest.get(place.relative_path, 0), place.offset + place.length)
+    for name, length in sorted(longest.items()):
+        there = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if there < length:
+            raise CheckpointError(f"{folder / name} is damaged: it has {there:,} bytes of at least {length:,}")
+    sizes = [
+        math.prod(one.size) * one.properties.dtype.itemsize
+        for one in index.state_dict_metadata.values()
+        if isinstance(one, TensorStorageMetadata)
+    ]
+    if min(sizes, default=0) < 0 or sum(sizes) > sum(longest.values()):
+        raise CheckpointError(f"{folder / INDEX} speaks of {sum(sizes):,} bytes, and its shards hold fewer")
 
 
 def load_shards(state: dict[str, Any], folder: Path, no_dist: bool = False) -> None:

@@ -229,3 +229,9 @@ def test_a_number_that_is_not_finite_has_its_line(here):
     (here / "r.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"r\.yaml:\d+: lr must be finite, found inf"):
         read_recipe(here / "r.yaml", [])
+
+
+def test_whole_numbers_beyond_every_float(here, capsys):
+    for key, value in (("model.optimizer.betas", f"[0.9, 1{'0' * 400}]"), ("model.optimizer.lr", f"1{'0' * 400}")):
+        assert main(["run", "text_lenvm", "--check", f"--fit.{key}", value]) == 2
+        assert f"--fit.{key}: {key.rpartition('.')[2]}" in capsys.readouterr().err

@@ -210,3 +210,39 @@ def test_code_of_a_backbone_and_of_its_tokenizer_run_only_where_a_recipe_says_so
     assert not (here / "ran").exists()
     assert main(["run", *words, "--check", "--fit.model.backbone.trust_remote_code", "true"]) == 0
     assert (here / "ran").exists()
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(here, text_rollouts, capsys, caplog):
+    command = [
+        "run",
+        "text_lenvm",
+        *SHORT,
+        "--fit.data.files",
+        str(text_rollouts),
+        "--fit.checkpoint.every_n_steps",
+        "1",
+    ]
+    command += ["--fit.model.backbone.pretrained", "false", "--fit.data.batch_tokens", "2048"]
+    command += ["--fit.model.backbone.overrides", "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 32}"]
+    assert main(command) == 0
+    run = RunFolder(here / "runs" / "text_lenvm")
+    older, newest = sorted(run.checkpoints.iterdir())
+    weights = (run.model / "model.safetensors").read_bytes()
+    run.results.unlink()  # as if it had been killed
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert main(command) == 0
+    err = capsys.readouterr().err
+    assert f"{newest.relative_to(here)} is damaged: it is not whole" in err
+    assert f"left alone, {older.name} is used instead" in err
+    assert "going on from step 2" in caplog.text
+    assert (run.model / "model.safetensors").read_bytes() == weights
+    run.results.unlink()
+    assert main(command) == 0  # what was damaged has been written again
+    assert "going on from step 3" in caplog.text
+    run.results.unlink()
+    for path in run.checkpoints.iterdir():
+        path.write_bytes(b"")
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "holds no checkpoint that is whole" in err
+    assert "train again with --fresh" in err

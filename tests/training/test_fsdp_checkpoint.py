@@ -59,3 +59,69 @@ def test_damaged_indices(folder, content, words):
 def test_what_is_not_there(folder):
     with pytest.raises(CheckpointError, match=r"f cannot be read: rank 0: .*more"):
         load_shards({"more": torch.zeros(1)}, folder, no_dist=True)
+
+
+def changed(folder, change):
+    """Write the index anew."""
+    index = read_index(folder)
+    change(index)
+    (folder / INDEX).write_bytes(pickle.dumps(index))
+
+
+def place(index):
+    return next(value for key, value in index.storage_data.items() if key.fqn == "state_dict.w")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda index: setattr(place(index), "relative_path", "../../x"), "names a place that is none in its folder"),
+        (lambda index: setattr(place(index), "relative_path", "/etc/passwd"), "names a place that is none"),
+        (lambda index: setattr(place(index), "relative_path", 3), "does not fit the shards beside it"),
+        (lambda index: setattr(place(index), "relative_path", "gone"), "gone is damaged: it has 0 bytes of at least"),
+        (lambda index: setattr(place(index), "length", 10**15), "is damaged: it has .* bytes of at least"),
+        (lambda index: setattr(place(index), "offset", -1), "names a place that is none"),
+        (lambda index: setattr(place(index), "offset", "x"), "does not fit the shards beside it"),
+        (lambda index: setattr(index, "storage_data", [1]), "does not fit the shards beside it"),
+        (lambda index: setattr(index, "state_dict_metadata", 3), "does not fit the shards beside it"),
+        (
+            lambda index: setattr(index.state_dict_metadata["state_dict.w"], "size", torch.Size([10**15])),
+            "and its shards hold fewer",
+        ),
+        (
+            lambda index: setattr(index.state_dict_metadata["state_dict.w"], "properties", None),
+            "does not fit the shards beside it",
+        ),
+    ],
+)
+def test_an_index_of_other_shards(folder, change, words):
+    changed(folder, change)
+    with pytest.raises(CheckpointError, match=words) as told:
+        full_weights(folder)
+    assert str(folder) in str(told.value)
+
+
+def test_shards_that_are_cut_short(folder):
+    shard = next(folder.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=rf"{shard.name} is damaged: it has .* bytes of at least"):
+        full_weights(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x05.",
+        b"\x80\x04K",
+        b"(lp0\n" * 50,
+        b"\x80\x04\x8c\x05torch\x8c\x04Size\x93K\x01R.",  # torch.Size(1)
+        b"\x80\x04\x8c\x05torch\x8c\x04Size\x93.",
+        b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"c" + b"\xff" * 20 + b"\nx\n.",
+    ],
+)
+def test_pickles_that_are_damaged(folder, content):
+    (folder / INDEX).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{INDEX} (cannot be read safely|is no index of shards)"):
+        full_weights(folder)

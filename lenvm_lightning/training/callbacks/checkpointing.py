@@ -7,14 +7,14 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-_PATTERN = "step-*.ckpt"
+from ...utils.own_folder import put_in_place, sync_tree
+from ..checkpoint_file import OwnFolderIO
+from ..checkpoint_folder import latest_checkpoint, leftovers_of, name_of_step, steps_of, writing_name
 
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the most optimizer steps in a folder; None where there is none."""
-    return max(folder.glob(_PATTERN), default=None)
+__all__ = ["ResumableCheckpoint", "latest_checkpoint"]
 
 
 class ResumableCheckpoint(L.Callback):
@@ -22,10 +22,11 @@ class ResumableCheckpoint(L.Callback):
 
     With `strategy: fsdp` it is a folder into which every rank writes its shard.
 
-    A checkpoint appears under its name only when it is complete, and older ones go only after that, so at every
-    moment, SIGKILL included, the newest file is whole. Saved between optimizer steps, never within a window of
-    accumulated gradients; a save due at the last batch of an epoch waits for the first step of the next. So where every
-    epoch is a single step, nothing is saved before the end, and that is said.
+    A checkpoint is written beside its place, and appears under its name only when it is complete and on the disk;
+    older ones go only after that. So at every moment, SIGKILL and a loss of power included, the newest is whole. Saved
+    between optimizer steps, never within a window of accumulated gradients; a save due at the last batch of an epoch
+    waits for the first step of the next. So where every epoch is a single step, nothing is saved before the end, and
+    that is said.
 
     Args:
         dirpath: folder of the checkpoints.
@@ -39,10 +40,12 @@ class ResumableCheckpoint(L.Callback):
         self._random_state: dict[str, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Sweep away what an interrupted save left behind."""
+        """Sweep away what an interrupted save left behind, and have files written straight into their folder."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # else somebody chose another
+            trainer.strategy.checkpoint_io = OwnFolderIO()
         if trainer.is_global_zero:
-            for leftover in self.dirpath.glob(".writing-*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for leftover in leftovers_of(self.dirpath):
+                _remove(leftover)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the random generators back to where the checkpoint left them."""
@@ -83,15 +86,17 @@ class ResumableCheckpoint(L.Callback):
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint of the current step; all ranks call it."""
         step = trainer.global_step
-        name = f"step-{step:09d}.ckpt"
-        writing = self.dirpath / f".writing-{name}"
+        name = name_of_step(step)
+        writing = self.dirpath / writing_name(name)
         trainer.save_checkpoint(writing)
+        if trainer.local_rank == 0:  # what the ranks of this machine wrote
+            sync_tree(writing)
+        trainer.strategy.barrier("ResumableCheckpoint.save")
         if trainer.is_global_zero:
-            if (self.dirpath / name).is_dir():  # of a run that went on from an older one; no folder replaces another
-                shutil.rmtree(self.dirpath / name)
-            writing.replace(self.dirpath / name)
-            for old in sorted(self.dirpath.glob(_PATTERN))[: -self.keep]:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+            put_in_place(writing, self.dirpath / name)
+            # Those of later steps are damaged, or this run would have gone on from them: they are none of the newest.
+            for _, old in [one for one in steps_of(self.dirpath) if one[0] <= step][: -self.keep]:
+                _remove(old)
         self._saved_step = step
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,3 +113,7 @@ class ResumableCheckpoint(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the state until training starts: what runs before it may draw numbers."""
         self._random_state = state_dict
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import EvaluationError
+from ..utils.json_input import read_object
 from ..utils.locked_folder import FolderLock, differences, full_disk_in_a_sentence
 from . import tasks
 from .models import Models
@@ -151,14 +152,14 @@ def _measured(prepared: Prepared, models: Models, by_system: dict[str, list[Samp
 def _complete(folder: Path, identity: dict[str, Any]) -> Evaluated | None:
     """What was found before with these settings; None where anything is missing, has failed or is broken."""
     try:
-        old = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        results = Results.from_dict(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+        old = read_object(folder / "settings.json")
+        results = Results.from_dict(read_object(folder / "results.json"))
         if differences(old, json.loads(json.dumps(identity))) or results.failed:
             return None
         text = (folder / "report.md").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"{folder}: its results cannot be read ({error}) and are made again", file=sys.stderr)
         return None
     print(f"{folder} is complete for these settings.", file=sys.stderr)

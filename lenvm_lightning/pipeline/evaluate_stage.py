@@ -85,7 +85,7 @@ def run_tasks(tasks: list[EvaluationSettings], folder: Path, command: str) -> in
         Exit status: 0, or 3 where completions failed.
     """
     from ..evaluation.evaluate import evaluate
-    from ..evaluation.tasks.compare_runs import read_results
+    from ..evaluation.run_results import read_results
     from .sample_stage import sigterm_exits
 
     status, reports, done = 0, [], []

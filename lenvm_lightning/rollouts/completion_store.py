@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ..errors import GeneratorError, StoreError
+from ..utils.json_input import parse_object, read_object
 from ..utils.locked_folder import FolderLock, differences, write_whole
 from .generators.interface import Failure
 from .journal import Journal
@@ -153,10 +154,10 @@ class CompletionStore(Generic[Key, Record]):
         """
         file = self.folder / "settings.json"
         try:
-            changed = differences(json.loads(file.read_text(encoding="utf-8")), self.settings)
+            changed = differences(read_object(file), self.settings)
         except FileNotFoundError:
             changed = ["settings.json is missing"]
-        except (ValueError, AttributeError, RecursionError) as error:
+        except ValueError as error:
             changed = [f"settings.json cannot be read: {error}"]
         if changed and self.holds_completions():
             raise StoreError(
@@ -176,8 +177,8 @@ class CompletionStore(Generic[Key, Record]):
         if place == 0:  # the file is read anew after broken lines were set aside
             self._forget()
         try:
-            record = self._record.from_line(json.loads(line))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            record = self._record.from_line(parse_object(line))
+        except (ValueError, KeyError, TypeError) as error:
             return f"not a whole record ({type(error).__name__}: {error})"
         if not self.wanted(record.key):
             return f"{record.called} was not asked for"

@@ -1,7 +1,6 @@
 """Sampling rollouts: prompts and a generator in, a folder of records and its summary out, resumable."""
 
 import inspect
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import GeneratorError, StoreError, nearest
+from ..utils.json_input import read_object
 from ..utils.locked_folder import full_disk_in_a_sentence
 from ..utils.progress import CompletionProgress
 from .ask import ask_for_missing
@@ -122,10 +122,9 @@ def _outcome(store: RolloutStore) -> SamplingOutcome:
 def _read_object(file: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None where there is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        return read_object(file)
+    except (FileNotFoundError, ValueError):
         return None
-    return content if isinstance(content, dict) else None
 
 
 def already_sampled(

@@ -17,6 +17,7 @@ from typing import Any, Self
 from ..decoding.sampling_params import SamplingParams
 from ..errors import StoreError
 from ..utils.foreign_text import as_shown
+from ..utils.json_input import parse_object
 from ..utils.locked_folder import write_whole
 from .completion_store import CompletionStore
 from .generators.interface import Answer, Failure, GeneratedText, PromptRequest, Prompts
@@ -242,12 +243,12 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
         kept = []
         for line in self.failed.read_bytes().splitlines():
             try:
-                entry = json.loads(line)
+                entry = parse_object(line)
                 key = entry["prompt_id"], entry["number"]
                 if entry["final"] and self.wanted(key) and not self.has(key):
                     self.failures[key] = Failure(as_shown(entry["reason"], 2000), final=True)
                     kept.append(line.decode())
-            except (ValueError, KeyError, TypeError, RecursionError):  # torn: that completion is tried again
+            except (ValueError, KeyError, TypeError):  # torn: that completion is tried again
                 continue
         if not self.rollouts.exists():
             write_whole(self.failed, "".join(f"{line}\n" for line in kept))

@@ -82,7 +82,9 @@ class FolderLock:
         """Give the lock back."""
         if self._file >= 0:
             # Removed while it is still held; whoever has the old file open sees that it is no longer the one in place.
-            (self.folder / LOCK_FILE).unlink(missing_ok=True)
+            # Where that fails it stays, and keeps nobody out.
+            with contextlib.suppress(OSError):
+                (self.folder / LOCK_FILE).unlink()
             self.forget()
 
     def forget(self) -> None:

@@ -4,7 +4,6 @@ Scaling: validation loss against model size, prompts, and completions per prompt
 that may differ in anything.
 """
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from ...errors import DataError, EvaluationError
 from ...utils.settings import TEXT, setting
 from ..results import Column, Measure, Table, TableRow
+from ..run_results import OF_ERRORS, check_comparable, misfit, read_results, results_of
 from ..settings import EvaluationSettings, list_of
 from ..statistics import spearman
 from ..task import Findings, RunTask, digest
@@ -24,17 +24,11 @@ from ..task import Findings, RunTask, digest
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULTS = "results.json"
+
 AXES = {
     "parameters": "parameters",
     "train_prompts": "training prompts",
     "completions_per_prompt": "training completions per prompt",
-}
-_COMPARABLE = {
-    "gamma": "gamma",
-    "target": "target",
-    "objective": "loss settings",
-    "held_out_digest": "held-out completions",
 }
 _SCALING_NOTE = "Below 0: more is better. One run a point, no error bars."
 _ABLATION_NOTE = "Errors in tokens on the same held-out completions, one run each; MRE is at the prompt boundary."
@@ -127,6 +121,9 @@ def compare_errors(folders: Sequence[str]) -> tuple[Findings, bool]:
         EvaluationError: no finished runs, or runs that were validated on other completions.
     """
     runs = read_results(folders)
+    problems = [f"{name}: {problem}" for name, results in runs.items() if (problem := misfit(results, OF_ERRORS))]
+    if problems:
+        raise EvaluationError("these are no finished runs:\n  " + "\n  ".join(problems))
     digests = {results.get("held_out_digest") for results in runs.values()}
     if len(digests) != 1 or None in digests:
         raise EvaluationError("errors of these runs cannot be compared: they were validated on different completions")
@@ -159,23 +156,6 @@ def compare_errors(folders: Sequence[str]) -> tuple[Findings, bool]:
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
-
-
-def read_results(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Results of finished runs, by the name of their folder.
-
-    Raises:
-        EvaluationError: some are none; all of them are listed.
-    """
-    found, problems = {}, []
-    for folder in map(Path, folders):
-        try:
-            found[folder.name] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            problems.append(f"{folder}: {error}")
-    if problems:
-        raise EvaluationError("these are no finished runs:\n  " + "\n  ".join(problems))
-    return found
 
 
 @dataclass(frozen=True)
@@ -229,7 +209,7 @@ def read_runs(folders: Iterable[str | os.PathLike[str]]) -> list[ScalingRun]:
     found: dict[Path, dict[str, Any]] = {}
     problems = []
     for folder in dict.fromkeys(map(Path, folders)):
-        results = _results(folder)
+        results = results_of(folder)
         if isinstance(results, str):
             problems.append(f"  {folder}: {results}")
         else:
@@ -238,7 +218,7 @@ def read_runs(folders: Iterable[str | os.PathLike[str]]) -> list[ScalingRun]:
         raise DataError("these are no finished runs that can be compared:\n" + "\n".join(problems))
     if not found:
         raise DataError("there are no runs to compare: name the folders of finished ones, such as runs/text_lenvm")
-    _check_comparable(found)
+    check_comparable(found)
     return [
         ScalingRun(
             name=folder.name,
@@ -250,54 +230,6 @@ def read_runs(folders: Iterable[str | os.PathLike[str]]) -> list[ScalingRun]:
         )
         for folder, results in found.items()
     ]
-
-
-def _results(folder: Path) -> dict[str, Any] | str:
-    """Results of a run folder, or why there are none to compare."""
-    file = folder / RESULTS
-    if not folder.is_dir():
-        return "no such folder"
-    if not file.exists():
-        unfinished = (folder / "recipe.yaml").exists()
-        return "has not finished: lightning run goes on with it" if unfinished else f"no run: it has no {RESULTS}"
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        return f"{RESULTS} is no JSON: {error}"
-    if not isinstance(results, dict) or "gamma" not in results:
-        return "the run of a generator, not of a length value model"
-    loss = results.get("metrics", {}).get("loss")
-    if not isinstance(loss, int | float) or not loss > 0:
-        return f"its validation loss is {loss}, not a positive number" if loss is not None else "it was not validated"
-    missing = [
-        name for name in (*_COMPARABLE, "train_prompts", "train_completions", "parameters") if name not in results
-    ]
-    if missing:
-        return f"{RESULTS} lacks {', '.join(missing)}, which older versions did not write: run it again with --fresh"
-    return results
-
-
-def _check_comparable(found: dict[Path, dict[str, Any]]) -> None:
-    (first, wanted), *others = found.items()
-    problems = []
-    for folder, results in others:
-        for key, name in _COMPARABLE.items():
-            if results[key] != wanted[key]:
-                problems.append(f"  {folder}: {name} {_shown(key, results)}, but {_shown(key, wanted)} in {first}")
-    if problems:
-        raise DataError(
-            "validation losses of these runs cannot be compared:\n"
-            + "\n".join(problems)
-            + "\nValidate all runs on the "
-            "same completions (rows that say `split: test`, the same max_length and tokenizer), with one gamma, target "
-            "and loss."
-        )
-
-
-def _shown(key: str, results: dict[str, Any]) -> str:
-    if key != "held_out_digest":
-        return str(results[key])
-    return f"{results[key]} ({results['held_out_completions']} of {results['held_out_prompts']} prompts)"
 
 
 def scaling_lines(runs: Sequence[ScalingRun]) -> list[ScalingLine]:

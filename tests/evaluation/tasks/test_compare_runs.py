@@ -154,7 +154,7 @@ def test_every_folder_without_a_finished_run_is_listed(runs, tmp_path):
         "nowhere": "no such folder",
         "empty": "no run: it has no results.json",
         "begun": "has not finished",
-        "broken": "is no JSON",
+        "broken": "cannot be read: it is not JSON",
         "generator": "the run of a generator",
         "old": "lacks held_out_digest, train_prompts",
         "blind": "it was not validated",

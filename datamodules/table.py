@@ -22,6 +22,7 @@ from datasets import List as ArrowList
 from lenvm_lightning.errors import DataError, StoreError
 from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts.record import parse_record
+from lenvm_lightning.utils.json_input import parse_json
 from lenvm_lightning.utils.locked_folder import FolderLock
 
 from .tokenise import Limits, encode_rollout, stamp
@@ -138,16 +139,9 @@ def _encode_lines(batch: dict[str, list[Any]], processor: Any, limits: Limits) -
     prompts: dict[str, list[int]] = {}
     for place, line, folder in _read_lines(batch):
         try:
-            text = line.decode("utf-8").rstrip()  # an error at the end of a line is said to be in that line
-            record = json.loads(text)
-            if "\\ud" in text.lower():  # half a surrogate pair, as truncation leaves it, is no text
-                json.dumps(record, ensure_ascii=False).encode("utf-8")
-        except UnicodeError as error:
-            rows.append({**_EMPTY_ROW, "place": place, "problem": f"not UTF-8 text: {error}", "notes": []})
-            continue
-        except json.JSONDecodeError as error:
-            problem = f"broken JSON at column {error.colno}: {error.msg}"
-            rows.append({**_EMPTY_ROW, "place": place, "problem": problem, "notes": []})
+            record = parse_json(line)
+        except ValueError as error:
+            rows.append({**_EMPTY_ROW, "place": place, "problem": str(error), "notes": []})
             continue
         rows += _encode_line(place, record, folder, processor, limits, prompts)
     return _columns(rows)

@@ -22,9 +22,11 @@ from lenvm_lightning.utils.locked_folder import FolderLock
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"messages": [', "broken JSON at column 15: Expecting value"),
-        (b'{"messages": "\xff"}', "not UTF-8 text: "),
-        ({"messages": USER, "completion": "half a pair \ud83d"}, "not UTF-8 text: "),
+        (b'{"messages": [', "it is not JSON: Expecting value (column 15)"),
+        (b'{"messages": "\xff"}', "it is not UTF-8: "),
+        ({"messages": USER, "completion": "half a pair \ud83d"}, "it holds half of a character"),
+        (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "it is nested too deeply"),
+        (b'{"messages": ' + b"1" * 5000 + b"}", "Exceeds the limit (4300 digits)"),
         (b"17", "expected a JSON object, found int"),
         ({"mesages": USER, "completion": "a"}, "neither 'messages' nor 'conversations' among its keys (mesages, "),
         ({"messages": USER, "completion": ""}, "empty completion"),

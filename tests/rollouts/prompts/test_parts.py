@@ -48,23 +48,29 @@ def test_all_broken_lines_are_listed_with_their_place(write, tmp_path):
         {"prompt": "one", "id": 1},
         {"prompt": "other", "id": 1},
         {"prompt": "  "},
+        '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"prompt": "?", "meta": ' + "1" * 5000 + "}",
+        '{"prompt": "?", "id": "\\ud83d"}',
     )
     with pytest.raises(DataError) as refused:
         load_prompts(file)
     text = str(refused.value)
-    assert text.startswith(f"11 rows of {file} cannot be used:")
+    assert text.startswith(f"14 rows of {file} cannot be used:")
     for line, said in {
-        2: "broken JSON at column",
+        2: "it is not JSON: Unterminated string starting at (column 12)",
         4: "none of 'messages', 'conversations' and 'prompt' among its keys (promt); did you mean 'prompt'?",
         5: "both messages and prompt",
         6: "image gone.png cannot be read: No such file",
         7: "2 <image> marks in the prompt but 1 images",
         8: "split is 'dunno', expected train or test",
         9: "unknown key 'imges'; did you mean 'images'?",
-        10: "expected a JSON object, found list",
+        10: "it must hold a JSON object, found a list",
         11: "unknown role 'robot'",
         13: "another prompt has the id 'bad/1' too",
         14: "prompt is empty",
+        15: "it is nested too deeply",
+        16: "Exceeds the limit (4300 digits)",
+        17: "it holds half of a character",
     }.items():
         assert f"{file}:{line}: " in text
         assert said in text.partition(f"{file}:{line}: ")[2].partition("\n")[0]

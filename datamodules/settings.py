@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lenvm_lightning.batch import LayoutKind
+from lenvm_lightning.utils.images import MAX_IMAGE_PIXELS
 
 from .table import default_cache_dir
 from .tokenise import Limits
@@ -53,7 +54,7 @@ class DataSettings:
     max_length: int = 4096
     max_prompt_length: int | None = None
     max_pixels: int | None = None
-    max_image_pixels: int = 50_000_000
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     batch_tokens: int = 8192
     bucket: bool = True
     completions_per_batch: int = 1

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import io
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError, nearest
+from ...utils.images import open_image
 from ..embedded import make_prompts, prompt_sets
 from ..generators.interface import Prompt
 from ..held_out import role_of
@@ -302,22 +302,21 @@ class _Reading:
         for image in draft.images:
             try:
                 images.append(self._path(image) if isinstance(image, str) else _open(image))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise DataError(f"{self._rows.place(index)}: its image cannot be read: {error}") from error
+            except ValueError as error:
+                raise DataError(f"{self._rows.place(index)}: {error}") from error
         return Prompt(prompt_id, draft.messages, tuple(images), draft.split or self._role, draft.meta)
 
 
 def _open(found: Any) -> Image.Image:
-    """An image from its bytes, bare or in the layout of the ``datasets`` library."""
-    content = found.get("bytes") if isinstance(found, dict) else found
-    if isinstance(content, bytes):
-        image = Image.open(io.BytesIO(content))
-    elif isinstance(found, dict) and found.get("path"):
-        image = Image.open(found["path"])
-    else:
+    """An image from its bytes, bare or in the layout of the ``datasets`` library.
+
+    Raises:
+        ValueError: it is none, or cannot be opened.
+    """
+    content = found.get("bytes") or found.get("path") if isinstance(found, dict) else found
+    if not isinstance(content, bytes | str):
         raise ValueError(f"{type(found).__name__} is no image")
-    image.load()
-    return image
+    return open_image(content, as_rgb=False)
 
 
 # -- mappings ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Prompts of one source: embedded sets, JSONL files and data sets."""
 
+import io
+
 import datasets
 import pytest
+from PIL import Image
 from prompt_rows import ROWS, as_parquet, make_image, texts
 
 from lenvm_lightning.errors import DataError
@@ -127,6 +130,17 @@ def test_images_are_opened_when_a_prompt_is_taken(tmp_path):
     assert [image.getpixel((0, 0)) for image in prompts[2].images] == [(255, 0, 0), (0, 0, 255)]
     with pytest.raises(DataError, match=r"row 4 of split 'train' .*image cannot be read"):
         prompts[4]
+
+
+def test_bytes_of_images_are_opened_as_files_are(tmp_path):
+    large, eps = io.BytesIO(), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
+    Image.new("1", (9000, 9000)).save(large, "PNG")
+    rows = [{"q": "?", "pic": {"bytes": content, "path": "a.png"}} for content in (large.getvalue(), eps)]
+    features = datasets.Features({"q": datasets.Value("string"), "pic": datasets.Image()})
+    for row, words in zip(rows, ("9000x9000 pixels, more than 50,000,000", "no image of a known format"), strict=True):
+        datasets.Dataset.from_list([row], features=features).to_parquet(tmp_path / "d.parquet")
+        with pytest.raises(DataError, match=f"row 0 of split 'train' .*d.parquet: image .*{words}"):
+            load_prompts({"path": str(tmp_path / "d.parquet"), "columns": {"prompt": "q", "image": "pic"}})
 
 
 def test_rows_without_a_question_are_left_out_and_counted(tmp_path, caplog):

@@ -45,6 +45,7 @@ class DataSettings:
         seed: of the order of batches.
         num_workers: processes that open and scale images.
         num_proc: processes that tokenise; one a core where None.
+        allow_images_from: folders from which images that rows name may be opened, beside that of their file.
         cache_dir: where tokenised tables are kept; `$LENVM_CACHE` or the user's cache where None.
     """
 
@@ -67,6 +68,7 @@ class DataSettings:
     seed: int = 0
     num_workers: int = 0
     num_proc: int | None = None
+    allow_images_from: str | list[str] | None = None
     cache_dir: str | None = None
 
     @property

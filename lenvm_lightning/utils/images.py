@@ -1,16 +1,73 @@
-"""Images of strangers: the one place that opens them."""
+"""Images of strangers: which files may be opened, and the one place that opens them."""
 
 import contextlib
 import io
 import os
 import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..errors import DataError
+
 MAX_IMAGE_PIXELS = 50_000_000
 # Pillow knows many more formats. Some of these start programs (EPS starts Ghostscript), others nobody looks after.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+@dataclass(frozen=True)
+class ImageFolders:
+    """Where images may lie that the rows of a data file name by their paths: who wrote the rows is a stranger.
+
+    Attributes:
+        home: folder of the data file. Relative paths start here, or at the working directory where there is none.
+        allowed: other folders that the user trusts the rows with, see `allowed_folders`.
+    """
+
+    home: Path | None
+    allowed: tuple[Path, ...] = ()
+
+    @cached_property
+    def _roots(self) -> list[Path]:
+        homes = [] if self.home is None else [self.home]
+        return [Path(os.path.realpath(folder)) for folder in (*homes, *self.allowed)]
+
+    def find(self, path: str) -> str:
+        """The real path of an image, with all links followed.
+
+        Args:
+            path: as a row names it.
+
+        Raises:
+            ValueError: it lies elsewhere; the text says where, and what allows it.
+        """
+        try:
+            real = os.path.realpath((self.home or Path()) / path)
+        except ValueError as error:  # a null byte
+            raise ValueError(f"image {path!r} is no path: {error}") from error
+        if any(Path(real).is_relative_to(root) for root in self._roots):
+            return real
+        outside = "outside of the folder of the data" if self.home else "and these data have no folder of their own"
+        raise ValueError(
+            f"image {path} is {real}, {outside}: it is not opened. If the data may have it read, name its folder: "
+            "--allow-images-from DIR (in recipes: allow_images_from)"
+        )
+
+
+def allowed_folders(given: str | Sequence[str] | None) -> tuple[Path, ...]:
+    """The folders of `allow_images_from`.
+
+    Raises:
+        DataError: one of them is none.
+    """
+    folders = tuple(Path(name).expanduser() for name in ([given] if isinstance(given, str) else given or ()))
+    if missing := [str(folder) for folder in folders if not folder.is_dir()]:
+        raise DataError(f"allow_images_from: {', '.join(missing)} is no folder")
+    return folders
 
 
 def open_image(

@@ -3,12 +3,14 @@
 import io
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from lenvm_lightning.utils.images import FORMATS, open_image, open_regular
+from lenvm_lightning.errors import DataError
+from lenvm_lightning.utils.images import FORMATS, ImageFolders, allowed_folders, open_image, open_regular
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n"
 
@@ -146,3 +148,66 @@ def test_only_regular_files_are_opened(tmp_path):
             open_image(str(path))
     with pytest.raises(ValueError, match="it is no regular file"):
         open_regular(str(tmp_path))
+
+
+# -- where they may lie -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A folder of data with an image and links, and a private one beside it."""
+    for folder in ("data/in", "private", "data-of-others"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / folder / "a.png")
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "private" / "a.png")
+    (tmp_path / "data" / "folder").symlink_to(tmp_path / "private")
+    (tmp_path / "data" / "inside.png").symlink_to("in/a.png")
+    (tmp_path / "data" / "deep").symlink_to(tmp_path / "private" / "..")
+    (tmp_path / "other-name").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("home", ["data", "other-name", "data/../data", "data/in/.."])
+def test_images_beside_their_data_are_found(places, home):
+    real = str(places / "data" / "in" / "a.png")
+    for start in (Path(home), places / home):
+        folders = ImageFolders(start)
+        for path in ("in/a.png", "inside.png", "in/../in/./a.png", "../data/in/a.png", real, "folder/../data/in/a.png"):
+            assert folders.find(path) == real
+        assert folders.find("in/gone.png") == str(places / "data" / "in" / "gone.png")  # opening it says that it is not
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/hostname", "../private/a.png", "in/../../private/a.png", "link.png", "folder/a.png", 
+        "folder/../private/a.png", "deep/private/a.png", "../data-of-others/a.png", "..", "/", "~/a.png/../../../x",
+    ],
+)  # fmt: skip
+def test_images_elsewhere_are_named_with_what_allows_them(places, path):
+    for start in (Path("data"), places / "data"):
+        with pytest.raises(
+            ValueError, match=r"^image .* is /.*, outside of the folder of the data: .*--allow-images-from DIR"
+        ) as told:
+            ImageFolders(start).find(path)
+        assert f"image {path} is " in str(told.value)
+    assert ImageFolders(Path("data"), (Path("/"),)).find(path)
+
+
+def test_folders_can_be_allowed(places):
+    private = str(places / "private" / "a.png")
+    for given in ("private", ["private"], [str(places / "data" / "folder"), "data-of-others"]):
+        folders = ImageFolders(Path("data"), allowed_folders(given))
+        assert folders.find("link.png") == folders.find("../private/a.png") == folders.find(private) == private
+    assert allowed_folders(None) == ()
+    with pytest.raises(DataError, match=r"allow_images_from: nowhere, data/in/a\.png is no folder"):
+        allowed_folders(["private", "nowhere", "data/in/a.png"])
+
+
+def test_data_without_a_folder_have_only_those_that_are_allowed(places):
+    with pytest.raises(ValueError, match="and these data have no folder of their own"):
+        ImageFolders(None).find("data/in/a.png")
+    assert ImageFolders(None, (Path("data"),)).find("data/in/a.png") == str(places / "data" / "in" / "a.png")
+    with pytest.raises(ValueError, match=r"is no path: .*null byte"):
+        ImageFolders(Path("data")).find("a\0b")

@@ -1,11 +1,14 @@
 """Prompts of one source: embedded sets, JSONL files and data sets."""
 
 import io
+import os
 
 import datasets
+import pyarrow as pa
 import pytest
 from PIL import Image
 from prompt_rows import ROWS, as_parquet, make_image, texts
+from pyarrow import parquet
 
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.rollouts.prompts import load_prompts
@@ -98,6 +101,41 @@ def test_rows_of_a_split(write):
         load_prompts(file, split="testmini")
 
 
+@pytest.fixture
+def private(tmp_path):
+    """An image that the data in the folder beside it has no business with."""
+    for folder in ("data", "private"):
+        (tmp_path / folder).mkdir()
+        make_image().save(tmp_path / folder / "a.png")
+    (tmp_path / "data" / "link.png").symlink_to("../private/a.png")
+    os.mkfifo(tmp_path / "data" / "pipe.png")
+    return tmp_path / "private"
+
+
+def test_images_elsewhere_are_named_with_file_and_line_unless_they_are_allowed(write, private):
+    paths = ("a.png", "../private/a.png", "link.png", str(private / "a.png"))
+    file = write("data/p.jsonl", *[{"prompt": f"<image>{path}", "image": path} for path in paths])
+    with pytest.raises(DataError) as refused:
+        load_prompts(file)
+    assert str(refused.value).startswith(f"3 rows of {file} cannot be used:")
+    for line, path in enumerate(paths[1:], 2):
+        assert f"{file}:{line}: image {path} is {private}/a.png, outside of the folder of the data" in str(
+            refused.value
+        )
+    assert str(refused.value).count("--allow-images-from DIR") == 3
+    prompts = load_prompts(file, allow_images_from=str(private))
+    # What is opened later is what was looked at, whatever becomes of links.
+    assert [prompt.images for prompt in prompts] == [(f"{private.parent}/data/a.png",), *[(f"{private}/a.png",)] * 3]
+    with pytest.raises(DataError, match="allow_images_from: gone is no folder"):
+        load_prompts(file, allow_images_from=["gone"])
+
+
+def test_pipes_are_no_images(write, private):
+    file = write("data/p.jsonl", {"prompt": "?", "image": "pipe.png"})
+    with pytest.raises(DataError, match=r"p\.jsonl:1: image pipe\.png cannot be read: it is no regular file"):
+        load_prompts(file)
+
+
 # -- data sets --------------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +179,27 @@ def test_bytes_of_images_are_opened_as_files_are(tmp_path):
         datasets.Dataset.from_list([row], features=features).to_parquet(tmp_path / "d.parquet")
         with pytest.raises(DataError, match=f"row 0 of split 'train' .*d.parquet: image .*{words}"):
             load_prompts({"path": str(tmp_path / "d.parquet"), "columns": {"prompt": "q", "image": "pic"}})
+
+
+@pytest.mark.parametrize("kind", ["text", "struct", "image"])
+def test_paths_in_data_sets_are_opened_in_their_folder_alone(private, kind):
+    text, content = datasets.Value("string"), datasets.Value("binary")
+    feature = {"text": text, "struct": {"bytes": content, "path": text}, "image": datasets.Image()}[kind]
+    file = private.parent / "data" / "d.parquet"
+
+    def load(path, **options):
+        image = path if kind == "text" else {"bytes": None, "path": path}
+        features = datasets.Features({"q": text, "pic": feature})
+        # `datasets` itself would put the file in place of its path.
+        parquet.write_table(pa.Table.from_pylist([{"q": "?", "pic": image}], schema=features.arrow_schema), file)
+        [image] = load_prompts({"path": str(file), "columns": {"prompt": "q", "image": "pic"}}, **options)[0].images
+        return Image.open(image).size if isinstance(image, str) else image.size
+
+    assert load("a.png") == (6, 4)
+    for path in (str(private / "a.png"), "../private/a.png", "link.png"):
+        with pytest.raises(DataError, match=r"outside of the folder of the data.*--allow-images-from DIR"):
+            load(path)
+        assert load(path, allow_images_from=[str(private)]) == (6, 4)
 
 
 def test_rows_without_a_question_are_left_out_and_counted(tmp_path, caplog):

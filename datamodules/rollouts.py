@@ -95,6 +95,7 @@ class RolloutsDataModule(L.LightningDataModule):
             dataset=settings.dataset,
             cache_dir=settings.cache_folder,
             num_proc=settings.num_proc,
+            allow_images_from=settings.allow_images_from,
         )
 
     def prepare_data(self) -> None:

@@ -22,12 +22,14 @@ from datasets import List as ArrowList
 from lenvm_lightning.errors import DataError, StoreError
 from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts.record import parse_record
+from lenvm_lightning.utils.images import ImageFolders, allowed_folders
+from lenvm_lightning.utils.json_input import parse_json
 from lenvm_lightning.utils.locked_folder import FolderLock
 
 from .tokenise import Limits, encode_rollout, stamp
 
 _YOUNG = 3600.0  # seconds in which a folder may not be locked yet
-FORMAT = 1  # raise it when rows change their meaning, so that older caches are left alone
+FORMAT = 2  # raise it when rows change their meaning, so that older caches are left alone
 _FEATURES = Features(
     {
         "input_ids": ArrowList(Value("int32")),
@@ -97,29 +99,32 @@ def _index_lines(files: list[str]) -> tuple[list[dict[str, Any]], str]:
     return lines, digest.hexdigest()
 
 
-def _read_lines(batch: dict[str, list[Any]]) -> list[tuple[str, bytes, Path]]:
-    """(place, content, folder) of each indexed line."""
+def _read_lines(batch: dict[str, list[Any]], allowed: tuple[Path, ...]) -> list[tuple[str, bytes, ImageFolders]]:
+    """(place, content, where its images may lie) of each indexed line."""
     lines = []
     with contextlib.ExitStack() as opened:
         files = {path: opened.enter_context(open(path, "rb")) for path in set(batch["file"])}
+        folders = {path: ImageFolders(Path(path).parent, allowed) for path in files}
         for row in range(len(batch["file"])):
             path = batch["file"][row]
             files[path].seek(batch["offset"][row])
             place = f"{path}:{batch['line'][row]}"
-            lines.append((place, files[path].readline(), Path(path).parent))
+            lines.append((place, files[path].readline(), folders[path]))
     return lines
 
 
 def _encode_line(
-    place: str, record: Any, folder: Path, processor: Any, limits: Limits, prompts: dict[str, list[int]]
+    place: str, record: Any, folders: ImageFolders, processor: Any, limits: Limits, prompts: dict[str, list[int]]
 ) -> list[dict[str, Any]]:
     try:
-        rollouts, notes = parse_record(record, folder)
+        rollouts, notes = parse_record(record, folders.home or Path())
     except ValueError as error:
         return [{**_EMPTY_ROW, "place": place, "problem": str(error), "notes": []}]
     rows = []
     for number, rollout in enumerate(rollouts):
         try:
+            for image in rollout.images:
+                folders.find(str(Path(image).absolute()))  # it starts at the folder already
             row, cuts = encode_rollout(processor, rollout, limits, prompts)
             rows.append({**row, "place": place, "problem": "", "notes": (notes if number == 0 else []) + cuts})
         except ValueError as error:
@@ -133,23 +138,18 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in _FEATURES}
 
 
-def _encode_lines(batch: dict[str, list[Any]], processor: Any, limits: Limits) -> dict[str, list[Any]]:
+def _encode_lines(
+    batch: dict[str, list[Any]], allowed: tuple[Path, ...], processor: Any, limits: Limits
+) -> dict[str, list[Any]]:
     rows: list[dict[str, Any]] = []
     prompts: dict[str, list[int]] = {}
-    for place, line, folder in _read_lines(batch):
+    for place, line, folders in _read_lines(batch, allowed):
         try:
-            text = line.decode("utf-8").rstrip()  # an error at the end of a line is said to be in that line
-            record = json.loads(text)
-            if "\\ud" in text.lower():  # half a surrogate pair, as truncation leaves it, is no text
-                json.dumps(record, ensure_ascii=False).encode("utf-8")
-        except UnicodeError as error:
-            rows.append({**_EMPTY_ROW, "place": place, "problem": f"not UTF-8 text: {error}", "notes": []})
+            record = parse_json(line)
+        except ValueError as error:
+            rows.append({**_EMPTY_ROW, "place": place, "problem": str(error), "notes": []})
             continue
-        except json.JSONDecodeError as error:
-            problem = f"broken JSON at column {error.colno}: {error.msg}"
-            rows.append({**_EMPTY_ROW, "place": place, "problem": problem, "notes": []})
-            continue
-        rows += _encode_line(place, record, folder, processor, limits, prompts)
+        rows += _encode_line(place, record, folders, processor, limits, prompts)
     return _columns(rows)
 
 
@@ -163,14 +163,14 @@ def _encode_in_process(
 
 
 def _encode_items(
-    batch: dict[str, list[Any]], indices: list[int], name: str, processor: Any, limits: Limits
+    batch: dict[str, list[Any]], indices: list[int], name: str, folders: ImageFolders, processor: Any, limits: Limits
 ) -> dict[str, list[Any]]:
     rows: list[dict[str, Any]] = []
     prompts: dict[str, list[int]] = {}
     for position, index in enumerate(indices):
         # Arrow gives absent keys back as None; the JSON line would not have had them.
         record = {key: column[position] for key, column in batch.items() if column[position] is not None}
-        rows += _encode_line(f"{name}[{index}]", record, Path(), processor, limits, prompts)
+        rows += _encode_line(f"{name}[{index}]", record, folders, processor, limits, prompts)
     return _columns(rows)
 
 
@@ -183,7 +183,25 @@ def _processor_key(processor: Any) -> str:
     return "\0".join(parts)
 
 
-def _source(files: Sequence[str], dataset: dict[str, Any] | None) -> tuple[Dataset, str, Callable[..., Any]]:
+def _home_of(dataset: dict[str, Any]) -> Path | None:
+    """The one folder on this machine that a data set is read from; None where there is no such one.
+
+    Args:
+        dataset: arguments of `datasets.load_dataset`.
+    """
+    path, folder, files = str(dataset.get("path")), dataset.get("data_dir"), dataset.get("data_files")
+    if os.path.isdir(path) and (os.sep in path or not (folder or files)):  # else it is the name of a format
+        return Path(path)
+    groups = files.values() if isinstance(files, dict) else [files or []]
+    named = [str(file) for group in groups for file in (group if isinstance(group, list | tuple) else [group])]
+    homes = {os.path.dirname(file) or os.curdir for file in named} | ({str(folder)} if folder else set())
+    home = homes.pop() if len(homes) == 1 else ""
+    return Path(home) if os.path.isdir(home) else None
+
+
+def _source(
+    files: Sequence[str], dataset: dict[str, Any] | None, allowed: tuple[Path, ...]
+) -> tuple[Dataset, str, Callable[..., Any]]:
     """What is to be tokenised, something that changes with its content, and the function that tokenises a batch.
 
     Raises:
@@ -193,7 +211,7 @@ def _source(files: Sequence[str], dataset: dict[str, Any] | None) -> tuple[Datas
         lines, content = _index_lines(list(files))
         if not lines:
             raise DataError(f"no rollouts in {', '.join(files) or 'the given files'}: every line is empty")
-        return Dataset.from_list(lines), content, _encode_lines
+        return Dataset.from_list(lines), content, partial(_encode_lines, allowed=allowed)
     try:
         source = datasets.load_dataset(**{"split": "train", **dataset})
     except (TypeError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
@@ -201,7 +219,9 @@ def _source(files: Sequence[str], dataset: dict[str, Any] | None) -> tuple[Datas
     if not isinstance(source, Dataset):
         kind = type(source).__name__
         raise DataError(f"datasets.load_dataset({dataset}) gives {kind}: name one split, and do not stream it")
-    return source, source._fingerprint, partial(_encode_items, name=str(dataset.get("path")))
+    home = _home_of(dataset)
+    encode = partial(_encode_items, name=str(dataset.get("path")), folders=ImageFolders(home, allowed))
+    return source, f"{source._fingerprint} {home}", encode
 
 
 def build_table(
@@ -212,6 +232,7 @@ def build_table(
     dataset: dict[str, Any] | None = None,
     cache_dir: Path | None = None,
     num_proc: int | None = None,
+    allow_images_from: str | Sequence[str] | None = None,
 ) -> tuple[Dataset, str]:
     """Tokenise rollouts, or find them tokenised.
 
@@ -222,6 +243,7 @@ def build_table(
         dataset: arguments of `datasets.load_dataset` for rollouts kept as a dataset, in either layout.
         cache_dir: where tables are kept.
         num_proc: processes; by default one a core, fewer for few rows.
+        allow_images_from: other folders than those of the data from which images that rows name may be opened.
 
     Returns:
         The table, one row a completion, rows with a `problem` included, and its key.
@@ -229,8 +251,10 @@ def build_table(
     Raises:
         DataError: there is not a single line, the dataset cannot be loaded, or the cache not be written.
     """
-    source, content, encode = _source(files, dataset)
-    settings = json.dumps([FORMAT, content, dataclasses.asdict(limits)]) + _processor_key(processor)
+    allowed = allowed_folders(allow_images_from)
+    source, content, encode = _source(files, dataset, allowed)
+    where = [os.path.realpath(folder) for folder in allowed]
+    settings = json.dumps([FORMAT, content, dataclasses.asdict(limits), where]) + _processor_key(processor)
     key = hashlib.blake2b(settings.encode(), digest_size=12).hexdigest()
     root = cache_dir or default_cache_dir()
     folder = root / f"rollouts-{key}"

@@ -73,7 +73,8 @@ def execute(arguments: argparse.Namespace) -> int:
     from ..models.processors import tokenizer_of
     from ..rollouts.generators.local import LocalGenerator
     from ..rollouts.generators.local.loading import require_same_tokens
-    from ..rollouts.prompting import encode_prompt, open_image
+    from ..rollouts.prompting import encode_prompt
+    from ..utils.images import open_image
 
     images = [_opened(open_image, image) for image in arguments.image]
     lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or embedded.value_model_of(name) else None

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..pipeline.sample_stage import FIELDS, read_settings, run_sampling
-from .flags import add_setting
+from .flags import ALLOW_IMAGES_FROM, add_setting
 
 EXAMPLES = """examples:
   lenvm sample --generator tiny-text --prompts tiny-math --limit 100 --out rollouts/math
@@ -21,6 +21,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "n": {"flag": "-n"},
     "prompts": {"nargs": "+"},
     "stop": {"action": "append", "metavar": "TEXT", "help": "a text after which a completion ends; may be given again"},
+    "allow_images_from": ALLOW_IMAGES_FROM,
     "out": {"required": True, "help": "folder of the completions"},
 }  # where a command line differs from a recipe
 

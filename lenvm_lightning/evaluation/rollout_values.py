@@ -17,8 +17,9 @@ from ..models.backbone import token_types
 from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.interface import Prompt
-from ..rollouts.prompting import encode_prompt, open_image
+from ..rollouts.prompting import encode_prompt
 from ..rollouts.record import IMAGE_MARK
+from ..utils.images import open_image
 
 _WINDOW = 256  # completions sorted by length together: enough to meet others like them, few enough to hold images of
 

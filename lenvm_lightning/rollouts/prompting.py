@@ -1,38 +1,12 @@
-"""Prompts to what a model reads: chat template, token ids, images. Sampling and training both go through here."""
+"""Prompts to what a model reads: chat template and token ids. Sampling and training both go through here."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..models.processors import tokenizer_of
 from .record import IMAGE_MARK
-
-MAX_IMAGE_PIXELS = 50_000_000
-
-
-def open_image(image: Image.Image | str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """An image, opened or as a path, as RGB.
-
-    Raises:
-        ValueError: missing, unreadable, or of more than ``max_pixels``; the text says which.
-    """
-    try:
-        if isinstance(image, Image.Image):
-            return _as_rgb(image, "image", max_pixels)
-        with Image.open(image) as file:
-            return _as_rgb(file, f"image {image}", max_pixels)
-    except FileNotFoundError as error:
-        raise ValueError(f"image {image} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {image} cannot be read: {error}") from error
-
-
-def _as_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"{name} has {width}x{height} pixels, more than {max_pixels:,}")
-    return image.convert("RGB")
 
 
 def _parts(content: str) -> list[dict[str, str]]:

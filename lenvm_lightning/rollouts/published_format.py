@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DataError, StoreError
+from ..utils.json_input import parse_json
 from .record import parse_record
 
 _ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -82,9 +83,9 @@ def _lines(file: Path, problems: list[str]) -> Iterator[tuple[str, Path, Any]]:
                 continue
             place = f"{file}:{number}"
             try:
-                records = json.loads(line)
+                records = parse_json(line)
                 parse_record(records, file.parent)
-            except ValueError as error:  # broken JSON and text are ValueErrors too
+            except ValueError as error:
                 problems.append(f"{place}: {error}")
                 continue
             for record in records if isinstance(records, list) else [records]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rollout_lines import SEEN, USER, draw
@@ -22,9 +23,11 @@ from lenvm_lightning.utils.locked_folder import FolderLock
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"messages": [', "broken JSON at column 15: Expecting value"),
-        (b'{"messages": "\xff"}', "not UTF-8 text: "),
-        ({"messages": USER, "completion": "half a pair \ud83d"}, "not UTF-8 text: "),
+        (b'{"messages": [', "it is not JSON: Expecting value (column 15)"),
+        (b'{"messages": "\xff"}', "it is not UTF-8: "),
+        ({"messages": USER, "completion": "half a pair \ud83d"}, "it holds half of a character"),
+        (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "it is nested too deeply"),
+        (b'{"messages": ' + b"1" * 5000 + b"}", "Exceeds the limit (4300 digits)"),
         (b"17", "expected a JSON object, found int"),
         ({"mesages": USER, "completion": "a"}, "neither 'messages' nor 'conversations' among its keys (mesages, "),
         ({"messages": USER, "completion": ""}, "empty completion"),
@@ -61,6 +64,32 @@ def test_a_bad_line_is_named_and_the_others_are_kept(build, tiny_vl, tmp_path, l
     assert table[1]["problem"].startswith(problem.format(folder=tmp_path))
     assert table["place"] == [f"{tmp_path}/rollouts.jsonl:{number}" for number in (1, 3, 4)]
     assert table[0]["input_ids"] == table[2]["input_ids"]
+
+
+def test_images_elsewhere_are_bad_rows_unless_they_are_allowed(tiny_vl, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "private").mkdir()
+    draw(tmp_path / "private" / "a.png")
+    draw(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "link.png").symlink_to("../private/a.png")
+    paths = ("a.png", "../private/a.png", "link.png", str(tmp_path / "private" / "a.png"))
+    lines = [{"messages": SEEN, "images": [path], "completion": "a"} for path in paths]
+    file = tmp_path / "data" / "r.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def problems(**source):
+        table, key = build_table(tiny_vl, Limits(), cache_dir=tmp_path / "cache", **source)
+        return list(table["problem"]), list(table["place"]), key
+
+    for source in ({"files": [str(file)]}, {"dataset": {"path": "json", "data_files": str(file)}}):
+        found, places, key = problems(**source)
+        assert found[0] == ""
+        for problem in found[1:]:
+            assert f" is {tmp_path}/private/a.png, outside of the folder of the data" in problem
+            assert "--allow-images-from DIR" in problem
+        allowed = problems(**source, allow_images_from=str(tmp_path / "private"))
+        assert allowed[:2] == ([""] * 4, places)
+        assert allowed[2] != key
 
 
 def test_one_bad_completion_of_a_group_leaves_the_others(build, tiny_text):
@@ -214,12 +243,11 @@ def load(processor, file, folder, kind="json"):
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])
-def test_a_dataset_gives_the_rows_of_its_file(tiny_vl, vision_rollouts, tmp_path, monkeypatch, tokenised, kind):
-    monkeypatch.chdir(vision_rollouts.parent)  # where relative images of a dataset start
-    expected, _ = build_table(tiny_vl, Limits(), files=[vision_rollouts.name], cache_dir=tmp_path / "cache")
+def test_a_dataset_gives_the_rows_of_its_file(tiny_vl, vision_rollouts, tmp_path, tokenised, kind):
+    expected, _ = build_table(tiny_vl, Limits(), files=[str(vision_rollouts)], cache_dir=tmp_path / "cache")
     file = vision_rollouts
     if kind == "parquet":
-        file = tmp_path / "rollouts.parquet"
+        file = vision_rollouts.with_suffix(".parquet")  # beside the images
         table_module.Dataset.from_list([json.loads(x) for x in vision_rollouts.read_text().splitlines()]).to_parquet(
             file
         )
@@ -228,6 +256,29 @@ def test_a_dataset_gives_the_rows_of_its_file(tiny_vl, vision_rollouts, tmp_path
     assert got[3]["place"] == f"{kind}[3]"
     assert load(tiny_vl, file, tmp_path, kind)[1] == key
     assert len(tokenised) == 80  # and not once more
+
+
+@pytest.mark.parametrize(
+    ("dataset", "home"),
+    [
+        ({"path": "json", "data_files": "a/r.jsonl"}, "a"),
+        ({"path": "json", "data_files": "r.jsonl"}, "."),
+        ({"path": "json", "data_files": {"train": ["a/r.jsonl", "a/s.jsonl"], "test": "a/t.jsonl"}}, "a"),
+        ({"path": "json", "data_files": "a/*.jsonl"}, "a"),
+        ({"path": "json", "data_dir": "a"}, "a"),
+        ({"path": "a"}, "a"),
+        ({"path": "./a", "data_files": "b/r.jsonl"}, "./a"),
+        ({"path": "json", "data_files": ["a/r.jsonl", "b/r.jsonl"]}, None),  # their parent is nobody's folder
+        ({"path": "json", "data_files": "*/r.jsonl"}, None),
+        ({"path": "json", "data_files": "https://host/r.jsonl"}, None),
+        ({"path": "org/name"}, None),
+    ],
+)
+def test_the_folder_of_a_dataset(here, dataset, home):
+    for folder in ("a", "b", "json"):
+        (here / folder).mkdir()
+    found = table_module._home_of(dataset)
+    assert found is None if home is None else str(found) == str(Path(home))
 
 
 def test_a_dataset_that_changed_is_read_again(tiny_text, tmp_path):

@@ -1,32 +1,10 @@
-"""Prompts to what a model reads: images as RGB, and token ids with or without a chat template."""
+"""Prompts to what a model reads: token ids with or without a chat template."""
 
 import copy
 
-import pytest
 from PIL import Image
 
-from lenvm_lightning.rollouts.prompting import encode_prompt, open_image
-
-
-def test_images_are_rgb_opened_or_not(tmp_path):
-    grey = Image.new("L", (3, 2), 7)
-    grey.save(tmp_path / "grey.png")
-    for given in (grey, str(tmp_path / "grey.png")):
-        found = open_image(given)
-        assert (found.mode, found.size, found.getpixel((0, 0))) == ("RGB", (3, 2), (7, 7, 7))
-
-
-def test_images_that_cannot_be_are_named(tmp_path):
-    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    Image.new("RGB", (3, 2)).save(tmp_path / "large.png")
-    for name, words in (
-        ("gone.png", r"gone\.png does not exist"),
-        ("torn.png", r"torn\.png cannot be read"),
-        ("large.png", r"large\.png has 3x2 pixels, more than 5"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            open_image(str(tmp_path / name), max_pixels=5)
-    assert open_image(str(tmp_path / "large.png"), max_pixels=6).size == (3, 2)
+from lenvm_lightning.rollouts.prompting import encode_prompt
 
 
 def test_a_chat_template_is_used_where_there_is_one(tiny_text):

@@ -126,7 +126,11 @@ def test_all_problems_at_once_and_nothing_written(tmp_path):
     source.write_text("\n".join(["{broken", json.dumps(good), json.dumps(ids_only), json.dumps({"mesages": []})]))
     with pytest.raises(DataError) as caught:
         convert(source, target, to="published")
-    for words in ("ours.jsonl:1: Expecting", "ours.jsonl:3: it has token ids only", "ours.jsonl:4: neither 'messages'"):
+    for words in (
+        "ours.jsonl:1: it is not JSON",
+        "ours.jsonl:3: it has token ids only",
+        "ours.jsonl:4: neither 'messages'",
+    ):
         assert words in str(caught.value)
     assert list(tmp_path.iterdir()) == [source]
 

@@ -1,6 +1,5 @@
 """Rows of JSONL files and of data sets, read one at a time: all of them once for what they say, each again for use."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import DataError
+from ...utils.json_input import parse_object
 from .mapping import SourceRow
 
 
@@ -83,7 +83,7 @@ class JsonlRows:
             for index in range(len(self)) if order is None else order:
                 file.seek(self._offsets[index])
                 try:
-                    yield index, _decode(file.readline())
+                    yield index, parse_object(file.readline())
                 except ValueError as error:
                     yield index, error
 
@@ -93,18 +93,6 @@ class JsonlRows:
         if isinstance(row, ValueError):
             raise DataError(f"{self.place(index)} was changed while it was in use: {row}")
         return row
-
-
-def _decode(line: bytes) -> SourceRow:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"broken JSON at column {error.colno}: {error.msg}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
-    return row
 
 
 class DatasetRows:

@@ -32,8 +32,9 @@ from ....errors import CheckpointError, GenerationError, GeneratorError
 from ....guidance import Control
 from ....models.processors import load_processor, tokenizer_of
 from ....models.value_model import LengthValueModel
+from ....utils.images import open_image
 from ....utils.memory import free_memory
-from ...prompting import encode_prompt, open_image
+from ...prompting import encode_prompt
 from ...record import IMAGE_MARK
 from ..interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
 from .loading import digest, load_model, name_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...prompting import open_image
+from ....utils.images import open_image
 from ...record import IMAGE_MARK
 from ..interface import Prompt
 

@@ -270,6 +270,8 @@ class _Reading:
         if not isinstance(image, str):
             if self._source.is_files:
                 raise ValueError(f"an image is {type(image).__name__}, expected a path")
+            if isinstance(image, dict) and isinstance(image.get("path"), str):
+                self._folders.find(image["path"])
             return _OPENED
         try:
             status = os.stat(self._folders.find(image))

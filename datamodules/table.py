@@ -65,7 +65,7 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     """Files for names and globs, sorted and without repetition.
 
     Raises:
-        DataError: a name or glob that matches nothing; all of them are listed.
+        DataError: a name or glob that matches nothing, or files whose names are no text; all of them are listed.
     """
     files: list[str] = []
     missing = []
@@ -79,6 +79,8 @@ def find_files(patterns: Sequence[str]) -> list[str]:
             f"no rollout files match {', '.join(repr(m) for m in missing)} (looked from {Path.cwd()}). "
             "Give JSONL files or globs with --fit.data.files."
         )
+    if unnamed := [path for path in files if os.fsencode(path).decode("utf-8", "replace") != path]:
+        raise DataError(f"names of rollout files that are not UTF-8: {', '.join(map(ascii, unnamed))}. Rename them.")
     return files
 
 
@@ -87,7 +89,7 @@ def _index_lines(files: list[str]) -> tuple[list[dict[str, Any]], str]:
     lines: list[dict[str, Any]] = []
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
-        digest.update(os.path.abspath(path).encode() + b"\0")  # relative image paths start at the file's folder
+        digest.update(os.fsencode(os.path.abspath(path)) + b"\0")  # relative image paths start at the file's folder
         offset = 0
         try:
             with open(path, "rb") as file:

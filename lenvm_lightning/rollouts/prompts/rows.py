@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import datasets
 import pyarrow as pa
@@ -53,6 +53,9 @@ class JsonlRows:
 
     Args:
         file: a UTF-8 file with a JSON object a line.
+
+    Raises:
+        DataError: it cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -60,7 +63,7 @@ class JsonlRows:
         self.folder: Path | None = file.parent
         self._offsets: list[int] = []
         self._numbers: list[int] = []
-        with file.open("rb") as lines:
+        with self._opened() as lines:
             offset = 0
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -69,6 +72,12 @@ class JsonlRows:
                 offset += len(line)
         first = [row for _, row in self.scan([], [], range(min(100, len(self)))) if isinstance(row, dict)]
         self.columns = list(dict.fromkeys(key for row in first for key in row))
+
+    def _opened(self) -> BinaryIO:
+        try:
+            return self._file.open("rb")
+        except OSError as error:
+            raise DataError(f"{self._file} cannot be read: {error.strerror}") from error
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -81,7 +90,7 @@ class JsonlRows:
         self, wanted: Sequence[str], images: Sequence[str], order: Sequence[int] | None
     ) -> Iterator[tuple[int, SourceRow | ValueError]]:
         """Whole lines, whatever is wanted of them; see `SourceRows`."""
-        with self._file.open("rb") as file:
+        with self._opened() as file:
             for index in range(len(self)) if order is None else order:
                 file.seek(self._offsets[index])
                 try:

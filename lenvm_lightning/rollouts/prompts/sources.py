@@ -153,7 +153,11 @@ def question_lookup(ready: ReadyMade, copies: dict[str, str]) -> Callable[[Sourc
     def fix(row: SourceRow) -> SourceRow:
         if str(row["question"] or "").strip() not in ("", "-"):
             return row
-        name, split, index = str(row["dataset"]), str(row["split"]), int(row["index"])
+        name, split = str(row["dataset"]), str(row["split"])
+        try:
+            index = int(row["index"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"index is {row['index']!r}, expected the number of a row") from error
         if name not in ready.needs:
             raise ValueError(f"its question is in a data set {name!r}, which is not known")
         if name not in loaded:

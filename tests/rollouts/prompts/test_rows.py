@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.rollouts.prompts import load_prompts
-from lenvm_lightning.rollouts.prompts.rows import DatasetRows
+from lenvm_lightning.rollouts.prompts.rows import DatasetRows, JsonlRows
 from lenvm_lightning.rollouts.prompts.sources import READY_MADE
 
 
@@ -57,6 +57,19 @@ def test_rows_that_are_no_text_are_left_out_and_counted(tmp_path, caplog):
     parquet.write_table(pa.table({"q": broken, "id": pa.array([1, 2, 3])}), tmp_path / "d.parquet")
     assert texts(load_prompts({"path": str(tmp_path / "d.parquet"), "columns": {"prompt": "q"}})) == ["a?", "b?"]
     assert "1 rows are left out: 1 × q: it is not UTF-8" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "?"}\n')
+    rows = JsonlRows(tmp_path / "p.jsonl")
+    (tmp_path / "p.jsonl").write_text("[]\n")
+    with pytest.raises(DataError, match=r"p\.jsonl:1 was changed while it was in use: it must hold a JSON object"):
+        rows.row(0, [])
+    (tmp_path / "p.jsonl").unlink()
+    with pytest.raises(DataError, match=r"p\.jsonl cannot be read: No such file"):
+        rows.row(0, [])
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        JsonlRows(tmp_path)
 
 
 def test_images_are_counted_without_their_bytes(tmp_path):

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
 from datasets import Dataset, Features, Value
 from datasets import List as ArrowList
 
 from lenvm_lightning.errors import DataError, StoreError
 from lenvm_lightning.models.processors import tokenizer_of
+from lenvm_lightning.rollouts.cells import cells_of, first_error
 from lenvm_lightning.rollouts.record import parse_record
 from lenvm_lightning.utils.images import ImageFolders, allowed_folders
 from lenvm_lightning.utils.json_input import parse_json
@@ -63,7 +65,7 @@ def find_files(patterns: Sequence[str]) -> list[str]:
     """Files for names and globs, sorted and without repetition.
 
     Raises:
-        DataError: a name or glob that matches nothing; all of them are listed.
+        DataError: a name or glob that matches nothing, or files whose names are no text; all of them are listed.
     """
     files: list[str] = []
     missing = []
@@ -77,6 +79,8 @@ def find_files(patterns: Sequence[str]) -> list[str]:
             f"no rollout files match {', '.join(repr(m) for m in missing)} (looked from {Path.cwd()}). "
             "Give JSONL files or globs with --fit.data.files."
         )
+    if unnamed := [path for path in files if os.fsencode(path).decode("utf-8", "replace") != path]:
+        raise DataError(f"names of rollout files that are not UTF-8: {', '.join(map(ascii, unnamed))}. Rename them.")
     return files
 
 
@@ -85,7 +89,7 @@ def _index_lines(files: list[str]) -> tuple[list[dict[str, Any]], str]:
     lines: list[dict[str, Any]] = []
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
-        digest.update(os.path.abspath(path).encode() + b"\0")  # relative image paths start at the file's folder
+        digest.update(os.fsencode(os.path.abspath(path)) + b"\0")  # relative image paths start at the file's folder
         offset = 0
         try:
             with open(path, "rb") as file:
@@ -163,14 +167,25 @@ def _encode_in_process(
 
 
 def _encode_items(
-    batch: dict[str, list[Any]], indices: list[int], name: str, folders: ImageFolders, processor: Any, limits: Limits
+    batch: pa.Table,
+    indices: list[int],
+    name: str,
+    features: Features,
+    folders: ImageFolders,
+    processor: Any,
+    limits: Limits,
 ) -> dict[str, list[Any]]:
     rows: list[dict[str, Any]] = []
     prompts: dict[str, list[int]] = {}
+    columns = {key: cells_of(batch[key], key, features[key]) for key in batch.column_names}
     for position, index in enumerate(indices):
         # Arrow gives absent keys back as None; the JSON line would not have had them.
-        record = {key: column[position] for key, column in batch.items() if column[position] is not None}
-        rows += _encode_line(f"{name}[{index}]", record, folders, processor, limits, prompts)
+        record = {key: column[position] for key, column in columns.items() if column[position] is not None}
+        place = f"{name}[{index}]"
+        if error := first_error(record):
+            rows.append({**_EMPTY_ROW, "place": place, "problem": str(error), "notes": []})
+        else:
+            rows += _encode_line(place, record, folders, processor, limits, prompts)
     return _columns(rows)
 
 
@@ -220,8 +235,9 @@ def _source(
         kind = type(source).__name__
         raise DataError(f"datasets.load_dataset({dataset}) gives {kind}: name one split, and do not stream it")
     home = _home_of(dataset)
-    encode = partial(_encode_items, name=str(dataset.get("path")), folders=ImageFolders(home, allowed))
-    return source, f"{source._fingerprint} {home}", encode
+    name, folders = str(dataset.get("path")), ImageFolders(home, allowed)
+    encode = partial(_encode_items, name=name, features=source.features, folders=folders)
+    return source.with_format("arrow"), f"{source._fingerprint} {home}", encode
 
 
 def build_table(
@@ -276,7 +292,7 @@ def build_table(
             cache_file_name=f"{building}/rows.arrow",
             load_from_cache_file=False,
             desc="Tokenising rollouts",
-        )
+        ).with_format(None)
         table.save_to_disk(f"{building}/table")
         try:
             if folder.exists():  # its images changed; moved and not deleted, so that it is whole wherever it is there

@@ -77,7 +77,11 @@ def _rollouts_of(source: Path) -> Path:
 
 def _lines(file: Path, problems: list[str]) -> Iterator[tuple[str, Path, Any]]:
     """(place, folder, record) of each completion or published group that can be read."""
-    with file.open("rb") as lines:
+    try:
+        lines = file.open("rb")
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror}") from error
+    with lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -88,8 +92,16 @@ def _lines(file: Path, problems: list[str]) -> Iterator[tuple[str, Path, Any]]:
             except ValueError as error:
                 problems.append(f"{place}: {error}")
                 continue
-            for record in records if isinstance(records, list) else [records]:
+            for record in _flat(records):
                 yield place, file.parent, record
+
+
+def _flat(records: Any) -> Iterator[dict[str, Any]]:
+    """Records of a line: `parse_record` takes lists of lists, too."""
+    for record in records if isinstance(records, list) else []:
+        yield from _flat(record)
+    if isinstance(records, dict):
+        yield records
 
 
 def _publish(
@@ -97,12 +109,13 @@ def _publish(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(prompt, published record) of each completion."""
     for place, folder, record in records:
-        prompt = parse_record(record, folder)[0][0].prompt_id
+        rollout = parse_record(record, folder)[0][0]
+        prompt = rollout.prompt_id
         if "conversations" in record:
             yield prompt, _moved(record, folder, target)
             continue
         for item in record.get("completions") or [record]:
-            whole = {**record, **item}
+            whole = {**record, **item, "messages": rollout.messages}  # with the roles that chats have
             if whole.get("completion") is None:
                 problems.append(f"{place}: it has token ids only; the published layout needs text")
                 continue

@@ -1,6 +1,7 @@
 """Reading JSON that somebody else wrote: the one place that knows everything that can be wrong with it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def parse_json(text: str | bytes) -> Any:
     try:
         # Without the end of its line: an error there is said to be in this line, not in the next.
         content = (text if isinstance(text, str) else text.decode("utf-8")).rstrip()
-        value = json.loads(content, parse_constant=_refuse)
+        value = json.loads(content, parse_constant=_refuse, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
@@ -78,6 +79,13 @@ def _is_deeper(value: Any, most: int) -> bool:
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"it holds {constant}, which is no number of JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"it holds {number[:20]}, which is beyond every number")
+    return value
 
 
 def _called(value: Any) -> str:

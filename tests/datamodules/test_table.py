@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from rollout_lines import SEEN, USER, draw
 
 from datamodules import table as table_module
@@ -293,6 +296,32 @@ def test_a_dataset_that_changed_is_read_again(tiny_text, tmp_path):
     table, other = load(tiny_text, file, tmp_path)
     assert other != key
     assert len(table) == 1
+
+
+def test_nothing_in_a_dataset_is_decoded_but_by_us(tiny_vl, tmp_path, monkeypatch):
+    """`datasets` would open images in any format, at any path: EPS starts Ghostscript."""
+    program, started = tmp_path / "bin" / "gs", tmp_path / "started"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
+    text = table_module.Value("string")
+    features = table_module.Features(
+        {"messages": [{"role": text, "content": text}], "images": [datasets.Image()], "completion": text}
+    )
+    row = {"messages": SEEN, "images": [{"bytes": eps, "path": None}], "completion": "a"}
+    table_module.Dataset.from_list([row], features=features).to_parquet(tmp_path / "r.parquet")
+    table, _ = load(tiny_vl, tmp_path / "r.parquet", tmp_path, "parquet")
+    assert table["problem"] == ["images is not a list of paths"]
+    assert not started.exists()
+
+
+def test_a_row_of_a_dataset_that_is_no_text_leaves_the_others(tiny_text, tmp_path):
+    broken = pa.array([b"a", b"\xff", b"b"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"messages": pa.array([USER] * 3), "completion": broken}), tmp_path / "r.parquet")
+    table, _ = load(tiny_text, tmp_path / "r.parquet", tmp_path, "parquet")
+    assert table["problem"] == ["", "completion: it is not UTF-8: invalid start byte at byte 0", ""]
 
 
 def test_a_dataset_that_cannot_be_loaded(tiny_text, tmp_path):

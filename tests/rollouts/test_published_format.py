@@ -135,6 +135,26 @@ def test_all_problems_at_once_and_nothing_written(tmp_path):
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_lists_of_lists_and_other_names_of_roles_are_converted(tmp_path):
+    source, target = tmp_path / "ours.jsonl", tmp_path / "published.jsonl"
+    record = {
+        "messages": [
+            {"role": "human", "content": "q"},
+            {"role": "gpt", "content": "a"},
+            {"role": "user", "content": "?"},
+        ]
+    }
+    source.write_text(json.dumps([[{**record, "completion": "a"}], {**record, "completion": "b"}]))
+    assert convert(source, target, to="published") == 2
+    (first, _) = (json.loads(line) for line in target.open())
+    assert [turn["from"] for turn in first["conversations"]] == ["human", "gpt", "human", "gpt"]
+    assert (
+        [rollout.completion for rollout in read(target)]
+        == [rollout.completion for rollout in read(source)]
+        == ["a", "b"]
+    )
+
+
 def test_what_is_in_the_way(sampled, tmp_path):
     (tmp_path / "journal.jsonl").write_text("")
     for source, target, options, words in (

@@ -27,6 +27,7 @@ def test_what_json_writes_is_read(value, ascii_only):
         ('{"a":' * 101 + "1" + "}" * 101, "nested too deeply"),
         ("9" * 5_000, "integer string conversion"),
         ('{"a": NaN}', "it holds NaN"),
+        ('{"a": 1e400}', "it holds 1e400, which is beyond every number"),
         ("[-Infinity]", "it holds -Infinity"),
         ('"\\ud800"', "half of a character"),
         ('{"a": ["\\udfff"]}', "half of a character"),

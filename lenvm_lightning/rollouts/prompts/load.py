@@ -166,6 +166,10 @@ def _wrong(given: Any, limit: int | None) -> list[str]:
             wrong.append(f"{key} must be {_KEYS[key].__name__}, found {value!r}")
     if wrong:
         return wrong
+    try:
+        json.dumps(given, ensure_ascii=False).encode("utf-8")
+    except (UnicodeEncodeError, TypeError, RecursionError):
+        return ["it holds something that is no text (names of files that are not UTF-8, or half of a character)"]
     limit = given.get("limit", limit)
     if limit is not None and limit < 1:
         wrong.append(f"limit must be at least 1, found {limit}")

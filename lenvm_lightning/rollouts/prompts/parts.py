@@ -138,7 +138,7 @@ def _files(source: Source) -> Iterator[tuple[SourceRows, str, str | None]]:
     if source.split not in (None, "train", "test"):
         raise DataError(f"{source.shown}: split must be train or test for files, found {source.split!r}")
     for path in files:
-        stem = Path(path).stem
+        stem = os.fsencode(Path(path).stem).decode("utf-8", "replace")  # ids begin with it
         role = source.ready.splits.get(stem, role_of(stem)) if source.ready else None
         if source.ready and source.split and role != source.split:
             continue
@@ -233,15 +233,15 @@ class _Reading:
         if self._source.options.get("shuffle"):
             order = np.random.default_rng(self._source.seed).permutation(len(self._rows)).tolist()
         unique = self._source.options.get("unique", bool(self._source.ready and self._source.ready.unique))
-        known: set[Any] = set()
+        known: set[str] = set()
         for index, row in self._rows.scan(self._wanted, self._mapping.images, order):
             try:
                 if isinstance(row, ValueError):
                     raise row
-                if unique and self._mapping.id:
-                    if row.get(self._mapping.id) in known:
+                if unique and self._mapping.id and (found := row.get(self._mapping.id)) is not None:
+                    if str(found) in known:
                         continue
-                    known.add(row.get(self._mapping.id))
+                    known.add(str(found))
                 draft = self._mapping.draft(row)
                 for image in draft.images:
                     self._stamp(image)
@@ -270,6 +270,8 @@ class _Reading:
         if not isinstance(image, str):
             if self._source.is_files:
                 raise ValueError(f"an image is {type(image).__name__}, expected a path")
+            if isinstance(image, dict) and isinstance(image.get("path"), str):
+                self._folders.find(image["path"])
             return _OPENED
         try:
             status = os.stat(self._folders.find(image))

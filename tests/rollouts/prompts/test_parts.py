@@ -90,6 +90,12 @@ def test_globs_take_their_files_in_order(write, tmp_path):
         load_prompts(str(tmp_path / "none-*.jsonl"))
 
 
+def test_names_of_files_that_are_no_text_and_ids_that_are_lists(write, tmp_path):
+    os.rename(write("a.jsonl", {"q": "a", "i": [1]}, {"q": "b", "i": [1]}), os.fsencode(tmp_path) + b"/\xff.jsonl")
+    source = {"path": str(tmp_path / "*.jsonl"), "columns": {"prompt": "q", "id": "i"}, "unique": True}
+    assert load_prompts(source).ids == ["\N{REPLACEMENT CHARACTER}/[1]"]
+
+
 def test_rows_of_a_split(write):
     file = write("s.jsonl", *[{"prompt": str(i), "split": "test" if i % 3 == 0 else "train"} for i in range(9)])
     assert texts(load_prompts(file, split="test")) == ["0", "3", "6"]

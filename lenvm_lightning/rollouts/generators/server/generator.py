@@ -18,6 +18,7 @@ from .controls import ControlFields
 from .discovery import find_model
 from .encoding import load_encoding
 from .event_loop import EventLoopThread
+from .options import require_options
 from .responses import ResponseReader
 from .retry_policy import Reachability, RetryPolicy
 from .seeds import Seeds
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SECONDS_TO_SAY_WHO_IT_IS = 30.0
-_MOST_CONCURRENT = 1000  # connections; more run into the limits of open files of common systems
 
 
 class ServerGenerator:
@@ -65,7 +65,8 @@ class ServerGenerator:
         tokens_written: tokens of all completions that have come; they come whole.
 
     Raises:
-        GeneratorError: no server there, no model or no tokenizer that could be used, the key refused.
+        GeneratorError: options that cannot be, no server there, no model or no tokenizer that could be used, the key
+            refused.
     """
 
     def __init__(
@@ -85,8 +86,20 @@ class ServerGenerator:
         seeds: bool = True,
         gamma: float | None = None,
     ) -> None:
-        if not 1 <= concurrency <= _MOST_CONCURRENT:
-            raise GeneratorError(f"concurrency must lie between 1 and {_MOST_CONCURRENT}, found {concurrency}")
+        require_options(
+            model=model,
+            processor=processor,
+            server=server,
+            concurrency=concurrency,
+            retries=retries,
+            backoff=backoff,
+            unreachable_timeout=unreachable_timeout,
+            timeout=timeout,
+            logprobs=logprobs,
+            api_key_env=api_key_env,
+            seeds=seeds,
+            gamma=gamma,
+        )
         self.tokens_written = 0
         self._address = read_address(url)
         self._credentials = Credentials(api_key_env, self._address.user)

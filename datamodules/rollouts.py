@@ -59,6 +59,7 @@ class RolloutsDataModule(L.LightningDataModule):
         if problems := self.settings.problems(self.kind):
             raise DataError("the data settings cannot be:\n  " + "\n  ".join(problems))
         self.processor_source = self.settings.processor  # the recipe's model names one where this is None
+        self.trust_remote_code = False  # of the processor; only a recipe that trusts its model's code says otherwise
         self._processor: Any = None
         self._table: Dataset | None = None
         self._train_loader: ResumableLoader | None = None
@@ -75,7 +76,8 @@ class RolloutsDataModule(L.LightningDataModule):
                 if self.trainer is None or self.trainer.lightning_module is None:
                     raise DataError("without a Trainer the DataModule needs to be told its processor: processor=...")
                 source = str(self.trainer.lightning_module.backbone_source)
-            self._processor = load_processor(source)
+                self.trust_remote_code = bool(getattr(self.trainer.lightning_module, "trust_remote_code", False))
+            self._processor = load_processor(source, trust_remote_code=self.trust_remote_code)
         return self._processor
 
     def _build(self) -> tuple[Dataset, str]:

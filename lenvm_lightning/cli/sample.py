@@ -12,7 +12,7 @@ EXAMPLES = """examples:
   lenvm sample --generator http://localhost:8000 --prompts questions.jsonl --options '{concurrency: 64}' --out q
 
 Killed or stopped, the same command goes on; where it is complete, it does nothing. OUT/rollouts.jsonl is there when
-all is. A server's key is read from $OPENAI_API_KEY.
+all is. A server's key is read from $OPENAI_API_KEY and sent to that server alone.
 exit status: 0 every completion is there, 3 some failed (OUT/failures.jsonl), 2 something to fix, 130 Ctrl-C,
 143 SIGTERM
 """

@@ -11,6 +11,7 @@ from ..decoding.sampling_params import SamplingParams
 from ..rollouts.ask import ask_for_missing
 from ..rollouts.completion_store import CompletionStore
 from ..rollouts.generators.interface import Answer, Failure, GeneratedText, Generator, Prompt, PromptRequest
+from ..rollouts.record import require_sound
 from ..utils.progress import CompletionProgress
 
 if TYPE_CHECKING:
@@ -99,7 +100,9 @@ class Sample:
             ValueError: it is not a whole sample; the text names the first thing that is wrong.
         """
         try:
-            return _SAMPLE.validate_python(line)  # type: ignore[return-value]
+            sample: Any = _SAMPLE.validate_python(line)
+            require_sound(sample.text, sample.token_ids, sample.logprob)
+            return sample
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

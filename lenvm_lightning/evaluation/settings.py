@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..decoding.sampling_params import SamplingParams
+from ..utils.plain_yaml import parse_yaml
 from ..utils.settings import COUNT, FOLDERS, NUMBER, OPTIONS, TEXT, Kind, setting, setting_of
 
 
@@ -30,7 +29,7 @@ def one_of(*known: str) -> Kind:
 
 
 def _parse_source(text: str) -> Any:
-    return yaml.safe_load(text) if text.startswith("{") else text
+    return parse_yaml(text) if text.startswith("{") else text
 
 
 TRUTH = Kind(lambda text: text.lower() in ("1", "true", "yes"), lambda value: isinstance(value, bool), "true or false")

@@ -10,7 +10,6 @@ A directory with an adapter is PEFT's own layout (`adapter_config.json`, `adapte
 import copy
 import dataclasses
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from ..errors import CheckpointError, nearest
+from ..utils.reading import in_a_sentence
+from .adapter_config import read_adapter_config, target_pattern
 from .backbone import load_backbone
-from .hub_files import Source, find_file, read_json, some, tensors_of_file
+from .hub_files import Source, find_file, some, tensors_of_file
 
 # PEFT is imported where it is used: it takes a second, and most models carry no adapter.
 
@@ -86,12 +87,15 @@ def add_adapter(backbone: PreTrainedModel, lora: LoRA) -> None:
             f"lora.targets: the language model of {type(backbone).__name__} has no linear layer "
             f"{', '.join(map(repr, unknown))}{nearest(unknown[0], linear)} It has {', '.join(sorted(linear))}."
         )
-    # Full names, so that layers of the same name in the vision tower are left alone.
-    under = re.escape(prefix) + r"\." if prefix else ""
-    pattern = f"{under}(?:.*\\.)?(?:{'|'.join(map(re.escape, targets))})"
     _inject(
         backbone,
-        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern, bias="none"),
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=target_pattern(prefix, targets),
+            bias="none",
+        ),
     )
 
 
@@ -173,23 +177,24 @@ def load_adapted(source: Source, **options: Any) -> PreTrainedModel:
     Raises:
         CheckpointError: a file is missing or broken, the base cannot be loaded, or keys of the two do not agree.
     """
-    from peft import LoraConfig, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
     settings, weights = (find_file(source, name) for name in (ADAPTER_CONFIG, ADAPTER_FILE))
     if settings is None or weights is None:
         raise CheckpointError(f"{str(source)!r} has no {ADAPTER_FILE} beside its {ADAPTER_CONFIG}. Save it again.")
-    stored = read_json(settings)
-    if str(stored.get("peft_type")).upper() != "LORA" or not stored.get("base_model_name_or_path"):
-        raise CheckpointError(
-            f"{settings} must describe a LoRA adapter and name its base model, found peft_type "
-            f"{stored.get('peft_type')!r} and base_model_name_or_path {stored.get('base_model_name_or_path')!r}"
-        )
-    backbone = load_backbone(stored["base_model_name_or_path"], **options)
-    config = LoraConfig.from_pretrained(str(settings.parent))
-    config.inference_mode = True
-    _inject(backbone, config)
+    config = read_adapter_config(settings)
     given = dict(tensors_of_file(weights, lambda key: True))
-    expected = adapter_weights(backbone)
+    ranks = [len(tensor) for key, tensor in given.items() if ".lora_A." in key and tensor.ndim]
+    if (rank := max(config.r, *config.rank_pattern.values(), 0)) > max(ranks, default=0):
+        raise CheckpointError(
+            f"{settings} says rank {rank}, which none of the weights in {weights} has: these files belong to different "
+            "adapters. Save or download the model again."
+        )
+    base = config.base_model_name_or_path
+    backbone = load_backbone(base, **options)
+    with in_a_sentence(f"the adapter in {str(source)!r} does not fit {base!r}"):
+        _inject(backbone, config)
+        expected = adapter_weights(backbone)
     wrong = [f"{key} is missing" for key in expected if key not in given]
     wrong += [f"{key} has no place" for key in given if key not in expected]
     wrong += [
@@ -199,7 +204,7 @@ def load_adapted(source: Source, **options: Any) -> PreTrainedModel:
     ]
     if wrong:
         raise CheckpointError(
-            f"the adapter in {str(source)!r} does not fit {stored['base_model_name_or_path']!r}: "
+            f"the adapter in {str(source)!r} does not fit {base!r}: "
             f"{some(wrong)}. They belong to different models: name the right base in {settings}."
         )
     set_peft_model_state_dict(backbone, {key.removeprefix(_IN_FILES): t for key, t in given.items()}, _NAME)

@@ -11,22 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..errors import CheckpointError, nearest
+from ..utils.reading import first_line, in_a_sentence
 from . import embedded
 from .backbone_config import QuantiseKind
-from .hub_files import Source, first_line, quiet_transformers, read_tensors, resolve, some
+from .hub_files import (
+    Source,
+    asks_for_trust,
+    must_be_trusted,
+    quiet_transformers,
+    read_tensors,
+    resolve,
+    some,
+)
 
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # entries of a config with one value a layer
 
 
 def hidden_size(config: PreTrainedConfig) -> int:
-    """Width of the last hidden state of the language model, nested configs included."""
-    return int(config.get_text_config().hidden_size)
+    """Width of the last hidden state of the language model, nested configs included.
+
+    Raises:
+        CheckpointError: the config does not say.
+    """
+    width = getattr(config.get_text_config(), "hidden_size", None)
+    if type(width) is not int or width < 1:
+        raise CheckpointError(f"the config of a {config.model_type} must say its hidden_size, found {width!r}")
+    return width
 
 
 def takes_argument(module: torch.nn.Module, name: str) -> bool:
@@ -62,21 +77,25 @@ def cache_argument(module: torch.nn.Module) -> str:
     return "cache" if takes_argument(module, "cache") else "past_key_values"
 
 
-def load_config(source: Source, overrides: dict[str, Any] | None = None, **options: Any) -> PreTrainedConfig:
+def load_config(
+    source: Source, overrides: dict[str, Any] | None = None, *, trust_remote_code: bool = False
+) -> PreTrainedConfig:
     """The backbone's config, with some entries changed.
 
+    Args:
+        source: hub id, directory or embedded name.
+        overrides: entries to change, nested where the config is.
+        trust_remote_code: run code that comes with it. transformers would ask at the terminal where nothing is said.
+
     Raises:
-        CheckpointError: no such model here or on the hub, one whose code is not trusted, or an override that the
-            config does not have.
+        CheckpointError: no such model here or on the hub, one whose code is not trusted, a config that is damaged, or
+            an override that it does not have.
     """
     try:
-        config = AutoConfig.from_pretrained(resolve(source), **options)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise CheckpointError(
-                f"{str(source)!r} comes with modelling code of its own: look at that code and, if it may run here, say "
-                "trust_remote_code: true in a recipe, or --trust-remote-code on a command line that takes it"
-            ) from error
+        config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=trust_remote_code)
+    except Exception as error:  # entries of a wrong type may end in anything
+        if not trust_remote_code and asks_for_trust(error, source, ("config.json",)):
+            raise must_be_trusted(source, "modelling code") from error
         raise CheckpointError(
             f"no model could be read from {str(source)!r}: {first_line(error)} Give a Hugging Face id (needs "
             f"the hub), a directory with a config.json, or an embedded name ({', '.join(embedded.generators())})."
@@ -85,10 +104,8 @@ def load_config(source: Source, overrides: dict[str, Any] | None = None, **optio
         return config
     # Built anew from its entries: a config derives some of them from others when it is made, not when it is changed.
     entries = _merge(config.to_dict(), overrides, str(source))
-    try:
+    with in_a_sentence(f"overrides {overrides} do not make a valid config of {source}"):
         return type(config).from_dict(entries)
-    except ValueError as error:
-        raise CheckpointError(f"overrides {overrides} do not make a valid config of {source}: {error}") from error
 
 
 def _merge(entries: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:
@@ -106,7 +123,9 @@ def _merge(entries: dict[str, Any], overrides: dict[str, Any], where: str) -> di
 def cut_layers(config: PreTrainedConfig, count: int, source: Source) -> None:
     """Makes a config ask for only the first layers of its language model."""
     text = config.get_text_config()
-    there = text.num_hidden_layers
+    there = getattr(text, "num_hidden_layers", None)
+    if type(there) is not int:
+        raise CheckpointError(f"the config of {str(source)!r} must say its num_hidden_layers, found {there!r}")
     if not 1 <= count <= there:
         raise CheckpointError(f"keep_layers must lie between 1 and {there}, the layers of {str(source)!r}; got {count}")
     lists = {name: vars(text)[name][:count] for name in _PER_LAYER if vars(text).get(name)}
@@ -201,14 +220,12 @@ def _contradiction(
 def _from_config(source: Source, config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
     """A model of this shape with random weights; without any on the meta device."""
     dtype = options["dtype"]
-    if dtype == "auto":
-        dtype = torch.float32
-    elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    try:
+    with in_a_sentence(f"a model like {str(source)!r} cannot be built"):
+        if dtype == "auto":
+            dtype = torch.float32
+        elif isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
         return AutoModel.from_config(config, **{**options, "dtype": dtype})
-    except ImportError as error:
-        raise CheckpointError(f"a model like {str(source)!r} cannot be built: {first_line(error)}") from error
 
 
 def _from_weights(source: Source, config: PreTrainedConfig, options: dict[str, Any], cut: bool) -> PreTrainedModel:
@@ -225,7 +242,7 @@ def _from_weights(source: Source, config: PreTrainedConfig, options: dict[str, A
             )
     except ImportError as error:  # attention kernels, say
         raise CheckpointError(f"{str(source)!r} cannot be loaded as it was asked for: {first_line(error)}") from error
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # of whatever a config or file of a wrong form made transformers do
         raise CheckpointError(
             f"no weights could be read from {str(source)!r} (looked for safetensors files): {first_line(error)}"
         ) from error
@@ -250,7 +267,7 @@ def _in_four_bits(
     options["dtype"] = computed = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if computed not in (torch.float32, torch.bfloat16, torch.float16):
         raise CheckpointError(f"quantise: {kind} computes in float32, bfloat16 or float16; dtype is {dtype}")
-    with torch.device("meta"):
+    with torch.device("meta"), in_a_sentence("the config makes no model that could be loaded in four bits"):
         shape = AutoModel.from_config(config, trust_remote_code=options["trust_remote_code"])
     return BitsAndBytesConfig(
         load_in_4bit=True,

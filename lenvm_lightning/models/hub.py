@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # of the HTTP client it uses, which changes with its version
 
 from ..errors import CheckpointError
-from .hub_files import first_line
+from ..utils.reading import first_line
 
 
 def push_folder(

@@ -1,9 +1,11 @@
 """What a value model remembers beside its weights: `lenvm_config.json`."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 from ..objectives import LengthTarget, TargetKind
+from ..utils.settings import is_integer, is_number
+from .backbone_config import DtypeKind, QuantiseKind
 
 
 @dataclasses.dataclass
@@ -21,7 +23,7 @@ class LenVMConfig:
             `digest`; empty for a model that holds its own.
 
     Raises:
-        ValueError: a gamma, target or length scale that means nothing.
+        ValueError: entries that mean nothing; the file may have been written by hand, or by a stranger.
     """
 
     gamma: float
@@ -35,9 +37,35 @@ class LenVMConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
             raise ValueError(f"gamma must be a number strictly between 0 and 1; got {self.gamma!r}")
-        LengthTarget(self.target, self.gamma, self.length_scale)  # checks the others
+        if not is_number(self.length_scale):
+            raise ValueError(f"length_scale must be a number; got {self.length_scale!r}")
+        LengthTarget(self.target, self.gamma, self.length_scale)  # checks the two others
+        wanted = {
+            "backbone": (self.backbone is None or isinstance(self.backbone, str), "a text or null"),
+            "rollouts": (_is_rollouts(self.rollouts), "an object, its generators one by their names"),
+            "dropout": (is_number(self.dropout) and 0.0 <= self.dropout < 1.0, "a number of at least 0 and below 1"),
+            "base": (_is_base(self.base), "an object that says dtype, quantise, keep_layers and digest"),
+        }
+        if wrong := [f"{name} must be {kind}" for name, (fits, kind) in wanted.items() if not fits]:
+            raise ValueError("; ".join(wrong))
 
     @property
     def rule(self) -> LengthTarget:
         """The target rule: logit -> value, remaining."""
         return LengthTarget(self.target, self.gamma, self.length_scale)
+
+
+def _is_rollouts(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("generators", {}), dict)
+
+
+def _is_base(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    layers, digest = value.get("keep_layers"), value.get("digest")
+    return (
+        value.get("dtype", "float32") in get_args(DtypeKind)
+        and value.get("quantise") in (None, *get_args(QuantiseKind))
+        and (layers is None or (is_integer(layers) and layers >= 1))
+        and (digest is None or isinstance(digest, str))
+    )

@@ -4,19 +4,22 @@ Front matter is built with huggingface_hub, whose `model-index` lists what was m
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import CheckpointError
 from ..metrics import POSITION_NAMES
+from ..utils.plain_yaml import parse_yaml
+from ..utils.reading import first_line
 from . import embedded
-from .hub_files import Source, find_file, first_line
+from .hub_files import Source, find_file
 from .lenvm_config import LenVMConfig
 
 CARD_FILE = "README.md"
@@ -80,12 +83,33 @@ def stored_card(source: Source) -> ModelCard | None:
     path = find_file(source, CARD_FILE)
     if path is None:
         return None
+    _front_matter(path)  # what is too much for us is too much for the hub's reader, too
     try:
-        return ModelCard(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"the front matter of {path} cannot be read: {first_line(error)} Correct or delete that file."
-        ) from error
+        return ModelCard(path.read_text(encoding="utf-8-sig"))
+    except Exception as error:  # entries of a wrong type, which the hub's reader takes as they are
+        raise _unreadable(path, error) from error
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """What stands between the two `---` at the top of a card; empty where nothing does.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        block = REGEX_YAML_BLOCK.search(path.read_text(encoding="utf-8-sig"))
+        found = parse_yaml(block[2]) if block is not None else None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if found is not None and not isinstance(found, dict):
+        raise _unreadable(path, ValueError(f"it must be a mapping, found {type(found).__name__}"))
+    return found or {}
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"the front matter of {path} cannot be read: {first_line(error)} Correct or delete that file."
+    )
 
 
 def _eval_results(metrics: Mapping[str, float], generators: list[str], notice: str | None) -> list[EvalResult]:
@@ -125,6 +149,9 @@ def _license_of(backbone: str) -> str | None:
     if embedded.is_embedded(backbone):
         return _LICENSE_OF_EMBEDDED
     card = Path(backbone) / CARD_FILE
-    stored: dict[str, Any] = (metadata_load(card) or {}) if card.is_file() else {}
-    license = stored.get("license")
+    try:
+        license = _front_matter(card).get("license") if card.is_file() else None
+    except CheckpointError as error:  # no reason to lose what was trained
+        print(f"note: no licence is known, {error}", file=sys.stderr)
+        return None
     return license if isinstance(license, str) else None

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .hub_files import Source, find_file, quiet_transformers, read_json, read_tensors, tensors_of_file
+from ..utils.reading import read_json_object
+from .hub_files import Source, find_file, quiet_transformers, read_tensors, tensors_of_file
 
 CONFIG_FILE = "lenvm_config.json"
 HEAD_FILE = "value_head.safetensors"
@@ -76,7 +77,7 @@ def check_head(head: dict[str, Tensor], expected: dict[str, Tensor], source: Sou
 def read_lenvm_config(source: Source) -> dict[str, Any]:
     """Content of `lenvm_config.json`; empty for published directories, which have none."""
     path = find_file(source, CONFIG_FILE)
-    return read_json(path) if path else {}
+    return read_json_object(path) if path else {}
 
 
 @contextlib.contextmanager

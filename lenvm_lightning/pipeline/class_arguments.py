@@ -131,7 +131,7 @@ def _misfit(cls: type, name: str, value: Any) -> str:
 def _judge(cls: type, name: str, value: Any) -> str:
     try:
         _parser(cls, name).parse_object({name: value})
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:  # a whole number beyond every float
         annotation, group = _annotation(cls, name), _dataclass_of(cls, name)
         if group is not None:
             wanted = "a name or settings" if str in get_args(annotation) else "settings"

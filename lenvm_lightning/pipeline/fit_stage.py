@@ -102,6 +102,8 @@ class FitCLI(LightningCLI):
         self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
         if getattr(self.datamodule, "processor_source", "") is None:
             self.datamodule.processor_source = self.model.backbone_source
+            # The same place, and what was said of code that comes with it.
+            self.datamodule.trust_remote_code = getattr(self.model, "trust_remote_code", False)
 
     def build_trainer(self, folder: RunFolder, resumed_step: int | None) -> L.Trainer:
         """The Trainer, with its loggers, and our callbacks beside those of the recipe.

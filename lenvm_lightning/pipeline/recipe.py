@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 
 from ..errors import RecipeError, nearest
 from ..evaluation.read_settings import has
 from ..evaluation.read_settings import mistakes as mistakes_of_task
 from ..training.callbacks import ResumableCheckpoint
 from ..training.loggers import RUN_FOLDER, needs_save_dir
+from ..utils.plain_yaml import parse_yaml, read_yaml_file
 from .class_arguments import Mistake, load_class, mistakes_of_arguments, mistakes_of_class, unknown_keys
 from .sample_stage import FIELDS, wrong_values
 
@@ -62,14 +62,8 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
         RecipeError: broken YAML, unknown keys, values of a wrong type, overrides without a value; all problems at once,
             with their lines.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        recipe = yaml.safe_load(text) or {}
-        keys = list(_key_lines(yaml.compose(text)))
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    recipe, keys = read_yaml_file(path, RecipeError)
+    recipe = {} if recipe is None else recipe
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path} must hold stages ({', '.join(STAGES)}), found {type(recipe).__name__}")
     recipe = {stage: {} if section is None else section for stage, section in recipe.items()}
@@ -85,8 +79,8 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
             problems.append(f"--{key}: a value is missing")
             continue
         try:
-            problems += [f"--{key}: {text}" for text in _override(recipe, key, yaml.safe_load(value))]
-        except yaml.YAMLError as error:
+            problems += [f"--{key}: {text}" for text in _override(recipe, key, parse_yaml(value))]
+        except ValueError as error:
             problems.append(f"--{key}: {error}")
     if not problems:
         problems = [
@@ -99,17 +93,6 @@ def read_recipe(path: Path, overrides: list[tuple[str, str | None]]) -> dict[str
     if problems:
         raise RecipeError("the recipe has mistakes:\n  " + "\n  ".join(problems))
     return recipe
-
-
-def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = (*prefix, str(key.value))
-            yield path, key.start_mark.line + 1
-            yield from _key_lines(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, entry in enumerate(node.value):
-            yield from _key_lines(entry, (*prefix, str(number)))
 
 
 def _line_of(key: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import RecipeError
+from ..utils.foreign_text import without_credentials
 from ..utils.settings import COUNT, FOLDERS, OPTIONS, SOURCES, TEXT, describe, misfits, setting, setting_of
 
 
@@ -47,8 +48,8 @@ class SampleSettings:
         return SamplingParams(**{one.name: getattr(self, one.name) for one in fields(SamplingParams)})
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as a recipe has them; without ``stop`` and ``allow_images_from`` where there are none."""
-        values = {**asdict(self), "stop": list(self.stop)}
+        """The settings as a recipe has them, without what there is none of, and never with a password."""
+        values = {**asdict(self), "stop": list(self.stop), "generator": without_credentials(self.generator)}
         return {name: value for name, value in values.items() if name not in ("stop", "allow_images_from") or value}
 
 
@@ -86,7 +87,8 @@ def settled(settings: SampleSettings, runs: Path) -> SampleSettings:
         return settings
     content = {key: value for key, value in settings.as_dict().items() if key not in _ELSEWHERE}
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
-    name = re.sub(r"[^\w.-]+", "-", settings.generator.rstrip("/").split("/")[-1]).strip("-.") or "generator"
+    name = without_credentials(settings.generator).partition("?")[0].rstrip("/").split("/")[-1]
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "generator"
     return replace(settings, out=str(runs / "rollouts" / f"{name}-{digest}"))
 
 
@@ -136,9 +138,9 @@ def check_sampling(settings: SampleSettings) -> bool:
     prompts = load_prompts(
         settings.prompts, split=settings.split, limit=settings.limit, allow_images_from=settings.allow_images_from
     )
-    file = rollouts_file(settings)
+    file, generator = rollouts_file(settings), without_credentials(settings.generator)
     print(
-        f"sample: {settings.n} completions of each of {len(prompts):,} prompts by {settings.generator}, "
+        f"sample: {settings.n} completions of each of {len(prompts):,} prompts by {generator}, "
         f"{settings.n * len(prompts):,} in all, at most {settings.max_tokens:,} tokens each, into {file.parent}"
         + (" (complete)" if file.exists() else "")
     )

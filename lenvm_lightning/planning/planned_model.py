@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel, PreTrainedModel
 
-from ..errors import CheckpointError
 from ..models.adapters import add_adapter
 from ..models.backbone import cut_layers, load_config
 from ..models.backbone_config import BackboneConfig
-from ..models.hub_files import first_line
 from ..models.lenvm_config import LenVMConfig
 from ..models.value_model import LengthValueModel
 from ..training.build import prepare_for_training, set_train_mode
 from ..training.module import LenVMModule
 from ..training.settings import LenVMSettings
+from ..utils.reading import in_a_sentence
 from .memory_kinds import HEAD, LANGUAGE, VISION
 from .settings import PlanSettings
 
@@ -70,10 +69,9 @@ def _build_backbone(wanted: BackboneConfig, weight_dtype: torch.dtype | None) ->
         cut_layers(config, wanted.keep_layers, wanted.source)
     options = {"attn_implementation": wanted.attn_implementation} if wanted.attn_implementation else {}
     dtype = weight_dtype or getattr(torch, wanted.dtype)
-    try:
+    # Such as attention kernels that are not installed here.
+    with in_a_sentence(f"{wanted.source!r} cannot be planned here"):
         return AutoModel.from_config(config, dtype=dtype, trust_remote_code=wanted.trust_remote_code, **options)
-    except ImportError as error:  # attention kernels that are not installed here
-        raise CheckpointError(f"{wanted.source!r} cannot be planned here: {first_line(error)}") from error
 
 
 def _add_adapter(backbone: PreTrainedModel, settings: LenVMSettings, weight_dtype: torch.dtype | None) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from ..errors import RecipeError
-from ..models.hub_files import first_line
+from ..utils.reading import first_line
 
 RUN_FOLDER = "{run}"  # stands for the folder of the run in a logger's settings; it is chosen after they are read
 

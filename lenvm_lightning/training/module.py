@@ -89,6 +89,11 @@ class LenVMModule(L.LightningModule):
         """Where the backbone, and hence tokenizer and processor, come from."""
         return self.settings.backbone.source
 
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that comes with the backbone may run, its tokenizer's, too."""
+        return self.settings.backbone.trust_remote_code
+
     # -- forward, target, loss ----------------------------------------------------------------------------------
 
     def forward(self, batch: LengthBatch) -> Tensor:

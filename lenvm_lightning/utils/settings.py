@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-import yaml
+from .plain_yaml import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,6 @@ def _are_sources(value: Any) -> bool:
     return bool(many) and all(is_text(source) or (isinstance(source, dict) and source) for source in many)
 
 
-def _parse_yaml(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-
-
 def _are_texts(value: Any) -> bool:
     many = value if isinstance(value, list | tuple) else [value]
     return bool(many) and all(map(is_text, many))
@@ -67,7 +60,7 @@ def _are_texts(value: Any) -> bool:
 TEXT = Kind(str, is_text, "a word")
 SOURCES = Kind(str, _are_sources, "a name, a file, {source: ...} or a list of these")
 OPTIONS = Kind(
-    _parse_yaml,
+    parse_yaml,
     lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
     "a mapping such as {concurrency: 64}",
 )

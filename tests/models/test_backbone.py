@@ -1,12 +1,16 @@
 """Backbones: their vision, their shape, their first layers, and what cannot be loaded."""
 
 import copy
+import io
 import json
 import shutil
+import sys
 
 import pytest
 import torch
+import transformers
 from adapted import adapted
+from coded import with_code
 from published import rewrite
 from safetensors.torch import load_file
 from torch import nn
@@ -21,7 +25,7 @@ from value_models import GAMMA, build, image_inputs, in_float64, inputs_of, logi
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import CheckpointError
-from lenvm_lightning.models.backbone import load_backbone, token_types
+from lenvm_lightning.models.backbone import load_backbone, load_config, token_types
 from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.value_model import LengthValueModel
 
@@ -271,3 +275,46 @@ def test_no_weights_are_read_where_there_is_no_memory_for_them(monkeypatch):
         model = LengthValueModel.from_backbone("tiny-text", LenVMConfig(0.97), keep_layers=2, expected_length=50.0)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert len(model.backbone.layers) == 2
+
+
+def test_code_of_a_backbone_runs_only_where_that_is_said(tmp_path, monkeypatch):
+    """transformers would ask at the terminal."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    folder, mark = with_code(tmp_path / "coded", tmp_path / "ran", tokenizer=False), tmp_path / "ran"
+    for load in (load_config, load_backbone, lambda source: LengthValueModel.from_pretrained(source, gamma=0.9)):
+        with pytest.raises(CheckpointError, match=r"modelling code of its own: .*trust_remote_code: true in a recipe"):
+            load(folder)
+    assert sys.stdin.tell() == 0
+    assert not mark.exists()
+    assert load_config(folder, trust_remote_code=True).model_type == "mine"
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[1]", "no model could be read from"),
+        ("{", r"config\.json' is not a valid JSON file"),
+        ({}, "no model could be read from"),
+        ({"model_type": [1]}, "no model could be read from"),
+        ({"hidden_size": "wide"}, "'hidden_size'.*expected int"),
+        ({"hidden_size": -1}, "no weights could be read from"),
+        ({"num_attention_heads": 0}, "could be read from"),
+        ({"layer_types": ["x"]}, "no model could be read from"),
+        ({"rope_parameters": 3}, "no model could be read from"),
+        ({"quantization_config": [1]}, "no model could be read from"),
+        ({"attn_implementation": 3}, "no weights could be read from"),
+        ({"tie_word_embeddings": "x"}, "no model could be read from"),
+    ],
+)
+def test_configs_of_a_wrong_form(tmp_path, content, words):
+    folder = shutil.copytree(tinyworld.path("tiny-text"), tmp_path / "base")
+    if isinstance(content, dict):
+        whole = json.loads((folder / "config.json").read_text())
+        content = json.dumps({**whole, **content} if content else {})
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=words) as told:
+        load_backbone(folder)
+    assert str(folder) in str(told.value)

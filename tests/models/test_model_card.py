@@ -2,10 +2,12 @@
 
 import math
 
+import pytest
 from huggingface_hub import ModelCard
 
 from lenvm_lightning import LenVMConfig, tinyworld
-from lenvm_lightning.models.model_card import model_card
+from lenvm_lightning.errors import CheckpointError
+from lenvm_lightning.models.model_card import model_card, stored_card
 
 METRICS = {
     "mae_tokens/start": 12.5, "mae_tokens/all": 8.25, "mae_tokens_constant/start": 20.0, "mre": 0.125, "loss": 0.01,
@@ -57,3 +59,17 @@ def test_a_license_is_that_of_the_backbone_unless_it_is_given(tmp_path):
 
 def test_without_metrics_there_is_no_model_index():
     assert "model-index" not in model_card(LenVMConfig(gamma=0.99)).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    "front_matter",
+    ["license: [mit", "a: &a {b: *a}", "- license", "x: &a [1]\ny: !!timestamp z", "1: 2\nmodel-index: 3"],
+)
+def test_front_matter_that_cannot_be_read_costs_no_more_than_the_license(tmp_path, front_matter, capsys):
+    (tmp_path / "README.md").write_text(f"---\n{front_matter}\n---\n\nA base.\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"the front matter of .*README\.md cannot be read: .*Correct or delete"):
+        stored_card(tmp_path)
+    card = model_card(LenVMConfig(gamma=0.99, backbone=str(tmp_path)))  # at the end of a training
+    assert "license" not in card.data.to_dict()
+    if "model-index" not in front_matter:  # for the license alone that is good enough
+        assert "note: no licence is known, the front matter of" in capsys.readouterr().err

@@ -1,10 +1,14 @@
 """The stage `fit`: settings that cannot be, what is trained, what is kept when it ends."""
 
+import io
 import json
+import sys
 from functools import partial
 
 import lightning as L
 import pytest
+import transformers
+from coded import with_code
 from ranks import fit_of
 from short_runs import SHORT
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -188,3 +192,21 @@ def test_generators_are_not_shared_out(tmp_path):
     cli = parse_fit(fit_of("fsdp", kind, "lenvm_lightning.tinyworld.datamodule.TinyCorpus"), "here")
     with pytest.raises(RecipeError, match="TinyLanguageModel cannot be sharded"):
         cli.build_trainer(RunFolder(tmp_path), None)
+
+
+def test_code_of_a_backbone_and_of_its_tokenizer_run_only_where_a_recipe_says_so(
+    here, capsys, text_rollouts, monkeypatch
+):
+    """Neither a look at a recipe nor its plan runs any; transformers would ask at the terminal."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(here / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    base = with_code(here / "base", here / "ran")
+    words = ["text_lenvm", "--fit.data.files", str(text_rollouts), "--fit.model.backbone", str(base)]
+    for command in (["run", *words, "--check"], ["plan", *words]):
+        assert main(command) == 2
+        assert "of its own: look at that code" in capsys.readouterr().err
+    assert sys.stdin.tell() == 0
+    assert not (here / "ran").exists()
+    assert main(["run", *words, "--check", "--fit.model.backbone.trust_remote_code", "true"]) == 0
+    assert (here / "ran").exists()

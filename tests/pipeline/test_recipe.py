@@ -115,3 +115,35 @@ def test_unknown_recipe_lists_the_shipped_ones(here, capsys):
     err = capsys.readouterr().err
     assert "did you mean 'vlm_lenvm'?" in err
     assert "qwen2.5-1.5b" in err
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "r.yaml is not valid YAML: line 5, column 8: more than 20,000 keys and values"),
+        ("fit: &a {model: *a}", "r.yaml is not valid YAML: line 1, column 17: the alias *a is part of what it stands"),
+        ("fit: " + "[" * 10_000 + "]" * 10_000, "r.yaml is not valid YAML: line 1, column 55: lists and mappings are"),
+        ("fit: {seed_everything: " + "9" * 5000 + "}", "r.yaml is not valid YAML: line 1, column 24: '9999"),
+    ],
+)
+def test_yaml_that_would_take_the_machine(here, capsys, text, words):
+    (here / "r.yaml").write_text(text)
+    assert main(["run", "r.yaml", "--check"]) == 2
+    assert words in capsys.readouterr().err
+    (here / "r.yaml").write_text("evaluate: [{task: lifebench}]\n")
+    assert main(["run", "r.yaml", "--check", "--evaluate.options", text]) == 2
+    assert words.replace("r.yaml is not valid YAML", "--evaluate.options") in capsys.readouterr().err
+
+
+def test_what_an_alias_stands_for_is_changed_in_one_place_only(here):
+    (here / "r.yaml").write_text(
+        "evaluate: [&a {task: lifebench, options: &o {rows: 2}}, {task: gsm8k, options: *o}]\n"
+    )
+    recipe = read_recipe(here / "r.yaml", [("evaluate.lengths", "[16]"), ("evaluate.limit", "1")])
+    assert recipe["evaluate"][0]["options"] is not recipe["evaluate"][1]["options"]
+    assert "lengths" not in recipe["evaluate"][1]

@@ -1,7 +1,6 @@
 """Generators as they lie on disk: the whole model with its vocabulary head, and what identifies it."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers.utils import cached_file
 from ....errors import CheckpointError, GenerationError, GeneratorError, nearest
 from ....models import embedded
 from ....models.backbone import load_config
-from ....models.hub_files import quiet_transformers, resolve
+from ....models.hub_files import quiet_transformers, resolve, shard_names
 from ....models.processors import load_processor, tokenizer_of
 
 DTYPES = ("auto", "float32", "float64", "bfloat16", "float16")
@@ -147,7 +146,7 @@ def _weight_files(source: str) -> list[Path]:
     index = _file(source, "model.safetensors.index.json")
     names = ["model.safetensors", "adapter_model.safetensors"]
     if index is not None:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(shard_names(index).values()))
     return [file for name in names if (file := _file(source, name)) is not None]
 
 

@@ -85,7 +85,10 @@ def execute(arguments: argparse.Namespace) -> int:
     if images and not hasattr(generator.processor, "image_processor"):
         raise GenerationError(f"--image: {name} reads text only")
     content = "<image>" * (len(images) - prompt.count("<image>")) + prompt
-    ids, vision = encode_prompt(generator.processor, [{"role": "user", "content": content}], images)
+    try:
+        ids, vision = encode_prompt(generator.processor, [{"role": "user", "content": content}], images)
+    except ValueError as error:
+        raise GenerationError(str(error)) from error
     settings: dict[str, Any] = {
         key: getattr(arguments, key)
         for key in ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "compile")

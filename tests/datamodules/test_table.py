@@ -1,6 +1,7 @@
 """Rollout files and data sets to tables: bad lines by name, and the cache."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from rollout_lines import SEEN, USER, draw
 from datamodules import table as table_module
 from datamodules.table import build_table, default_cache_dir, find_files
 from datamodules.tokenise import Limits
-from lenvm_lightning.errors import DataError
+from lenvm_lightning.errors import ChatTemplateError, DataError
+from lenvm_lightning.rollouts import prompting
 from lenvm_lightning.utils.locked_folder import FolderLock
 
 # -- bad lines ------------------------------------------------------------------------------------------------------
@@ -93,6 +95,23 @@ def test_images_elsewhere_are_bad_rows_unless_they_are_allowed(tiny_vl, tmp_path
         allowed = problems(**source, allow_images_from=str(tmp_path / "private"))
         assert allowed[:2] == ([""] * 4, places)
         assert allowed[2] != key
+
+
+def test_a_row_that_the_chat_template_refuses_leaves_the_others(build, tiny_text):
+    strict = copy.deepcopy(tiny_text)
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    strict.chat_template = refusal + "{{ messages[0].content }}"
+    system = [{"role": "system", "content": "Be brief."}, *USER]
+    table = build(strict, {"messages": system, "completion": "a"}, {"messages": USER, "completion": "a"})
+    assert table["problem"] == ["the chat template refuses the prompt: no system", ""]
+
+
+def test_a_chat_template_without_end_ends_the_start(build, tiny_text, monkeypatch):
+    monkeypatch.setattr(prompting, "_TEMPLATE_SECONDS", 0.1)
+    strange = copy.deepcopy(tiny_text)
+    strange.chat_template = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ChatTemplateError, match="did not come to an end"):
+        build(strange, *[{"messages": USER, "completion": "a"}] * 3)
 
 
 def test_one_bad_completion_of_a_group_leaves_the_others(build, tiny_text):

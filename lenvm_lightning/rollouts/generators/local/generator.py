@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel
 
 from ....decoding.arguments import ends_with_stop
@@ -189,7 +188,7 @@ class LocalGenerator:
                 )
             try:
                 ids, inputs = self._encode(prompt, sampling, asked.control)
-            except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
+            except (ValueError, TypeError, KeyError, IndexError) as error:
                 reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
                 yield from _failures(asked, reason)
                 continue

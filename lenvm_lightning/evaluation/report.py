@@ -68,7 +68,7 @@ def provenance_line(results: Results) -> str:
     if given.get("gamma"):
         parts.append(f"γ {given['gamma']:.6g}")
     if "seed" in given:
-        parts.append(f"seed {given['seed']}")
+        parts.append("no seed" if given["seed"] is None else f"seed {given['seed']}")
     return " · ".join(part for part in parts if part)
 
 

@@ -59,6 +59,7 @@ class Sample:
         text: what was written.
         token_ids: generated.
         reencoded: True = a server gave text only, and the ids come from encoding it again.
+        seedless: True = it was sampled without a seed, and cannot be sampled a second time.
     """
 
     system: StrictStr
@@ -71,6 +72,7 @@ class Sample:
     text: StrictStr
     token_ids: list[StrictInt]
     reencoded: StrictBool = False
+    seedless: StrictBool = False
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False, extra="forbid")
 
     @property
@@ -241,4 +243,5 @@ def _sample(key: SampleKey, completion: GeneratedText, found: dict[str, Any]) ->
         text=completion.text,
         token_ids=completion.token_ids,
         reencoded=completion.reencoded,
+        seedless=completion.seed is None,
     )

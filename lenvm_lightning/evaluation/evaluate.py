@@ -12,6 +12,7 @@ from .. import __version__
 from ..errors import EvaluationError
 from ..utils.json_input import read_object
 from ..utils.locked_folder import FolderLock, differences, full_disk_in_a_sentence
+from ..utils.own_folder import claim, refuse_others
 from . import tasks
 from .models import Models
 from .prepare import Prepared, identity_of, name_of_folder, prepare
@@ -117,7 +118,10 @@ def _compare_runs(task: RunTask, settings: EvaluationSettings, root: Path, comma
         curves=findings.curves,
     )
     folder = Path(settings.out) if settings.out else root / f"{task.name}-{task.digest_of(settings)[:8]}"
+    owned = (folder, "comparison", EvaluationError, "Choose another folder (--out).")
+    refuse_others(*owned)
     with FolderLock(folder):
+        claim(*owned)
         text = write_report(folder, results, findings.figures, {}, command)
     return Evaluated(folder, results, text)
 

@@ -8,6 +8,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -130,7 +131,7 @@ def _misfit(cls: type, name: str, value: Any) -> str:
 
 def _judge(cls: type, name: str, value: Any) -> str:
     try:
-        _parser(cls, name).parse_object({name: value})
+        found = _parser(cls, name).parse_object({name: value})
     except (ArgumentError, OverflowError) as error:  # a whole number beyond every float
         annotation, group = _annotation(cls, name), _dataclass_of(cls, name)
         if group is not None:
@@ -142,7 +143,15 @@ def _judge(cls: type, name: str, value: Any) -> str:
         if words:
             return f"{name} must be one of {', '.join(words)}, found {value!r}{nearest(str(value), words)}"
         return f"{name} must be {inspect.formatannotation(annotation)}, found {value!r}"
-    return ""
+    # YAML has .inf and .nan, and 1e999 is infinite, too; no setting means anything then.
+    return "" if _is_finite(found.as_dict()) else f"{name} must be finite, found {value!r}"
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers within a value are."""
+    if isinstance(value, dict | list | tuple):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _words_of(annotation: Any) -> list[str]:

@@ -1,6 +1,5 @@
 """The fit stage of a recipe: settings -> data, model and Trainer -> fit -> model directory and results."""
 
-import json
 import re
 import shutil
 import warnings
@@ -32,8 +31,10 @@ from ..training.deepspeed import ZeRO
 from ..training.fsdp import FullySharded, gather_full_weights, is_sharded
 from ..training.loggers import open_loggers
 from ..training.module import LenVMModule
+from ..utils.own_folder import put_in_place
+from ..utils.reading import in_a_sentence
 from .report import as_results, as_table, card_of_run, next_commands
-from .run_folder import RunFolder
+from .run_folder import WRITE_AGAIN, RunFolder
 
 _TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
@@ -223,15 +224,19 @@ def _finish(cli: FitCLI, folder: RunFolder, trainer: L.Trainer, metrics: Mapping
         results["quality"] = cli.model.judge(part)
     else:
         card_of_run(cli.model.model.config, results, cli.settings).save(part / CARD_FILE)
-    shutil.rmtree(folder.model, ignore_errors=True)
-    part.replace(folder.model)
+    put_in_place(part, folder.model)
     folder.finish(results)
     print_end(folder)
 
 
 @rank_zero_only
 def print_end(folder: RunFolder) -> None:
-    """Print the table of errors of a finished run, and the next commands."""
-    results = json.loads(folder.results.read_text(encoding="utf-8"))
-    print(as_table(results))
-    print(next_commands(folder.path, results))
+    """Print the table of errors of a finished run, and the next commands.
+
+    Raises:
+        RecipeError: its results are not what a run leaves.
+    """
+    results = folder.read_results()
+    with in_a_sentence(f"{folder.results} does not hold what a run leaves", RecipeError, WRITE_AGAIN):
+        told = f"{as_table(results)}\n{next_commands(folder.path, results)}"
+    print(told)

@@ -18,7 +18,7 @@ from .evaluate_stage import check_tasks, needs_generator, plan_tasks, run_tasks
 from .fit_stage import FitCLI, parse_fit, print_end, run_fit
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
-from .run_folder import RunFolder, claimed_folder, is_first_process
+from .run_folder import RunFolder, claimed_folder, is_first_process, require_name
 from .sample_stage import (
     SampleSettings,
     check_sampling,
@@ -56,12 +56,13 @@ def run_recipe(
     settings = read_recipe(path, overrides)
     sampling = _plan_sampling(settings, overrides, path, runs)
     named = named_servers(overrides)
+    folder_name = require_name(name, path.stem)
     if "fit" not in settings:
-        return _run_without_fit(settings, sampling, path, runs / (name or path.stem), check, named)
+        return _run_without_fit(settings, sampling, path, RunFolder(runs / folder_name), check, named)
     cli = parse_fit(settings["fit"], str(path))
     if sampling is not None:
         cli.settings = {"sample": sampling.as_dict(), **cli.settings}
-    tasks = _plan_tasks(cli, settings, sampling, path, runs / (name or path.stem) / "model")
+    tasks = _plan_tasks(cli, settings, sampling, path, RunFolder(runs / folder_name).model)
     check_tasks(tasks, settings.get("variants", {}).get("runs", ()))
     if check:
         return _check(cli, sampling, path)
@@ -88,7 +89,7 @@ def _run_without_fit(
     settings: dict[str, Any],
     sampling: SampleSettings | None,
     path: Path,
-    folder: Path,
+    folder: RunFolder,
     check: bool,
     named: frozenset[str],
 ) -> int:
@@ -101,8 +102,10 @@ def _run_without_fit(
         for task in tasks:
             print(f"evaluate: {task.task} of {without_credentials(task.generator or 'the embedded pair')}")
         return 0
+    if tasks:
+        folder.claim()
     status = run_sampling(*without_foreign_keys([sampling], named), wait=True) if sampling is not None else 0
-    return run_tasks(without_foreign_keys(tasks, named), folder, _typed()) or status if tasks else status
+    return run_tasks(without_foreign_keys(tasks, named), folder.path, _typed()) or status if tasks else status
 
 
 def _plan_tasks(

@@ -12,6 +12,7 @@ import yaml
 
 from ..errors import RecipeError
 from ..utils.locked_folder import differences, write_whole
+from ..utils.plain_yaml import read_yaml_file
 
 _OF_RANKS = (
     "LOCAL_RANK", "RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
@@ -41,8 +42,7 @@ def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
     for name in recipe["variants"]["runs"]:
         plan, text = plans / f"{name}.yaml", yaml.safe_dump(vary(dict(recipe), name), sort_keys=False)
         begun = (folder / "variants" / name / "recipe.yaml").exists()
-        if begun and plan.exists() and (old := plan.read_text(encoding="utf-8")) != text:
-            changed = differences(yaml.safe_load(old), yaml.safe_load(text))
+        if begun and plan.exists() and (changed := _changed(plan, text)):
             others.append(f"{folder / 'variants' / name}: {'; '.join(changed)}")
             continue
         write_whole(plan, text)
@@ -58,6 +58,15 @@ def run_variants(recipe: Mapping[str, Any], folder: Path) -> int:
     return _run_side_by_side(waiting, jobs, folder)
 
 
+def _changed(plan: Path, text: str) -> list[str]:
+    """In what a variant differs from what it was trained with."""
+    try:
+        old, _ = read_yaml_file(plan, RecipeError)
+    except RecipeError as error:
+        return [str(error)]
+    return differences(old, yaml.safe_load(text)) if isinstance(old, dict) else [f"{plan} holds no settings"]
+
+
 def _run_side_by_side(waiting: list[tuple[str, Path]], jobs: int, folder: Path) -> int:
     """Run `lightning run` for each, some at a time, with their output in `FOLDER/variants/NAME.log`."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -71,7 +80,7 @@ def _run_side_by_side(waiting: list[tuple[str, Path]], jobs: int, folder: Path) 
         while running or (waiting and not status):
             while waiting and len(running) < jobs and not status:
                 name, plan = waiting.pop()
-                command = [sys.executable, "-m", "lenvm_lightning", "run", str(plan), "--name", name]
+                command = [sys.executable, "-m", "lenvm_lightning", "run", str(plan), f"--name={name}"]
                 with (folder / "variants" / f"{name}.log").open("ab") as log:
                     running[name] = subprocess.Popen(
                         [*command, "--runs", str(folder / "variants")], stdout=log, stderr=log, env=environment

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 from ..errors import GeneratorError, StoreError
 from ..utils.json_input import parse_object, read_object
 from ..utils.locked_folder import FolderLock, differences, write_whole
+from ..utils.own_folder import is_free
 from .generators.interface import Failure
 from .journal import Journal
 
@@ -117,9 +118,10 @@ class CompletionStore(Generic[Key, Record]):
         """Lock the folder, compare settings, repair and read what is there.
 
         Raises:
-            StoreError: in use, sampled with other settings, or not to be written.
+            StoreError: in use, sampled with other settings, something else than such a folder, or not to be written.
         """
         with contextlib.ExitStack() as stack:
+            self._refuse_others()
             stack.enter_context(self._lock)
             self.open()
             stack.pop_all()
@@ -138,6 +140,22 @@ class CompletionStore(Generic[Key, Record]):
         finally:
             self.journal.close()
             self._lock.__exit__(None, None, None)
+
+    def _refuse_others(self) -> None:
+        """Refuse a folder that is neither free nor such a one, which is known by what its settings are called.
+
+        Raises:
+            StoreError: it holds something else.
+        """
+        if self.holds_completions() or is_free(self.folder, ".settings.json"):
+            return
+        with contextlib.suppress(OSError, ValueError):
+            if read_object(self.folder / "settings.json").keys() == self.settings.keys():
+                return
+        raise StoreError(
+            f"{self.folder} is not empty, and has no settings.json of such completions. Nothing in it is touched. "
+            "Choose another folder (--out)."
+        )
 
     def open(self) -> None:
         """Compare settings, repair and read what is there; the folder is locked."""
@@ -165,6 +183,7 @@ class CompletionStore(Generic[Key, Record]):
                 "Choose another folder (--out), or delete this one."
             )
         if changed:
+            self._refuse_others()
             self.before_new_settings()
             write_whole(file, json.dumps(self.settings, indent=2) + "\n")
 

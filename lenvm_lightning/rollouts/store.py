@@ -18,6 +18,7 @@ from ..decoding.sampling_params import SamplingParams
 from ..errors import StoreError
 from ..utils.foreign_text import as_shown
 from ..utils.json_input import parse_object
+from ..utils.locked_folder import sync_folder as _sync_names
 from ..utils.locked_folder import write_whole
 from .completion_store import CompletionStore
 from .generators.interface import Answer, Failure, GeneratedText, PromptRequest, Prompts
@@ -355,12 +356,3 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
             # Another process that finds `rollouts.jsonl` takes the journal for a leftover, and may be the first.
             self.journal.path.unlink(missing_ok=True)
         self.complete = True
-
-
-def _sync_names(folder: Path) -> None:
-    """Force the names of a folder's files to the disk."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

@@ -1,5 +1,6 @@
 """AdamW, in float32 or with its moments in eight bits, for weights in bfloat16 too, and its schedule."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -38,12 +39,11 @@ class OptimizerConfig:
         found = []
         if self.kind not in get_args(OptimizerKind):
             found.append(f"optimizer.kind must be one of {', '.join(get_args(OptimizerKind))}; got {self.kind}")
-        if not self.lr > 0:
-            found.append(f"optimizer.lr must be positive, got {self.lr}")
-        if self.weight_decay < 0:
-            found.append(f"optimizer.weight_decay must be at least 0, got {self.weight_decay}")
-        if self.warmup_steps < 0:
-            found.append(f"optimizer.warmup_steps must be at least 0, got {self.warmup_steps}")
+        if not 0 < self.lr < math.inf:
+            found.append(f"optimizer.lr must be positive and finite, got {self.lr}")
+        for name in ("weight_decay", "warmup_steps"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                found.append(f"optimizer.{name} must be at least 0 and finite, got {value}")
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             found.append(f"optimizer.betas must lie between 0 and 1, got {tuple(self.betas)}")
         return found

@@ -234,3 +234,15 @@ def test_killed_commands_end_with_the_same_file(here):
     finish(journal.parent)
     files = [(here / name / "rollouts.jsonl").read_bytes() for name in ("whole", "broken")]
     assert files[0] == files[1]
+
+
+def test_completions_are_written_into_no_folder_of_something_else(here, capsys):
+    (here / "project").mkdir()
+    (here / "project" / "settings.json").write_text('{"mine": 1}')
+    assert (
+        main(["sample", "--generator", "tiny-text", "--prompts", "tiny-math", "--limit", "1", "--out", "project"]) == 2
+    )
+    assert "project is not empty, and has no settings.json of such completions" in capsys.readouterr().err
+    assert [(file.name, file.read_text()) for file in (here / "project").iterdir()] == [
+        ("settings.json", '{"mine": 1}')
+    ]

@@ -312,3 +312,27 @@ def test_completions_without_a_seed_are_no_repeatable_measurement(here):
     assert found.samples[0]["seedless"]
     assert found.results.provenance["seed"] is None
     assert found.report.splitlines()[2] == "gsm8k v1 · m · no seed"
+
+
+@pytest.mark.parametrize("task", ["lifebench", "scaling"])
+def test_results_are_written_into_no_folder_of_something_else(here, capsys, task):
+    run_results = {
+        "gamma": 0.99, "target": "discounted", "objective": {}, "tiny_world": True, "held_out_digest": "a",
+        "held_out_completions": 6, "held_out_prompts": 3, "train_completions": 20, "parameters": 10,
+    }  # fmt: skip
+    for number in (1, 2):
+        (here / f"r{number}").mkdir()
+        more = {"train_prompts": 10 * number, "metrics": {"loss": 0.1 / number}}
+        (here / f"r{number}" / "results.json").write_text(json.dumps(run_results | more))
+    for name in ("report.md", "tensorboard/mine"):
+        (here / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "project" / name).write_text(name)
+    words = ["--runs", "r1", "r2"] if task == "scaling" else ["--limit", "1", "--n", "1", "--lengths", "16"]
+    assert main(["--task", task, *words, "--out", "project"]) == 2
+    assert "project is not empty, and " in capsys.readouterr().err
+    assert sorted(str(file.relative_to(here / "project")) for file in (here / "project").rglob("*")) == [
+        "report.md", "tensorboard", "tensorboard/mine",
+    ]  # fmt: skip
+    if task == "scaling":
+        assert main(["--task", task, *words, "--out", "new"]) == 0
+        assert main(["--task", task, *words, "--out", "new"]) == 0

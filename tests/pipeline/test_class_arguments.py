@@ -204,3 +204,26 @@ def test_a_subclass_has_the_groups_of_its_base(here, monkeypatch):
         read_recipe(find_recipe("text_lenvm"), overrides)
     assert "--fit.model.optimizer.lrr: 'lrr' is no setting of optimizer; did you mean 'lr'?" in str(told.value)
     assert "--fit.model.lr: 'lr' is no setting of heir.Heir; it is 'optimizer.lr'" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.optimizer.betas", "[0.9, .inf]"), ("model.optimizer.weight_decay", ".inf"),
+        ("model.optimizer.lr", ".nan"), ("model.optimizer.lr", "1e999"), ("model.optimizer.warmup_steps", ".inf"),
+        ("model.gamma", ".nan"), ("model.backbone.overrides", "{rms_norm_eps: .inf}"), ("model.head_dropout", ".nan"),
+        ("trainer.gradient_clip_val", ".inf"), ("trainer.limit_val_batches", ".nan"), ("data.val_share", ".nan"),
+    ],
+)  # fmt: skip
+def test_numbers_are_finite(here, capsys, key, value):
+    assert main(["run", "text_lenvm", "--check", f"--fit.{key}", value]) == 2
+    name = key.rpartition(".")[2]
+    found = capsys.readouterr().err
+    assert f"--fit.{key}: {name} must be finite, found " in found
+
+
+def test_a_number_that_is_not_finite_has_its_line(here):
+    text = find_recipe("text_lenvm").read_text(encoding="utf-8").replace("lr: ", "lr: .inf  # ", 1)
+    (here / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"r\.yaml:\d+: lr must be finite, found inf"):
+        read_recipe(here / "r.yaml", [])

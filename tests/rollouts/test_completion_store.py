@@ -142,3 +142,32 @@ def test_places_in_order_know_what_is_wanted_and_there():
     assert list(places.in_order()) == [10, 70, 0]
     places.clear()
     assert (len(places), list(places.in_order())) == (0, [])
+
+
+def everything(folder):
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("settings", [None, "{}", "[1]", "{", '{"editor.tabSize": 4}', '{"n": 3, "m": 4}'])
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path, settings):
+    for name in ("words.txt", "tensorboard/log", "report.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    if settings is not None:
+        (tmp_path / "settings.json").write_text(settings)
+    before = everything(tmp_path)
+    with pytest.raises(
+        StoreError, match=r"is not empty, and .*Nothing in it is touched\. Choose another folder \(--out\)"
+    ):
+        Words(tmp_path).__enter__()
+    assert everything(tmp_path) == before
+
+
+def test_a_folder_of_other_settings_is_taken_where_it_holds_nothing(tmp_path):
+    with Words(tmp_path, {"n": 4}):
+        pass
+    (tmp_path / ".settings.json").write_text("{")  # of a process that was killed
+    with Words(tmp_path) as store:
+        store.add(Word(1, "a"))
+    with pytest.raises(StoreError, match="n: 3 -> 4"), Words(tmp_path, {"n": 4}):
+        pass

@@ -195,3 +195,11 @@ def test_adamw_is_fused_where_gradients_can_still_be_divided_before(text_rollout
     assert module.trainer.optimizers[0].defaults["fused"]
     groups = [{"params": list(module.parameters())}]
     assert not build_optimizer("adamw", groups, "16-mixed", lr=1.0).defaults["fused"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_settings_are_finite(number):
+    found = OptimizerConfig("adamw", number, number, (0.9, number), number).problems()
+    assert [text.partition(" ")[0] for text in found] == [
+        "optimizer.lr", "optimizer.weight_decay", "optimizer.warmup_steps", "optimizer.betas",
+    ]  # fmt: skip

@@ -47,6 +47,18 @@ def add_setting(
     )
 
 
+def add_allow_import(parser: argparse._ActionsContainer) -> None:
+    """Add the flag that names packages whose classes a recipe may name."""
+    parser.add_argument(
+        "--allow-import",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="import classes of this package, too, where the recipe names them; may be given again. To import code is "
+        "to run it: do so where you trust it",
+    )
+
+
 def add_settings(parser: argparse._ActionsContainer, owner: type, *names: str) -> None:
     """Add flags of several settings of a dataclass, all of its own names and defaults."""
     known = fields_of(owner)

@@ -2,6 +2,8 @@
 
 import argparse
 
+from .flags import add_allow_import
+
 EXAMPLES = """examples:
   lenvm plan qwen2.5-1.5b                                           a shipped recipe
   lenvm plan qwen2.5-1.5b --fit.model.backbone DIR                  no hub: DIR needs to hold a config.json only
@@ -21,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=float, help="tokens to train on, padding included, to say how long it all takes"
     )
     parser.add_argument("--json", action="store_true", help="everything as one line of JSON")
+    add_allow_import(parser)
     parser.add_argument(
         "--fit.KEY", dest="_", metavar="VALUE", help="change a setting, such as --fit.trainer.precision bf16-true"
     )

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .flags import add_allow_import
+
 EXAMPLES = """examples:
   lightning run recipes/vlm_lenvm.yaml                              the embedded tiny world, images and text
   lightning run text_lenvm --fit.trainer.max_steps 50               a shipped recipe by name, one setting changed
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the run (default: the recipe's; another number if that is taken)")
     parser.add_argument("--check", action="store_true", help="look at recipe and data and report, do nothing")
     parser.add_argument("--fresh", action="store_true", help="delete this run and train again; rollouts stay")
+    add_allow_import(parser)
     for stage, example in (
         ("sample", "--sample.n 16"),
         ("fit", "--fit.trainer.max_steps 50"),
@@ -51,4 +54,5 @@ def execute(arguments: argparse.Namespace, overrides: list[tuple[str, str | None
         name=arguments.name,
         check=arguments.check,
         fresh=arguments.fresh,
+        allow_import=arguments.allow_import,
     )

@@ -6,9 +6,9 @@ jsonargparse names the first mistake only, and no line; here each argument is ju
 import argparse
 import difflib
 import functools
-import importlib
 import inspect
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args, get_origin
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ..errors import RecipeError, nearest
+from .allowed_imports import allowed, hold_to_list, load_class, refusal
 
-_judged: dict[tuple[type, str, str], str] = {}  # what was found for a value, see `_misfit`
+_judged: dict[tuple[type, str, str, tuple[str, ...]], str] = {}  # what was found for a value, see `_misfit`
 
 Mistake = tuple[tuple[str, ...], str]  # path of a key in the recipe, and what is wrong with it
 
@@ -123,16 +124,19 @@ def print_optional_groups(cls: type, prefix: str) -> None:
 
 def _misfit(cls: type, name: str, value: Any) -> str:
     """Why a value cannot be an argument of a class; empty where it can."""
-    key = (cls, name, repr(value))  # a recipe is looked at after each change, most of it unchanged
+    key = (cls, name, repr(value), allowed())  # a recipe is looked at after each change, most of it unchanged
     if key not in _judged:
         _judged[key] = _judge(cls, name, value)
     return _judged[key]
 
 
 def _judge(cls: type, name: str, value: Any) -> str:
+    hold_to_list()
     try:
         found = _parser(cls, name).parse_object({name: value})
     except (ArgumentError, OverflowError) as error:  # a whole number beyond every float
+        if refused := re.search(r"Importing '([\w.]+)' is not allowed", str(error)):
+            return f"{name}: {refusal(refused[1])}"
         annotation, group = _annotation(cls, name), _dataclass_of(cls, name)
         if group is not None:
             wanted = "a name or settings" if str in get_args(annotation) else "settings"
@@ -205,18 +209,3 @@ def _parameters(cls: type) -> tuple[str, ...]:
     """Names of a class's arguments, those included that it hands on to its base class."""
     names = ArgumentParser().add_class_arguments(cls, fail_untyped=False)
     return tuple(dict.fromkeys(name.partition(".")[0] for name in names))
-
-
-def load_class(path: str) -> type:
-    """The class that a class_path names.
-
-    Raises:
-        RecipeError: there is none.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        classes = [f"lenvm_lightning.{n}" for n in ("TextLenVM", "VisionLenVM")]
-        classes += [f"datamodules.{n}" for n in ("TextRollouts", "VisionRollouts")]
-        raise RecipeError(f"class_path {path!r} cannot be imported{nearest(path, classes)}") from error

@@ -33,6 +33,7 @@ from ..training.loggers import open_loggers
 from ..training.module import LenVMModule
 from ..utils.own_folder import put_in_place
 from ..utils.reading import in_a_sentence
+from .allowed_imports import hold_to_list
 from .report import as_results, as_table, card_of_run, next_commands
 from .run_folder import WRITE_AGAIN, RunFolder
 
@@ -68,6 +69,7 @@ class FitCLI(LightningCLI):
     """
 
     def __init__(self, args: Any, **options: Any) -> None:
+        hold_to_list()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             super().__init__(

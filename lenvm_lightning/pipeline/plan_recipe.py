@@ -15,6 +15,7 @@ from ..planning.plan import NOT_COUNTED, Plan, plan
 from ..planning.settings import BatchShape, PlanSettings
 from ..training.module import LenVMModule
 from ..training.strategies import name_of, unsupported_settings
+from .allowed_imports import imports_from
 from .fit_stage import FitCLI, parse_fit
 from .quiet import quieten
 from .recipe import find_recipe, read_recipe
@@ -38,6 +39,11 @@ def run_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | Non
     if wrong := [f"--{name} must be above 0, got {n}" for name, n in given.items() if n is not None and not n > 0]:
         raise RecipeError("; ".join(wrong))
     quieten()
+    with imports_from(arguments.allow_import):
+        return _print_plan(arguments, overrides)
+
+
+def _print_plan(arguments: argparse.Namespace, overrides: list[tuple[str, str | None]]) -> int:
     path = find_recipe(arguments.recipe)
     recipe = read_recipe(path, overrides)
     if "fit" not in recipe:

@@ -16,7 +16,8 @@ from ..rollouts.sample import is_server
 from ..training.callbacks import ResumableCheckpoint
 from ..training.loggers import RUN_FOLDER, needs_save_dir
 from ..utils.plain_yaml import parse_yaml, read_yaml_file
-from .class_arguments import Mistake, load_class, mistakes_of_arguments, mistakes_of_class, unknown_keys
+from .allowed_imports import load_class
+from .class_arguments import Mistake, mistakes_of_arguments, mistakes_of_class, unknown_keys
 from .sample_stage import FIELDS, wrong_values
 
 STAGES = ("sample", "fit", "variants", "evaluate")

@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from ..evaluation.settings import EvaluationSettings
 from ..training.module import LenVMModule
 from ..utils.foreign_text import without_credentials
 from ..utils.locked_folder import full_disk_in_a_sentence
-from .class_arguments import load_class, print_optional_groups
+from .allowed_imports import imports_from, load_class
+from .class_arguments import print_optional_groups
 from .evaluate_stage import check_tasks, needs_generator, plan_tasks, run_tasks
 from .fit_stage import FitCLI, parse_fit, print_end, run_fit
 from .quiet import quieten
@@ -43,13 +45,30 @@ def run_recipe(
     name: str | None = None,
     check: bool = False,
     fresh: bool = False,
+    allow_import: Sequence[str] = (),
 ) -> int:
     """Run the stages of a recipe; see `lightning run --help`.
+
+    Args:
+        recipe: a YAML file, or the name of a shipped recipe.
+        overrides: see `read_recipe`.
+        runs: folder of all runs.
+        name: of the run.
+        check: look at recipe and data, do nothing.
+        fresh: delete this run and train again.
+        allow_import: packages beyond our own whose classes the recipe may name.
 
     Returns:
         Exit status.
     """
     quieten()
+    with imports_from(allow_import):
+        return _run_stages(recipe, overrides, runs, name, check, fresh)
+
+
+def _run_stages(
+    recipe: str, overrides: list[tuple[str, str | None]], runs: Path, name: str | None, check: bool, fresh: bool
+) -> int:
     path = find_recipe(recipe)
     if any(key.endswith("help") for key, _ in overrides):
         return _print_help(path)

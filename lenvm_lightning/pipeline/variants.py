@@ -13,6 +13,7 @@ import yaml
 from ..errors import RecipeError
 from ..utils.locked_folder import differences, write_whole
 from ..utils.plain_yaml import read_yaml_file
+from .allowed_imports import named_packages
 
 _OF_RANKS = (
     "LOCAL_RANK", "RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
@@ -81,6 +82,7 @@ def _run_side_by_side(waiting: list[tuple[str, Path]], jobs: int, folder: Path) 
             while waiting and len(running) < jobs and not status:
                 name, plan = waiting.pop()
                 command = [sys.executable, "-m", "lenvm_lightning", "run", str(plan), f"--name={name}"]
+                command += [f"--allow-import={package}" for package in named_packages()]
                 with (folder / "variants" / f"{name}.log").open("ab") as log:
                     running[name] = subprocess.Popen(
                         [*command, "--runs", str(folder / "variants")], stdout=log, stderr=log, env=environment

@@ -6,6 +6,7 @@ import yaml
 from lenvm_lightning import BackboneConfig
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.errors import RecipeError
+from lenvm_lightning.pipeline.allowed_imports import imports_from
 from lenvm_lightning.pipeline.fit_stage import parse_fit
 from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe
 
@@ -106,7 +107,8 @@ def test_a_subclass_takes_the_settings_of_its_base(here, monkeypatch, capsys):
         "        super().__init__(**kwargs)\n"
     )
     monkeypatch.syspath_prepend(here)
-    command = ["run", "text_lenvm", "--fit.model.class_path", "mine.Mine", "--fit.model.gama", "0.9"]
+    command = ["run", "text_lenvm", "--allow-import", "mine"]
+    command += ["--fit.model.class_path", "mine.Mine", "--fit.model.gama", "0.9"]
     assert main(command) == 2
     err = capsys.readouterr().err
     assert "--fit.model.gama: 'gama' is no setting of mine.Mine; did you mean 'gamma'?" in err
@@ -200,7 +202,7 @@ def test_a_subclass_has_the_groups_of_its_base(here, monkeypatch):
     )
     monkeypatch.syspath_prepend(here)
     overrides = [("fit.model.class_path", "heir.Heir"), ("fit.model.optimizer.lrr", "1"), ("fit.model.lr", "x")]
-    with pytest.raises(RecipeError) as told:
+    with imports_from(["heir"]), pytest.raises(RecipeError) as told:
         read_recipe(find_recipe("text_lenvm"), overrides)
     assert "--fit.model.optimizer.lrr: 'lrr' is no setting of optimizer; did you mean 'lr'?" in str(told.value)
     assert "--fit.model.lr: 'lr' is no setting of heir.Heir; it is 'optimizer.lr'" in str(told.value)

@@ -27,7 +27,7 @@ from lenvm_lightning.training.fsdp import FullySharded
     ("model", "words"),
     [
         ("class_path: lenvm_lightning.TextLenVM", "the following arguments are required: backbone"),
-        ("class_path: json.JSONDecoder", "json.JSONDecoder does not correspond to a subclass of LightningModule"),
+        ("class_path: torch.nn.Identity", "Identity does not correspond to a subclass of LightningModule"),
     ],
 )
 def test_what_only_the_whole_shows(here, capsys, model, words):

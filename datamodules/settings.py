@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from lenvm_lightning.batch import LayoutKind
 from lenvm_lightning.utils.images import MAX_IMAGE_PIXELS
 
-from .table import default_cache_dir
+from .table_cache import default_cache_dir
 from .tokenise import Limits
 
 DataKind = Literal["text", "vision"]

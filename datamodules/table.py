@@ -6,31 +6,29 @@ import glob
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, Value
 from datasets import List as ArrowList
 
-from lenvm_lightning.errors import DataError, StoreError
+from lenvm_lightning.errors import DataError
 from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts.cells import cells_of, first_error
 from lenvm_lightning.rollouts.record import parse_record
 from lenvm_lightning.utils.images import ImageFolders, allowed_folders
 from lenvm_lightning.utils.json_input import parse_json
-from lenvm_lightning.utils.locked_folder import FolderLock
 
+from .table_cache import building_folder, default_cache_dir, give_name, load_table, save_table
 from .tokenise import Limits, encode_rollout, stamp
 
-_YOUNG = 3600.0  # seconds in which a folder may not be locked yet
 FORMAT = 2  # raise it when rows change their meaning, so that older caches are left alone
 _FEATURES = Features(
     {
@@ -55,17 +53,11 @@ _EMPTY_ROW: dict[str, Any] = {
 }  # fmt: skip
 
 
-def default_cache_dir() -> Path:
-    """`$LENVM_CACHE`, else a folder in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LENVM_CACHE") or Path(home) / "lenvm_lightning")
-
-
 def find_files(patterns: Sequence[str]) -> list[str]:
     """Files for names and globs, sorted and without repetition.
 
     Raises:
-        DataError: a name or glob that matches nothing, or files whose names are no text; all of them are listed.
+        DataError: a name or glob that matches nothing; all of them are listed.
     """
     files: list[str] = []
     missing = []
@@ -79,35 +71,60 @@ def find_files(patterns: Sequence[str]) -> list[str]:
             f"no rollout files match {', '.join(repr(m) for m in missing)} (looked from {Path.cwd()}). "
             "Give JSONL files or globs with --fit.data.files."
         )
-    if unnamed := [path for path in files if os.fsencode(path).decode("utf-8", "replace") != path]:
-        raise DataError(f"names of rollout files that are not UTF-8: {', '.join(map(ascii, unnamed))}. Rename them.")
     return files
 
 
-def _index_lines(files: list[str]) -> tuple[list[dict[str, Any]], str]:
-    """Where each line of the files starts, and a hash of their content."""
-    lines: list[dict[str, Any]] = []
-    digest = hashlib.blake2b(digest_size=16)
+def _digest_of(files: Sequence[str]) -> str:
+    """Digest of the content of files, and of their places: relative image paths start there.
+
+    Raises:
+        DataError: one cannot be read, or has a name that is no text.
+    """
+    if unnamed := [path for path in files if os.fsencode(path).decode("utf-8", "replace") != path]:
+        raise DataError(f"names of rollout files that are not UTF-8: {', '.join(map(ascii, unnamed))}. Rename them.")
+    digest = hashlib.sha256()
     for path in files:
-        digest.update(os.fsencode(os.path.abspath(path)) + b"\0")  # relative image paths start at the file's folder
-        offset = 0
+        digest.update(os.path.abspath(path).encode() + b"\0")
         try:
             with open(path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    digest.update(line)
-                    if line.strip():
-                        lines.append({"file": path, "line": number, "offset": offset})
-                    offset += len(line)
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return lines, digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _index_lines(files: Sequence[str]) -> Dataset:
+    """Where each line of the files starts.
+
+    Raises:
+        DataError: there is none.
+    """
+    index: dict[str, list[Any]] = {"file": [], "line": [], "offset": []}
+    for path in files:
+        offset = 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    for name, value in (("file", path), ("line", number), ("offset", offset)):
+                        index[name].append(value)
+                offset += len(line)
+    if not index["file"]:
+        raise DataError(f"no rollouts in {', '.join(files) or 'the given files'}: every line is empty")
+    return Dataset.from_dict(index)
 
 
 def _read_lines(batch: dict[str, list[Any]], allowed: tuple[Path, ...]) -> list[tuple[str, bytes, ImageFolders]]:
-    """(place, content, where its images may lie) of each indexed line."""
+    """(place, content, where its images may lie) of each indexed line.
+
+    Raises:
+        DataError: a file cannot be read any more.
+    """
     lines = []
     with contextlib.ExitStack() as opened:
-        files = {path: opened.enter_context(open(path, "rb")) for path in set(batch["file"])}
+        try:
+            files = {path: opened.enter_context(open(path, "rb")) for path in set(batch["file"])}
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
         folders = {path: ImageFolders(Path(path).parent, allowed) for path in files}
         for row in range(len(batch["file"])):
             path = batch["file"][row]
@@ -214,19 +231,32 @@ def _home_of(dataset: dict[str, Any]) -> Path | None:
     return Path(home) if os.path.isdir(home) else None
 
 
-def _source(
-    files: Sequence[str], dataset: dict[str, Any] | None, allowed: tuple[Path, ...]
-) -> tuple[Dataset, str, Callable[..., Any]]:
-    """What is to be tokenised, something that changes with its content, and the function that tokenises a batch.
+@dataclass(frozen=True)
+class _Source:
+    """What is to be tokenised.
+
+    Attributes:
+        content: changes with it.
+        load: its rows; costly for files, and needed only where they are not tokenised yet.
+        encode: tokenises a batch of them.
+        numbered: True = `encode` gets the numbers of the rows, too.
+    """
+
+    content: str
+    load: Callable[[], Dataset]
+    encode: Callable[..., dict[str, list[Any]]]
+    numbered: bool = False
+
+
+def _source(files: Sequence[str], dataset: dict[str, Any] | None, allowed: tuple[Path, ...]) -> _Source:
+    """Files, or a data set.
 
     Raises:
-        DataError: there is not a single line, or the dataset cannot be loaded.
+        DataError: a file cannot be read, or the dataset cannot be loaded.
     """
     if dataset is None:
-        lines, content = _index_lines(list(files))
-        if not lines:
-            raise DataError(f"no rollouts in {', '.join(files) or 'the given files'}: every line is empty")
-        return Dataset.from_list(lines), content, partial(_encode_lines, allowed=allowed)
+        encode: Callable[..., Any] = partial(_encode_lines, allowed=allowed)
+        return _Source(_digest_of(files), partial(_index_lines, files), encode)
     try:
         source = datasets.load_dataset(**{"split": "train", **dataset})
     except (TypeError, ValueError, OSError, datasets.exceptions.DatasetsError) as error:
@@ -234,10 +264,9 @@ def _source(
     if not isinstance(source, Dataset):
         kind = type(source).__name__
         raise DataError(f"datasets.load_dataset({dataset}) gives {kind}: name one split, and do not stream it")
-    home = _home_of(dataset)
-    name, folders = str(dataset.get("path")), ImageFolders(home, allowed)
-    encode = partial(_encode_items, name=name, features=source.features, folders=folders)
-    return source.with_format("arrow"), f"{source._fingerprint} {home}", encode
+    home, name = _home_of(dataset), str(dataset.get("path"))
+    encode = partial(_encode_items, name=name, features=source.features, folders=ImageFolders(home, allowed))
+    return _Source(f"{source._fingerprint} {home}", lambda: source.with_format("arrow"), encode, numbered=True)
 
 
 def build_table(
@@ -268,67 +297,49 @@ def build_table(
         DataError: there is not a single line, the dataset cannot be loaded, or the cache not be written.
     """
     allowed = allowed_folders(allow_images_from)
-    source, content, encode = _source(files, dataset, allowed)
+    source = _source(files, dataset, allowed)
     where = [os.path.realpath(folder) for folder in allowed]
-    settings = json.dumps([FORMAT, content, dataclasses.asdict(limits), where]) + _processor_key(processor)
+    settings = json.dumps([FORMAT, source.content, dataclasses.asdict(limits), where]) + _processor_key(processor)
     key = hashlib.blake2b(settings.encode(), digest_size=12).hexdigest()
     root = cache_dir or default_cache_dir()
     folder = root / f"rollouts-{key}"
-    if folder.exists():
-        table = datasets.load_from_disk(str(folder))
-        if _images_unchanged(table):
-            return table, key
+    table = load_table(folder)
+    if table is not None and _images_unchanged(table):
+        return table, key
+    encode = partial(_encode_in_process, encode=source.encode, parent=os.getpid(), processor=processor, limits=limits)
+    rows = source.load()
+    with building_folder(root) as building:
+        table = _tokenised(rows, encode, source.numbered, building, num_proc)
+        save_table(table, building / "table")
+        give_name(building / "table", folder, building)
+    table = load_table(folder)
+    if table is None:
+        raise DataError(f"the tokenised rollouts in {folder} were changed by somebody else. Start again.")
+    return table, key
+
+
+def _tokenised(
+    rows: Dataset, encode: Callable[..., Any], numbered: bool, building: Path, num_proc: int | None
+) -> Dataset:
+    """The table of all rows, in a folder that is about to go."""
     if num_proc is None:
-        num_proc = max(1, min(os.cpu_count() or 1, len(source) // 500))
-    with _building(root) as building:
-        table = source.map(
-            partial(_encode_in_process, encode=encode, parent=os.getpid(), processor=processor, limits=limits),
-            batched=True,
-            batch_size=200,
-            with_indices=dataset is not None,
-            remove_columns=source.column_names,
-            features=_FEATURES,
-            num_proc=num_proc if num_proc > 1 else None,
-            cache_file_name=f"{building}/rows.arrow",
-            load_from_cache_file=False,
-            desc="Tokenising rollouts",
-        ).with_format(None)
-        table.save_to_disk(f"{building}/table")
-        try:
-            if folder.exists():  # its images changed; moved and not deleted, so that it is whole wherever it is there
-                os.rename(folder, f"{building}/outdated")
-            os.rename(f"{building}/table", folder)
-        except OSError:  # another process was faster with the same table
-            if not folder.exists():
-                raise
-    return datasets.load_from_disk(str(folder)), key
-
-
-@contextlib.contextmanager
-def _building(root: Path) -> Iterator[Path]:
-    """A folder in the cache to build a table in; it goes, and with it those that killed processes left behind.
-
-    Raises:
-        DataError: the cache cannot be written.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob("building-*"):
-            if time.time() - left.stat().st_mtime > _YOUNG:
-                with contextlib.suppress(StoreError), FolderLock(left):  # its owner holds the lock while it lives
-                    shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix="building-") as folder, FolderLock(Path(folder)):
-            yield Path(folder)
-    except OSError as error:
-        raise DataError(
-            f"the tokenised rollouts cannot be written to {root}: {error.strerror or error}. Make room, or name "
-            "another place with data.cache_dir or $LENVM_CACHE."
-        ) from error
+        num_proc = max(1, min(os.cpu_count() or 1, len(rows) // 500))
+    return rows.map(
+        encode,
+        batched=True,
+        batch_size=200,
+        with_indices=numbered,
+        remove_columns=rows.column_names,
+        features=_FEATURES,
+        num_proc=num_proc if num_proc > 1 else None,
+        cache_file_name=f"{building}/rows.arrow",
+        load_from_cache_file=False,
+        desc="Tokenising rollouts",
+    ).with_format(None)
 
 
 def _images_unchanged(table: Dataset) -> bool:
     """Whether every image is the file that it was when its rows were tokenised."""
-    stamps: dict[str, str] = {}
-    for paths, stamps_of_row in zip(table["images"], table["image_stamps"], strict=True):
-        stamps.update(zip(paths, stamps_of_row, strict=True))
-    return all(stamp(path) == before for path, before in stamps.items())
+    columns = table.with_format("arrow")[:]
+    paths, stamps = (pc.list_flatten(columns[name]).to_pylist() for name in ("images", "image_stamps"))
+    return all(stamp(path) == before for path, before in dict(zip(paths, stamps, strict=True)).items())

@@ -16,11 +16,10 @@ from pyarrow import parquet
 from rollout_lines import SEEN, USER, draw
 
 from datamodules import table as table_module
-from datamodules.table import build_table, default_cache_dir, find_files
+from datamodules.table import build_table, find_files
 from datamodules.tokenise import Limits
 from lenvm_lightning.errors import ChatTemplateError, DataError
 from lenvm_lightning.rollouts import prompting
-from lenvm_lightning.utils.locked_folder import FolderLock
 
 # -- bad lines ------------------------------------------------------------------------------------------------------
 
@@ -120,6 +119,14 @@ def test_one_bad_completion_of_a_group_leaves_the_others(build, tiny_text):
     assert table["problem"] == ["", "empty completion", ""]
 
 
+def test_names_of_files_that_are_no_text_are_said(build, tiny_text, tmp_path):
+    build(tiny_text, {"messages": USER, "completion": "a"})
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    (tmp_path / "rollouts.jsonl").rename(strange)
+    with pytest.raises(DataError, match=r"names of rollout files that are not UTF-8: '.*\\udcff\.jsonl'\. Rename them"):
+        build_table(tiny_text, Limits(), files=[strange], cache_dir=tmp_path / "cache")
+
+
 def test_no_files_and_no_lines(build, tiny_text, tmp_path):
     with pytest.raises(DataError, match="every line is empty"):
         build(tiny_text, b"", b"  ")
@@ -198,18 +205,6 @@ def test_killed_while_a_table_is_replaced(build, tiny_vl, tmp_path, monkeypatch)
     assert build(tiny_vl, line)[0]["problem"] == ""
 
 
-def test_what_killed_processes_left_is_swept_away(build, tiny_text, tmp_path):
-    folders = [tmp_path / "cache" / f"building-{name}" for name in ("old", "used", "young")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        (folder / "rows.arrow").write_text("half")
-    with FolderLock(folders[1]):
-        for folder in folders[:2]:
-            os.utime(folder, (0, 0))
-        build(tiny_text, {"messages": USER, "completion": "a"})
-        assert [folder.exists() for folder in folders] == [False, True, True]
-
-
 def test_a_cache_that_cannot_be_written(tiny_text, text_rollouts, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match=r"cannot be written to .*file/cache.*cache_dir or \$LENVM_CACHE"):
@@ -246,14 +241,6 @@ print(len(table))
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["40"], done.stderr
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("LENVM_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
-    monkeypatch.delenv("LENVM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "lenvm_lightning"
 
 
 # -- datasets -------------------------------------------------------------------------------------------------------

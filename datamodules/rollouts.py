@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
@@ -95,6 +96,7 @@ class RolloutsDataModule(L.LightningDataModule):
             dataset=settings.dataset,
             cache_dir=settings.cache_folder,
             num_proc=settings.num_proc,
+            allow_images_from=settings.allow_images_from,
         )
 
     def prepare_data(self) -> None:
@@ -126,14 +128,11 @@ class RolloutsDataModule(L.LightningDataModule):
 
     def _check_rows(self, table: Dataset) -> None:
         """Tell of problems and notes; too many problems end it."""
-        column = {name: list(table[name]) for name in ("place", "problem", "notes")}
-        problems: list[RowProblem] = []
-        notes: list[RowProblem] = []
-        for row in range(len(table)):
-            place = column["place"][row]
-            if column["problem"][row]:
-                problems.append(RowProblem(place, column["problem"][row]))
-            notes += [RowProblem(place, note) for note in column["notes"][row]]
+        columns = table.select_columns(["place", "problem", "notes"]).with_format("arrow")[:]
+        has_notes = pc.greater(pc.list_value_length(columns["notes"]), 0)
+        of_interest = columns.filter(pc.or_(has_notes, pc.not_equal(columns["problem"], ""))).to_pylist()
+        problems = [RowProblem(row["place"], row["problem"]) for row in of_interest if row["problem"]]
+        notes = [RowProblem(row["place"], note) for row in of_interest for note in row["notes"]]
         log = self.settings.cache_folder / f"problems-{self.table_key}.txt"
         if problems or notes:
             log.write_text("\n".join(map(str, [*problems, *notes])) + "\n", encoding="utf-8")
@@ -146,10 +145,10 @@ class RolloutsDataModule(L.LightningDataModule):
     def _check_packed_rows_are_text(self, table: Dataset) -> None:
         if self.settings.layout != "packed":
             return
-        for row, paths in enumerate(table["images"]):
-            if paths:
-                place = table[row]["place"]
-                raise DataError(f"layout: packed is for text, but {place} has images: set layout: shared, or rows")
+        counts = pc.list_value_length(table.with_format("arrow")[:]["images"]).to_numpy()
+        if counts.any():
+            place = table[int(counts.argmax())]["place"]
+            raise DataError(f"layout: packed is for text, but {place} has images: set layout: shared, or rows")
 
     def _split(self, table: Dataset) -> None:
         split = split_rows(usable_rows(table), self.settings)

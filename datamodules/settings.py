@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lenvm_lightning.batch import LayoutKind
+from lenvm_lightning.utils.images import MAX_IMAGE_PIXELS
 
-from .table import default_cache_dir
+from .table_cache import default_cache_dir
 from .tokenise import Limits
 
 DataKind = Literal["text", "vision"]
@@ -44,6 +45,7 @@ class DataSettings:
         seed: of the order of batches.
         num_workers: processes that open and scale images.
         num_proc: processes that tokenise; one a core where None.
+        allow_images_from: folders from which images that rows name may be opened, beside that of their file.
         cache_dir: where tokenised tables are kept; `$LENVM_CACHE` or the user's cache where None.
     """
 
@@ -53,7 +55,7 @@ class DataSettings:
     max_length: int = 4096
     max_prompt_length: int | None = None
     max_pixels: int | None = None
-    max_image_pixels: int = 50_000_000
+    max_image_pixels: int = MAX_IMAGE_PIXELS
     batch_tokens: int = 8192
     bucket: bool = True
     completions_per_batch: int = 1
@@ -66,6 +68,7 @@ class DataSettings:
     seed: int = 0
     num_workers: int = 0
     num_proc: int | None = None
+    allow_images_from: str | list[str] | None = None
     cache_dir: str | None = None
 
     @property

@@ -3,7 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -13,8 +16,7 @@ from lenvm_lightning.rollouts.held_out import is_held_out, role_of
 from .settings import DataSettings
 
 
-@dataclass(frozen=True, slots=True)
-class RowFacts:
+class RowFacts(NamedTuple):
     """What is known of a usable row without looking at its tokens.
 
     Attributes:
@@ -42,24 +44,16 @@ class RowFacts:
 
 def usable_rows(table: Dataset) -> list[RowFacts]:
     """The rows of a table without a problem, in its order."""
-    tokens = [len(ids) for ids in table.with_format("numpy")["input_ids"]]
-    names = ("problem", "prompt_id", "split", "prompt_length", "length", "censored", "sampling", "generator")
-    column = {name: list(table[name]) for name in names}
-    return [
-        RowFacts(
-            row=row,
-            prompt_id=column["prompt_id"][row],
-            split=column["split"][row],
-            tokens=tokens[row],
-            prompt_length=column["prompt_length"][row],
-            length=column["length"][row],
-            censored=column["censored"][row],
-            sampling=column["sampling"][row],
-            generator=column["generator"][row],
-        )
-        for row in range(len(table))
-        if not column["problem"][row]
-    ]
+    # Whole columns, and no tokens as objects of Python: row by row, a start took 20 seconds for every 100,000 rows.
+    columns = table.with_format("arrow")[:]
+    is_usable = pc.equal(columns["problem"], "")
+    found = {
+        "row": pa.chunked_array([pa.array(range(len(table)))]),
+        "tokens": pc.list_value_length(columns["input_ids"]),
+        **{name: columns[name] for name in columns.column_names},
+    }
+    of_usable = [found[name].filter(is_usable).to_pylist() for name in RowFacts._fields]
+    return list(map(RowFacts._make, zip(*of_usable, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -76,9 +70,11 @@ def split_rows(rows: Sequence[RowFacts], settings: DataSettings) -> Split:
     Raises:
         DataError: nothing to train or to validate on.
     """
-    held_out = [row for row in rows if role_of(row.split) == "test"]
+    tests = {split for split in {row.split for row in rows} if role_of(split) == "test"}
+    held_out = [row for row in rows if row.split in tests]
     if not held_out:
-        held_out = [row for row in rows if is_held_out(row.prompt_id, settings.val_share)]
+        chosen = {name for name in {row.prompt_id for row in rows} if is_held_out(name, settings.val_share)}
+        held_out = [row for row in rows if row.prompt_id in chosen]
     numbers_held_out = {row.row for row in held_out}
     train = _take([row for row in rows if row.row not in numbers_held_out], settings)
     on_both_sides = {row.prompt_id for row in held_out} & {row.prompt_id for row in train}

@@ -11,6 +11,7 @@ from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts import prompting
 from lenvm_lightning.rollouts.held_out import role_of
 from lenvm_lightning.rollouts.record import Rollout
+from lenvm_lightning.utils.images import MAX_IMAGE_PIXELS, open_image
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Limits:
     max_length: int = 4096
     max_prompt_length: int | None = None
     max_pixels: int | None = None
-    max_image_pixels: int = 50_000_000
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
     @property
     def prompt(self) -> int:
@@ -41,7 +42,7 @@ def load_image(path: str, limits: Limits) -> Image.Image:
     Raises:
         ValueError: missing, unreadable or oversized; the text says which.
     """
-    image = prompting.open_image(path, limits.max_image_pixels)
+    image = open_image(path, limits.max_image_pixels)
     width, height = image.size
     if limits.max_pixels and width * height > limits.max_pixels:
         scale = (limits.max_pixels / (width * height)) ** 0.5

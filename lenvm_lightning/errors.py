@@ -24,6 +24,10 @@ class GeneratorError(LenVMError):
     """A generator that cannot be loaded, reached, or asked any further."""
 
 
+class ChatTemplateError(GeneratorError):
+    """A chat template that does not come to an end: no other prompt would fare better."""
+
+
 class GenerationError(LenVMError, ValueError):
     """Arguments of guided decoding that mean nothing or contradict each other."""
 

@@ -84,6 +84,12 @@ def test_packing():
     assert result["packed_padding_all_rows_percent"] <= 2 < result["bucketed_padding_all_rows_percent"]
 
 
+def test_start():
+    _, result = run("start")
+    assert result["rows"] == 2000
+    assert 0 < result["cached_share_of_tokenising"] < 0.5
+
+
 @pytest.mark.slow
 def test_precision(tmp_path):
     _, result = run("precision", "--folder", str(tmp_path))

@@ -6,6 +6,12 @@ from typing import Any
 
 from ..utils.settings import fields_of
 
+ALLOW_IMAGES_FROM: dict[str, Any] = {
+    "action": "append",
+    "metavar": "DIR",
+    "help": "a folder from which images that rows name may be opened, beside that of the data; may be given again",
+}
+
 
 def add_setting(
     parser: argparse._ActionsContainer,

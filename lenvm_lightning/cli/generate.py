@@ -73,7 +73,8 @@ def execute(arguments: argparse.Namespace) -> int:
     from ..models.processors import tokenizer_of
     from ..rollouts.generators.local import LocalGenerator
     from ..rollouts.generators.local.loading import require_same_tokens
-    from ..rollouts.prompting import encode_prompt, open_image
+    from ..rollouts.prompting import encode_prompt
+    from ..utils.images import open_image
 
     images = [_opened(open_image, image) for image in arguments.image]
     lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or embedded.value_model_of(name) else None
@@ -84,7 +85,10 @@ def execute(arguments: argparse.Namespace) -> int:
     if images and not hasattr(generator.processor, "image_processor"):
         raise GenerationError(f"--image: {name} reads text only")
     content = "<image>" * (len(images) - prompt.count("<image>")) + prompt
-    ids, vision = encode_prompt(generator.processor, [{"role": "user", "content": content}], images)
+    try:
+        ids, vision = encode_prompt(generator.processor, [{"role": "user", "content": content}], images)
+    except ValueError as error:
+        raise GenerationError(str(error)) from error
     settings: dict[str, Any] = {
         key: getattr(arguments, key)
         for key in ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "compile")

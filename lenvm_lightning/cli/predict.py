@@ -4,6 +4,8 @@ import argparse
 import json
 from typing import Any
 
+from ..pipeline.sample_stage import FIELDS
+from .flags import ALLOW_IMAGES_FROM, add_setting
 from .models import add_models, open_lenvm
 
 EXAMPLES = """examples:
@@ -19,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", metavar="PROMPTS", help="a JSONL file, an embedded set, or a data set by name")
     add_models(parser, "whose tokenizer to use, where the length value model's folder has none")
     parser.add_argument("--split", help="only prompts of this split")
+    add_setting(parser, FIELDS["allow_images_from"], **ALLOW_IMAGES_FROM)
     parser.add_argument("--limit", type=int, help="only so many prompts")
 
 
@@ -32,7 +35,9 @@ def execute(arguments: argparse.Namespace) -> int:
     from ..models.processors import load_processor
     from ..rollouts.prompts import load_prompts
 
-    prompts = load_prompts(arguments.prompts, split=arguments.split, limit=arguments.limit)
+    prompts = load_prompts(
+        arguments.prompts, split=arguments.split, limit=arguments.limit, allow_images_from=arguments.allow_images_from
+    )
     guess = "tiny-vl" if arguments.prompts == "tiny-vqa" else "tiny-text"
     lenvm = open_lenvm(arguments, arguments.generator or guess)
     processor = load_processor(arguments.generator or arguments.lenvm or guess)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..pipeline.sample_stage import FIELDS, read_settings, run_sampling
-from .flags import add_setting
+from .flags import ALLOW_IMAGES_FROM, add_setting
 
 EXAMPLES = """examples:
   lenvm sample --generator tiny-text --prompts tiny-math --limit 100 --out rollouts/math
@@ -12,7 +12,7 @@ EXAMPLES = """examples:
   lenvm sample --generator http://localhost:8000 --prompts questions.jsonl --options '{concurrency: 64}' --out q
 
 Killed or stopped, the same command goes on; where it is complete, it does nothing. OUT/rollouts.jsonl is there when
-all is. A server's key is read from $OPENAI_API_KEY.
+all is. A server's key is read from $OPENAI_API_KEY and sent to that server alone.
 exit status: 0 every completion is there, 3 some failed (OUT/failures.jsonl), 2 something to fix, 130 Ctrl-C,
 143 SIGTERM
 """
@@ -21,6 +21,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "n": {"flag": "-n"},
     "prompts": {"nargs": "+"},
     "stop": {"action": "append", "metavar": "TEXT", "help": "a text after which a completion ends; may be given again"},
+    "allow_images_from": ALLOW_IMAGES_FROM,
     "out": {"required": True, "help": "folder of the completions"},
 }  # where a command line differs from a recipe
 

@@ -56,5 +56,6 @@ GUIDED_SAMPLING = SamplingParams(temperature=1.0, top_k=15, top_p=0.999)
 
 def completion_seed(seed: int, prompt_id: str, number: int) -> int:
     """Return the seed of one completion, in [0, 2^31): it depends on nothing but these three."""
-    digest = hashlib.blake2b(f"{seed}\n{prompt_id}\n{number}".encode(), digest_size=4).digest()
+    text = f"{seed}\n{prompt_id}\n{number}".encode("utf-8", "surrogatepass")  # half of a character has a seed, too
+    digest = hashlib.blake2b(text, digest_size=4).digest()
     return int.from_bytes(digest) >> 1

@@ -207,6 +207,8 @@ def _results(
 ) -> Results:
     sampling = prepared.sampling.as_dict()
     seed = sampling.pop("seed")
+    if any(one.seedless for some in samples.values() for one in some):
+        seed = None  # it decided the questions, but not what was answered
     return Results(
         task=prepared.task.name,
         task_version=prepared.task.version,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.foreign_text import as_shown, without_credentials
 from ..utils.locked_folder import write_whole
 from . import tiny_world
 from .plots import as_pixels, as_png
@@ -27,7 +28,7 @@ def write_report(
         results: what was found.
         figures: by the name of their file.
         speeds: tokens a second of each system that was sampled.
-        command: what was typed, or the recipe.
+        command: what was typed, or the recipe; users and passwords of addresses are left out.
 
     Returns:
         The report, as Markdown.
@@ -55,7 +56,7 @@ def as_markdown(results: Results, figures: list[str], speeds: Mapping[str, float
         lines += ["", f"Tokens/s while sampling: {told}."]
     lines += [f"\n![{name}]({name}.png)" for name in figures]
     given = "\n".join(f"{key}: {json.dumps(value)}" for key, value in results.provenance.items())
-    return "\n".join([*lines, "", f"    {command}", "", "```yaml", given, "```", ""])
+    return "\n".join([*lines, "", f"    {without_credentials(command)}", "", "```yaml", given, "```", ""])
 
 
 def provenance_line(results: Results) -> str:
@@ -67,7 +68,7 @@ def provenance_line(results: Results) -> str:
     if given.get("gamma"):
         parts.append(f"γ {given['gamma']:.6g}")
     if "seed" in given:
-        parts.append(f"seed {given['seed']}")
+        parts.append("no seed" if given["seed"] is None else f"seed {given['seed']}")
     return " · ".join(part for part in parts if part)
 
 
@@ -110,8 +111,8 @@ def as_rows(table: Table) -> list[str]:
 
 
 def _escaped(label: str) -> str:
-    """A label that does not end its cell; a word may be a bar."""
-    return label.replace("|", "\\|")
+    """A label that does not end its cell, nor moves the cursor: a word of a completion may be a bar, or an escape."""
+    return as_shown(label, 200).replace("|", "\\|")
 
 
 def _known(measure: Measure | None) -> bool:

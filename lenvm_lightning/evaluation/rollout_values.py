@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from datamodules.batch_planning import plan_batches
@@ -17,8 +16,9 @@ from ..models.backbone import token_types
 from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.interface import Prompt
-from ..rollouts.prompting import encode_prompt, open_image
+from ..rollouts.prompting import encode_prompt
 from ..rollouts.record import IMAGE_MARK
+from ..utils.images import open_image
 
 _WINDOW = 256  # completions sorted by length together: enough to meet others like them, few enough to hold images of
 
@@ -74,7 +74,7 @@ def _encode(lenvm: LengthValueModel, processor: Any, prompt: Prompt) -> dict[str
             return f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} images"
         images = [open_image(image) for image in prompt.images]
         ids = encode_prompt(processor, prompt.messages, images)[0]
-    except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
     if not images and _holds_image_token(lenvm, ids):
         return "an image or video token of the model stands where there is no image"

@@ -11,6 +11,7 @@ from ..decoding.sampling_params import SamplingParams
 from ..rollouts.ask import ask_for_missing
 from ..rollouts.completion_store import CompletionStore
 from ..rollouts.generators.interface import Answer, Failure, GeneratedText, Generator, Prompt, PromptRequest
+from ..rollouts.record import require_sound
 from ..utils.progress import CompletionProgress
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Sample:
         text: what was written.
         token_ids: generated.
         reencoded: True = a server gave text only, and the ids come from encoding it again.
+        seedless: True = it was sampled without a seed, and cannot be sampled a second time.
     """
 
     system: StrictStr
@@ -70,6 +72,7 @@ class Sample:
     text: StrictStr
     token_ids: list[StrictInt]
     reencoded: StrictBool = False
+    seedless: StrictBool = False
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False, extra="forbid")
 
     @property
@@ -99,7 +102,9 @@ class Sample:
             ValueError: it is not a whole sample; the text names the first thing that is wrong.
         """
         try:
-            return _SAMPLE.validate_python(line)  # type: ignore[return-value]
+            sample: Any = _SAMPLE.validate_python(line)
+            require_sound(sample.text, sample.token_ids, sample.logprob)
+            return sample
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -238,4 +243,5 @@ def _sample(key: SampleKey, completion: GeneratedText, found: dict[str, Any]) ->
         text=completion.text,
         token_ids=completion.token_ids,
         reencoded=completion.reencoded,
+        seedless=completion.seed is None,
     )

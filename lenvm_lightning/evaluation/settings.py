@@ -11,7 +11,7 @@ from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..utils.plain_yaml import parse_yaml
-from ..utils.settings import COUNT, NUMBER, OPTIONS, TEXT, Kind, setting, setting_of
+from ..utils.settings import COUNT, FOLDERS, NUMBER, OPTIONS, TEXT, Kind, setting, setting_of
 
 
 def list_of(item: Kind, called: str) -> Kind:
@@ -73,6 +73,9 @@ class EvaluationSettings:
     device: str | None = setting(TEXT, "such as cuda:1", None)
     model: str | None = setting(TEXT, "which model, where a server has several", None)
     options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)
+    allow_images_from: str | list[str] | None = setting(
+        FOLDERS, "other folders than that of the data from which images that rows name may be opened", None
+    )
     out: str | None = setting(TEXT, "folder of the results (default: results/TASK-GENERATOR-DIGEST)", None)
     own: Any = field(default=None)
 
@@ -95,7 +98,7 @@ class EvaluationSettings:
 
 COMMON = {f.name: f for f in fields(EvaluationSettings) if f.name != "own"}
 """Settings that every task has."""
-WHERE = ("out", "dtype", "device", "options")  # settings that do not decide what is measured
+WHERE = ("out", "dtype", "device", "options", "allow_images_from")  # settings that do not decide what is measured
 
 
 def filled(settings: EvaluationSettings, defaults: Mapping[str, Any]) -> EvaluationSettings:

@@ -134,7 +134,7 @@ def _judge(cls: type, name: str, value: Any) -> str:
     hold_to_list()
     try:
         found = _parser(cls, name).parse_object({name: value})
-    except (ArgumentError, OverflowError) as error:  # the latter for a whole number beyond every float
+    except (ArgumentError, OverflowError) as error:  # a whole number beyond every float
         if refused := re.search(r"Importing '([\w.]+)' is not allowed", str(error)):
             return f"{name}: {refusal(refused[1])}"
         annotation, group = _annotation(cls, name), _dataclass_of(cls, name)

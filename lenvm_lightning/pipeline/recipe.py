@@ -12,6 +12,7 @@ import lightning as L
 from ..errors import RecipeError, nearest
 from ..evaluation.read_settings import has
 from ..evaluation.read_settings import mistakes as mistakes_of_task
+from ..rollouts.sample import is_server
 from ..training.callbacks import ResumableCheckpoint
 from ..training.loggers import RUN_FOLDER, needs_save_dir
 from ..utils.plain_yaml import parse_yaml, read_yaml_file
@@ -177,6 +178,8 @@ def _override(recipe: dict[str, Any], key: str, value: Any) -> list[str]:
 def rename_generator(recipe: dict[str, Any], name: str) -> None:
     """Name another generator wherever a recipe names its own: where it samples, trains and measures.
 
+    A server has no weights to train: with its address, the backbone stays.
+
     Args:
         recipe: changed in place. Its own generator is that of `sample`, or else of the first task that names one.
         name: such as the directory where a copy of the model lies.
@@ -195,7 +198,7 @@ def rename_generator(recipe: dict[str, Any], name: str) -> None:
             section["generator"] = name
     model = recipe.get("fit", {}).get("model", {})
     backbone = model.get("init_args", model).get("backbone")
-    if isinstance(backbone, dict) and backbone.get("source") == own:
+    if isinstance(backbone, dict) and backbone.get("source") == own and not is_server(name):
         backbone["source"] = name
 
 

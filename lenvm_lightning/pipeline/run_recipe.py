@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ..evaluation.settings import EvaluationSettings
 from ..training.module import LenVMModule
+from ..utils.foreign_text import without_credentials
 from ..utils.locked_folder import full_disk_in_a_sentence
 from .allowed_imports import imports_from, load_class
 from .class_arguments import print_optional_groups
@@ -31,6 +32,7 @@ from .sample_stage import (
     settled,
     wait_for_first,
 )
+from .server_keys import named_servers, without_foreign_keys
 from .variants import run_variants
 
 
@@ -72,9 +74,10 @@ def _run_stages(
         return _print_help(path)
     settings = read_recipe(path, overrides)
     sampling = _plan_sampling(settings, overrides, path, runs)
+    named = named_servers(overrides)
     folder_name = require_name(name, path.stem)
     if "fit" not in settings:
-        return _run_without_fit(settings, sampling, path, RunFolder(runs / folder_name), check)
+        return _run_without_fit(settings, sampling, path, RunFolder(runs / folder_name), check, named)
     cli = parse_fit(settings["fit"], str(path))
     if sampling is not None:
         cli.settings = {"sample": sampling.as_dict(), **cli.settings}
@@ -88,7 +91,7 @@ def _run_stages(
             rank_zero_only(print)(f"{folder.path} is complete for these settings (--fresh trains again).\n")
             print_end(folder)
         else:
-            status = _sample(sampling) if sampling is not None else 0
+            status = _sample(sampling, named) if sampling is not None else 0
             if sampling is not None and not rollouts_file(sampling).exists():
                 return status
             # Whether completions were sampled just now must not decide the numbers that training draws.
@@ -97,12 +100,17 @@ def _run_stages(
             status = run_fit(cli, folder, fresh) or status
         if status in (0, 3):
             tasks = _plan_tasks(cli, settings, sampling, path, folder.model)
-            status = _after_fit(settings, tasks, folder) or status
+            status = _after_fit(settings, without_foreign_keys(tasks, named), folder) or status
         return status
 
 
 def _run_without_fit(
-    settings: dict[str, Any], sampling: SampleSettings | None, path: Path, folder: RunFolder, check: bool
+    settings: dict[str, Any],
+    sampling: SampleSettings | None,
+    path: Path,
+    folder: RunFolder,
+    check: bool,
+    named: frozenset[str],
 ) -> int:
     """A recipe that only samples, or only measures."""
     tasks = plan_tasks(settings, str(path), sampling.generator if sampling else None)
@@ -111,12 +119,12 @@ def _run_without_fit(
         if sampling is not None:
             check_sampling(sampling)
         for task in tasks:
-            print(f"evaluate: {task.task} of {task.generator or 'the embedded pair'}")
+            print(f"evaluate: {task.task} of {without_credentials(task.generator or 'the embedded pair')}")
         return 0
     if tasks:
         folder.claim()
-    status = run_sampling(sampling, wait=True) if sampling is not None else 0
-    return run_tasks(tasks, folder.path, _typed()) or status if tasks else status
+    status = run_sampling(*without_foreign_keys([sampling], named), wait=True) if sampling is not None else 0
+    return run_tasks(without_foreign_keys(tasks, named), folder.path, _typed()) or status if tasks else status
 
 
 def _plan_tasks(
@@ -169,12 +177,12 @@ def _plan_sampling(
     return sampling
 
 
-def _sample(sampling: SampleSettings) -> int:
+def _sample(sampling: SampleSettings, named: frozenset[str]) -> int:
     if not is_first_process():
         wait_for_first(sampling)
         return 0
     try:
-        return run_sampling(sampling, wait=True)
+        return run_sampling(*without_foreign_keys([sampling], named), wait=True)
     finally:
         free_memory()
 

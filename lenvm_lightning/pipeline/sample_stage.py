@@ -15,12 +15,13 @@ from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import RecipeError
-from ..utils.settings import COUNT, OPTIONS, SOURCES, TEXT, describe, misfits, setting, setting_of
+from ..utils.foreign_text import without_credentials
+from ..utils.settings import COUNT, FOLDERS, OPTIONS, SOURCES, TEXT, describe, misfits, setting, setting_of
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What to sample. All but ``options`` and ``out`` decides what the completions are."""
+    """What to sample. All but ``options``, ``out`` and ``allow_images_from`` decides what the completions are."""
 
     generator: str = setting(TEXT, "an embedded model, a model directory, a hub id, or a server's http:// address")
     prompts: str | list[Any] = setting(SOURCES, "an embedded set, a JSONL file or a data set; several may be given")
@@ -36,6 +37,9 @@ class SampleSettings:
     stop: list[str] | tuple[str, ...] = setting_of(SamplingParams, "stop")
     model: str | None = setting(TEXT, "which model, where a server has several", None)
     options: dict[str, Any] | None = setting(OPTIONS, "more for the generator, such as {concurrency: 64}", None)
+    allow_images_from: str | list[str] | None = setting(
+        FOLDERS, "other folders than that of the data from which images that rows name may be opened", None
+    )
     out: str | None = setting(TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
 
     @property
@@ -44,11 +48,12 @@ class SampleSettings:
         return SamplingParams(**{one.name: getattr(self, one.name) for one in fields(SamplingParams)})
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as a recipe has them; without ``stop`` where there is none."""
-        values = {**asdict(self), "stop": list(self.stop)}
-        return {name: value for name, value in values.items() if name != "stop" or value}
+        """The settings as a recipe has them, without what there is none of, and never with a password."""
+        values = {**asdict(self), "stop": list(self.stop), "generator": without_credentials(self.generator)}
+        return {name: value for name, value in values.items() if name not in ("stop", "allow_images_from") or value}
 
 
+_ELSEWHERE = ("options", "allow_images_from", "out")  # what does not decide what the completions are
 FIELDS = {f.name: f for f in fields(SampleSettings)}
 
 
@@ -80,9 +85,10 @@ def settled(settings: SampleSettings, runs: Path) -> SampleSettings:
     """With a folder: the one given, else one that all runs with the same settings share."""
     if settings.out is not None:
         return settings
-    content = {key: value for key, value in settings.as_dict().items() if key not in ("options", "out")}
+    content = {key: value for key, value in settings.as_dict().items() if key not in _ELSEWHERE}
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
-    name = re.sub(r"[^\w.-]+", "-", settings.generator.rstrip("/").split("/")[-1]).strip("-.") or "generator"
+    name = without_credentials(settings.generator).partition("?")[0].rstrip("/").split("/")[-1]
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "generator"
     return replace(settings, out=str(runs / "rollouts" / f"{name}-{digest}"))
 
 
@@ -111,7 +117,12 @@ def run_sampling(settings: SampleSettings, *, wait: bool = False) -> int:
 
     source, options = settings.generator, {"model": settings.model, **(settings.options or {})}
     with sigterm_exits():
-        prompts = load_prompts(settings.prompts, split=settings.split, limit=settings.limit)
+        prompts = load_prompts(
+            settings.prompts,
+            split=settings.split,
+            limit=settings.limit,
+            allow_images_from=settings.allow_images_from,
+        )
         wanted = prompts, settings.n, rollouts_file(settings).parent, settings.sampling
         outcome = already_sampled(source, *wanted, **options)
         if outcome is None:
@@ -124,10 +135,12 @@ def check_sampling(settings: SampleSettings) -> bool:
     """Say what would be sampled, without loading the generator; whether all of it is there already."""
     from ..rollouts.prompts import load_prompts
 
-    prompts = load_prompts(settings.prompts, split=settings.split, limit=settings.limit)
-    file = rollouts_file(settings)
+    prompts = load_prompts(
+        settings.prompts, split=settings.split, limit=settings.limit, allow_images_from=settings.allow_images_from
+    )
+    file, generator = rollouts_file(settings), without_credentials(settings.generator)
     print(
-        f"sample: {settings.n} completions of each of {len(prompts):,} prompts by {settings.generator}, "
+        f"sample: {settings.n} completions of each of {len(prompts):,} prompts by {generator}, "
         f"{settings.n * len(prompts):,} in all, at most {settings.max_tokens:,} tokens each, into {file.parent}"
         + (" (complete)" if file.exists() else "")
     )

@@ -1,15 +1,18 @@
 """Asking a generator for what a store is missing: every answer kept at once, counted, and a clean stop."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from collections.abc import Generator as PythonGenerator
+from dataclasses import replace
 from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import GeneratorError
 from ..utils.progress import CompletionProgress
 from .completion_store import CompletionStore
-from .generators.interface import Answer, GeneratedText, Generator, PromptRequest
+from .generators.interface import Answer, Failure, GeneratedText, Generator, PromptRequest
+from .record import require_sound
 
 
 def ask_for_missing(
@@ -44,7 +47,7 @@ def ask_for_missing(
     with progress:
         try:
             answered = 0
-            for answer in answers:
+            for answer in map(_sound, answers):
                 keep(answer)
                 answered += 1
                 if isinstance(answer.result, GeneratedText):
@@ -63,3 +66,19 @@ def ask_for_missing(
             if isinstance(answers, PythonGenerator):
                 answers.close()  # requests under way are abandoned
         return progress.tokens_per_s
+
+
+def _sound(answer: Answer) -> Answer:
+    """An answer that can be written down and read again: nonsense is a failure, whoever said it."""
+    result = answer.result
+    if not isinstance(result, GeneratedText):
+        return answer
+    if isinstance(result.logprob, float) and not math.isfinite(
+        result.logprob
+    ):  # a probability too small for its format
+        result = replace(result, logprob=None)
+    try:
+        require_sound(result.text, result.token_ids, result.logprob)
+    except ValueError as error:
+        return replace(answer, result=Failure(f"the generator's answer cannot be kept: {error}", final=False))
+    return replace(answer, result=result)

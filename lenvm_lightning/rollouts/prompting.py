@@ -1,38 +1,18 @@
-"""Prompts to what a model reads: chat template, token ids, images. Sampling and training both go through here."""
+"""Prompts to what a model reads: chat template and token ids. Sampling and training both go through here."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from jinja2 import TemplateError
+from PIL import Image
 
+from ..errors import ChatTemplateError
 from ..models.processors import tokenizer_of
+from ..utils.time_limit import time_limit
 from .record import IMAGE_MARK
 
-MAX_IMAGE_PIXELS = 50_000_000
-
-
-def open_image(image: Image.Image | str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """An image, opened or as a path, as RGB.
-
-    Raises:
-        ValueError: missing, unreadable, or of more than ``max_pixels``; the text says which.
-    """
-    try:
-        if isinstance(image, Image.Image):
-            return _as_rgb(image, "image", max_pixels)
-        with Image.open(image) as file:
-            return _as_rgb(file, f"image {image}", max_pixels)
-    except FileNotFoundError as error:
-        raise ValueError(f"image {image} does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {image} cannot be read: {error}") from error
-
-
-def _as_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"{name} has {width}x{height} pixels, more than {max_pixels:,}")
-    return image.convert("RGB")
+_TEMPLATE_SECONDS = 10.0  # a template needs milliseconds; one that loops would need years
 
 
 def _parts(content: str) -> list[dict[str, str]]:
@@ -60,15 +40,48 @@ def encode_prompt(
     Returns:
         Ids, image tokens expanded by the processor; and whatever else the processor made for the model
         (``pixel_values``, ``image_grid_thw``, …), a batch of one. Empty without images.
+
+    Raises:
+        ValueError: the chat template, the tokenizer or the processor refuses it; the text says why.
+        ChatTemplateError: the chat template does not come to an end.
     """
     tokenizer = tokenizer_of(processor)
     if images:
         chat = [{"role": m["role"], "content": _parts(m["content"])} for m in messages]
-        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        inputs = dict(processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt"))
-        return inputs.pop("input_ids")[0].tolist(), inputs
+        with _rendering():
+            text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        with _refusals_told("the prompt cannot be encoded"):
+            inputs = dict(processor(text=[text], images=[list(images)], add_special_tokens=False, return_tensors="pt"))
+            return inputs.pop("input_ids")[0].tolist(), inputs
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        with _rendering():
+            text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     else:  # a base model: the bare text is its prompt
         text = "\n\n".join(m["content"] for m in messages)
-    return tokenizer(text, add_special_tokens=False)["input_ids"], {}
+    with _refusals_told("the prompt cannot be encoded"):
+        return tokenizer(text, add_special_tokens=False)["input_ids"], {}
+
+
+@contextlib.contextmanager
+def _rendering() -> Iterator[None]:
+    """Templates run in a sandbox, but they are programs of strangers, and loops have no end there."""
+    try:
+        with _refusals_told("the chat template refuses the prompt"), time_limit(_TEMPLATE_SECONDS):
+            yield
+    except TimeoutError as error:
+        raise ChatTemplateError(
+            f"the chat template of the model did not come to an end within {_TEMPLATE_SECONDS:g} seconds. Have a look "
+            "at it, in chat_template.jinja or tokenizer_config.json of the model's folder."
+        ) from error
+
+
+@contextlib.contextmanager
+def _refusals_told(what: str) -> Iterator[None]:
+    """Whatever templates and processors of strangers raise, as one kind of error."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except Exception as error:
+        text = str(error) if isinstance(error, ValueError | TemplateError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what}: {text}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DataError, StoreError
+from ..utils.json_input import parse_json
 from .record import parse_record
 
 _ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -76,19 +77,31 @@ def _rollouts_of(source: Path) -> Path:
 
 def _lines(file: Path, problems: list[str]) -> Iterator[tuple[str, Path, Any]]:
     """(place, folder, record) of each completion or published group that can be read."""
-    with file.open("rb") as lines:
+    try:
+        lines = file.open("rb")
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror}") from error
+    with lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             place = f"{file}:{number}"
             try:
-                records = json.loads(line)
+                records = parse_json(line)
                 parse_record(records, file.parent)
-            except ValueError as error:  # broken JSON and text are ValueErrors too
+            except ValueError as error:
                 problems.append(f"{place}: {error}")
                 continue
-            for record in records if isinstance(records, list) else [records]:
+            for record in _flat(records):
                 yield place, file.parent, record
+
+
+def _flat(records: Any) -> Iterator[dict[str, Any]]:
+    """Records of a line: `parse_record` takes lists of lists, too."""
+    for record in records if isinstance(records, list) else []:
+        yield from _flat(record)
+    if isinstance(records, dict):
+        yield records
 
 
 def _publish(
@@ -96,12 +109,13 @@ def _publish(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(prompt, published record) of each completion."""
     for place, folder, record in records:
-        prompt = parse_record(record, folder)[0][0].prompt_id
+        rollout = parse_record(record, folder)[0][0]
+        prompt = rollout.prompt_id
         if "conversations" in record:
             yield prompt, _moved(record, folder, target)
             continue
         for item in record.get("completions") or [record]:
-            whole = {**record, **item}
+            whole = {**record, **item, "messages": rollout.messages}  # with the roles that chats have
             if whole.get("completion") is None:
                 problems.append(f"{place}: it has token ids only; the published layout needs text")
                 continue

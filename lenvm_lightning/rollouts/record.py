@@ -25,13 +25,15 @@ from typing import Any
 from ..errors import nearest
 
 IMAGE_MARK = "<image>"
+MOST_TOKEN_ID = 2**31 - 1  # no vocabulary comes near; tables of ids are 32 bits wide
+_MOST_LOGPROB = 1e12  # nats, of a completion in either direction: sums of millions stay finite
 _OURS = {
     "prompt_id", "number", "messages", "images", "completion", "token_ids", "finish_reason", "split", "sampling",
     "generator", "reencoded", "completions", "logprob", "correct", "meta",
 }  # fmt: skip
 _PUBLISHED = {"conversations", "images", "meta_info", "source_fields", "id"}
 _ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-_FINISH = ("stop", "length")
+FINISH = ("stop", "length")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,30 @@ class Rollout:
     split: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     generator: str | None = None
+
+
+def require_sound(text: Any, token_ids: Any, logprob: Any = None) -> None:
+    """Refuse a completion that cannot have been written, or that would break whoever reads it.
+
+    Args:
+        text: of the completion.
+        token_ids: generated ids.
+        logprob: of all of them together (nats); None where it is not known.
+
+    Raises:
+        ValueError: one of them is nothing of the kind, or out of bounds; the text says which.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"completion is {type(text).__name__}, expected a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"completion holds half a character (a lone surrogate) at {error.start}") from None
+    if not isinstance(token_ids, list) or not all(type(i) is int and 0 <= i <= MOST_TOKEN_ID for i in token_ids):
+        raise ValueError(f"token_ids is not a list of whole numbers from 0 to {MOST_TOKEN_ID}")
+    known = isinstance(logprob, int | float) and not isinstance(logprob, bool)
+    if logprob is not None and not (known and abs(logprob) <= _MOST_LOGPROB):
+        raise ValueError(f"logprob is not a number from {-_MOST_LOGPROB:g} to {_MOST_LOGPROB:g}")
 
 
 def parse_record(record: Any, folder: Path) -> tuple[list[Rollout], list[str]]:
@@ -229,13 +255,12 @@ def _parse_ours(record: dict[str, Any], folder: Path) -> list[Rollout]:
         if not isinstance(item, dict):
             raise ValueError(f"a completion in completions is {type(item).__name__}, expected an object")
         reason = item.get("finish_reason") or "stop"
-        if reason not in _FINISH:
-            raise ValueError(f"unknown finish_reason {reason!r}{nearest(str(reason), _FINISH)} (known: stop, length)")
+        if reason not in FINISH:
+            raise ValueError(f"unknown finish_reason {reason!r}{nearest(str(reason), FINISH)} (known: stop, length)")
         ids = item.get("token_ids")
-        if ids is not None and not (isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids)):
-            raise ValueError("token_ids is not a list of non-negative integers")
         if "completion" not in item and ids is None:
             raise ValueError("neither 'completion' nor 'token_ids'" + _hint(item, ["completion", "token_ids"]))
         text = _typed(item, "completion", str, "a string") or ""
+        require_sound(text, [] if ids is None else ids)
         rollouts.append(Rollout(completion=text, token_ids=ids, censored=reason == "length", **common))
     return rollouts

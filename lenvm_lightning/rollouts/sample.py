@@ -10,6 +10,7 @@ from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import GeneratorError, StoreError, nearest
+from ..utils.foreign_text import without_credentials
 from ..utils.json_input import read_object
 from ..utils.locked_folder import full_disk_in_a_sentence
 from ..utils.progress import CompletionProgress
@@ -46,7 +47,7 @@ class SamplingOutcome:
         return self.folder / "rollouts.jsonl"
 
 
-def open_generator(source: str, **options: Any) -> Generator:
+def open_generator(source: str, /, **options: Any) -> Generator:
     """The generator for a name, a model directory, a hub id, or the address of an OpenAI-compatible server.
 
     Args:
@@ -69,7 +70,9 @@ def open_generator(source: str, **options: Any) -> Generator:
     known = list(inspect.signature(make).parameters)[1:]
     unknown = [f"{name!r}{nearest(name, known)}" for name in given if name not in known]
     if unknown:
-        raise GeneratorError(f"{source} takes no {', no '.join(unknown)} (it takes {', '.join(known)})")
+        raise GeneratorError(
+            f"{without_credentials(source)} takes no {', no '.join(unknown)} (it takes {', '.join(known)})"
+        )
     return make(source, **given)
 
 
@@ -128,7 +131,7 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 
 
 def already_sampled(
-    source: str, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, **options: Any
+    source: str, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, /, **options: Any
 ) -> SamplingOutcome | None:
     """The outcome of a complete folder, told without loading the generator; None where it has to be loaded.
 

@@ -16,12 +16,14 @@ from typing import Any, Self
 
 from ..decoding.sampling_params import SamplingParams
 from ..errors import StoreError
+from ..utils.foreign_text import as_shown
 from ..utils.json_input import parse_object
 from ..utils.locked_folder import sync_folder as _sync_names
 from ..utils.locked_folder import write_whole
 from .completion_store import CompletionStore
 from .generators.interface import Answer, Failure, GeneratedText, PromptRequest, Prompts
 from .images import save_image
+from .record import FINISH, require_sound
 from .summary import LengthCounts
 
 FORMAT = 1
@@ -76,6 +78,9 @@ class RolloutRecord:
         """
         if not isinstance(line["prompt_id"], str) or type(line["number"]) is not int:
             raise ValueError("prompt_id is a text and number a whole number")
+        require_sound(line["completion"], line["token_ids"], line["logprob"])
+        if line["finish_reason"] not in FINISH:
+            raise ValueError(f"finish_reason is {line['finish_reason']!r}, expected one of {', '.join(FINISH)}")
         return cls(
             line,
             len(line["token_ids"]),
@@ -242,7 +247,7 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
                 entry = parse_object(line)
                 key = entry["prompt_id"], entry["number"]
                 if entry["final"] and self.wanted(key) and not self.has(key):
-                    self.failures[key] = Failure(str(entry["reason"]), final=True)
+                    self.failures[key] = Failure(as_shown(entry["reason"], 2000), final=True)
                     kept.append(line.decode())
             except (ValueError, KeyError, TypeError):  # torn: that completion is tried again
                 continue

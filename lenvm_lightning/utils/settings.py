@@ -52,6 +52,11 @@ def _are_sources(value: Any) -> bool:
     return bool(many) and all(is_text(source) or (isinstance(source, dict) and source) for source in many)
 
 
+def _are_texts(value: Any) -> bool:
+    many = value if isinstance(value, list | tuple) else [value]
+    return bool(many) and all(map(is_text, many))
+
+
 TEXT = Kind(str, is_text, "a word")
 SOURCES = Kind(str, _are_sources, "a name, a file, {source: ...} or a list of these")
 OPTIONS = Kind(
@@ -59,6 +64,7 @@ OPTIONS = Kind(
     lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
     "a mapping such as {concurrency: 64}",
 )
+FOLDERS = Kind(str, _are_texts, "a folder or a list of folders")
 COUNT = Kind(int, lambda value: is_integer(value) and value >= 1, "a whole number of at least 1")
 INTEGER = Kind(int, is_integer, "a whole number")
 NUMBER = Kind(float, is_number, "a number")

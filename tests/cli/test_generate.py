@@ -23,6 +23,13 @@ def test_a_target_length_comes_out(capsys, tiny_text):
     assert "tiny world" in err
 
 
+def test_a_prompt_that_the_chat_template_refuses(capsys, tmp_path):
+    shutil.copytree(tinyworld.path("tiny-text"), tmp_path / "strict")
+    (tmp_path / "strict" / "chat_template.jinja").write_text("{{ raise_exception('no questions, please') }}")
+    assert main(["generate", "--generator", str(tmp_path / "strict"), "What?"]) == 2
+    assert "the chat template refuses the prompt: no questions, please" in capsys.readouterr().err
+
+
 def test_several_completions_of_a_prompt_from_stdin_and_a_trace(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stdin", io.StringIO(SEA))
     trace = tmp_path / "trace.jsonl"

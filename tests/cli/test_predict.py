@@ -2,6 +2,8 @@
 
 import json
 
+from PIL import Image
+
 from lenvm_lightning.cli.main import main
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 
@@ -21,6 +23,17 @@ def test_predict(capsys, tmp_path):
         for row in map(json.loads, capsys.readouterr().out.splitlines())
     }
     assert found["short"] < 60 < found["long"]
+
+
+def test_images_elsewhere_need_a_flag(capsys, here):
+    (here / "data").mkdir()
+    Image.new("RGB", (28, 28)).save(here / "a.png")
+    row = {"prompt": "<image>How many?", "image": "../a.png"}
+    (here / "data" / "p.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["predict", "data/p.jsonl", "--generator", "tiny-vl"]
+    assert main(command) == 2
+    assert "p.jsonl:1: image ../a.png is " in capsys.readouterr().err
+    assert main([*command, "--allow-images-from", str(here)]) == 0
 
 
 def test_predict_of_pictures_needs_a_model_that_sees(capsys):

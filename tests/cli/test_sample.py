@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from places import HELPERS
 from safetensors.torch import load_file, save_file
 from small_generator import COMMAND, SAMPLE, lay_out, recipe, records, save_small
@@ -74,6 +75,21 @@ def test_sample_from_end_to_end(here, model, capsys, monkeypatch):
     save_file(weights, here / "small" / "model.safetensors", {"format": "pt"})
     assert main(COMMAND) == 2
     assert "generator.digest: " in capsys.readouterr().err
+
+
+def test_images_elsewhere_need_a_flag(here, capsys):
+    for folder in ("data", "private"):
+        (here / folder).mkdir()
+    Image.new("RGB", (28, 28)).save(here / "private" / "a.png")
+    row = {"prompt": "<image>How many?", "image": "../private/a.png"}
+    (here / "data" / "p.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["sample", "--generator", "small", "--prompts", "data/p.jsonl", "--out", "seen"]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert f"data/p.jsonl:1: image ../private/a.png is {here}/private/a.png, outside of the folder of the data" in err
+    assert "--allow-images-from DIR" in err
+    assert main([*command, "--allow-images-from", "data", "--allow-images-from", "private"]) == 2
+    assert "reads text only" in capsys.readouterr().err  # what is wrong with this generator, once the image may be read
 
 
 def test_stop_texts_of_command_line_and_recipe(here, capsys):

@@ -24,7 +24,8 @@ def test_real_rollouts_become_batches(kind, module, processor, tmp_path):
     subprocess.run([sys.executable, CONVERTER, kind, whole], check=True, capture_output=True)
     with whole.open(encoding="utf-8") as lines:
         some.write_text("".join(itertools.islice(lines, 240)), encoding="utf-8")
-    data = module(str(some), processor=processor, max_length=1536, batch_tokens=4096, max_bad_share=0.0)
+    settings = {"processor": processor, "max_length": 1536, "batch_tokens": 4096, "max_bad_share": 0.0}
+    data = module(str(some), allow_images_from=str(SHARED / "data"), **settings)
     data.prepare_data()
     data.setup()
     assert len(data.train_rows) + len(data.val_rows) == 240

@@ -1,7 +1,12 @@
 """What is trained on, and what is held out."""
 
+import time
+
 import pytest
-from rollout_lines import line
+from datasets import Dataset
+from rollout_lines import USER, line
+
+from datamodules.split import RowFacts, usable_rows
 
 
 @pytest.mark.parametrize("split", ["test", "val", "validation", "dev", "eval", "testmini"])
@@ -17,6 +22,44 @@ def test_without_such_a_split_a_share_of_the_prompts_is(set_up):
     assert held
     assert held.isdisjoint(trained)
     assert data.val_prompts == len(held)
+
+
+def test_facts_are_those_of_the_rows(build, tiny_text):
+    """Read by columns, as they would be row by row."""
+    rows = [
+        {"prompt_id": "a", "messages": USER, "completion": "One.", "split": "test", "generator": "g"},
+        {"prompt_id": "b", "messages": USER, "completion": ""},  # a problem
+        {"messages": USER, "token_ids": [5, 9, 2], "finish_reason": "length", "sampling": {"temperature": 0.5}},
+    ]
+    table = build(tiny_text, *rows, b"{broken", rows[0])
+    expected = [
+        RowFacts(
+            number, row["prompt_id"], row["split"], len(row["input_ids"]), row["prompt_length"], row["length"],
+            row["censored"], row["sampling"], row["generator"],
+        )
+        for number, row in enumerate(table)
+        if not row["problem"]
+    ]  # fmt: skip
+    assert usable_rows(table) == expected
+    assert [row.row for row in expected] == [0, 2, 4]
+    assert usable_rows(table.select([4, 1, 2])) == [expected[2]._replace(row=0), expected[1]._replace(row=2)]
+
+
+def test_many_rows_are_read_at_once():
+    """Row by row, ten thousand took five seconds."""
+    count = 10_000
+    table = Dataset.from_dict(
+        {
+            "input_ids": [list(range(200))] * count,
+            **{name: [7] * count for name in ("prompt_length", "length")},
+            **{name: [""] * count for name in ("problem", "split", "sampling", "generator")},
+            "censored": [False] * count,
+            "prompt_id": [f"p{row // 8}" for row in range(count)],
+        }
+    )
+    began = time.process_time()
+    assert len(usable_rows(table)) == count
+    assert time.process_time() - began < 1
 
 
 def ids(rows):

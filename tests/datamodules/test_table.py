@@ -1,20 +1,25 @@
 """Rollout files and data sets to tables: bad lines by name, and the cache."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import datasets
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from rollout_lines import SEEN, USER, draw
 
 from datamodules import table as table_module
-from datamodules.table import build_table, default_cache_dir, find_files
+from datamodules.table import build_table, find_files
 from datamodules.tokenise import Limits
-from lenvm_lightning.errors import DataError
-from lenvm_lightning.utils.locked_folder import FolderLock
+from lenvm_lightning.errors import ChatTemplateError, DataError
+from lenvm_lightning.rollouts import prompting
 
 # -- bad lines ------------------------------------------------------------------------------------------------------
 
@@ -22,9 +27,11 @@ from lenvm_lightning.utils.locked_folder import FolderLock
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b'{"messages": [', "broken JSON at column 15: Expecting value"),
-        (b'{"messages": "\xff"}', "not UTF-8 text: "),
-        ({"messages": USER, "completion": "half a pair \ud83d"}, "not UTF-8 text: "),
+        (b'{"messages": [', "it is not JSON: Expecting value (column 15)"),
+        (b'{"messages": "\xff"}', "it is not UTF-8: "),
+        ({"messages": USER, "completion": "half a pair \ud83d"}, "it holds half of a character"),
+        (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "it is nested too deeply"),
+        (b'{"messages": ' + b"1" * 5000 + b"}", "Exceeds the limit (4300 digits)"),
         (b"17", "expected a JSON object, found int"),
         ({"mesages": USER, "completion": "a"}, "neither 'messages' nor 'conversations' among its keys (mesages, "),
         ({"messages": USER, "completion": ""}, "empty completion"),
@@ -63,10 +70,61 @@ def test_a_bad_line_is_named_and_the_others_are_kept(build, tiny_vl, tmp_path, l
     assert table[0]["input_ids"] == table[2]["input_ids"]
 
 
+def test_images_elsewhere_are_bad_rows_unless_they_are_allowed(tiny_vl, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "private").mkdir()
+    draw(tmp_path / "private" / "a.png")
+    draw(tmp_path / "data" / "a.png")
+    (tmp_path / "data" / "link.png").symlink_to("../private/a.png")
+    paths = ("a.png", "../private/a.png", "link.png", str(tmp_path / "private" / "a.png"))
+    lines = [{"messages": SEEN, "images": [path], "completion": "a"} for path in paths]
+    file = tmp_path / "data" / "r.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def problems(**source):
+        table, key = build_table(tiny_vl, Limits(), cache_dir=tmp_path / "cache", **source)
+        return list(table["problem"]), list(table["place"]), key
+
+    for source in ({"files": [str(file)]}, {"dataset": {"path": "json", "data_files": str(file)}}):
+        found, places, key = problems(**source)
+        assert found[0] == ""
+        for problem in found[1:]:
+            assert f" is {tmp_path}/private/a.png, outside of the folder of the data" in problem
+            assert "--allow-images-from DIR" in problem
+        allowed = problems(**source, allow_images_from=str(tmp_path / "private"))
+        assert allowed[:2] == ([""] * 4, places)
+        assert allowed[2] != key
+
+
+def test_a_row_that_the_chat_template_refuses_leaves_the_others(build, tiny_text):
+    strict = copy.deepcopy(tiny_text)
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    strict.chat_template = refusal + "{{ messages[0].content }}"
+    system = [{"role": "system", "content": "Be brief."}, *USER]
+    table = build(strict, {"messages": system, "completion": "a"}, {"messages": USER, "completion": "a"})
+    assert table["problem"] == ["the chat template refuses the prompt: no system", ""]
+
+
+def test_a_chat_template_without_end_ends_the_start(build, tiny_text, monkeypatch):
+    monkeypatch.setattr(prompting, "_TEMPLATE_SECONDS", 0.1)
+    strange = copy.deepcopy(tiny_text)
+    strange.chat_template = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ChatTemplateError, match="did not come to an end"):
+        build(strange, *[{"messages": USER, "completion": "a"}] * 3)
+
+
 def test_one_bad_completion_of_a_group_leaves_the_others(build, tiny_text):
     items = [{"completion": "a"}, {"completion": ""}, {"completion": "b"}]
     table = build(tiny_text, {"messages": USER, "completions": items})
     assert table["problem"] == ["", "empty completion", ""]
+
+
+def test_names_of_files_that_are_no_text_are_said(build, tiny_text, tmp_path):
+    build(tiny_text, {"messages": USER, "completion": "a"})
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jsonl")
+    (tmp_path / "rollouts.jsonl").rename(strange)
+    with pytest.raises(DataError, match=r"names of rollout files that are not UTF-8: '.*\\udcff\.jsonl'\. Rename them"):
+        build_table(tiny_text, Limits(), files=[strange], cache_dir=tmp_path / "cache")
 
 
 def test_no_files_and_no_lines(build, tiny_text, tmp_path):
@@ -147,18 +205,6 @@ def test_killed_while_a_table_is_replaced(build, tiny_vl, tmp_path, monkeypatch)
     assert build(tiny_vl, line)[0]["problem"] == ""
 
 
-def test_what_killed_processes_left_is_swept_away(build, tiny_text, tmp_path):
-    folders = [tmp_path / "cache" / f"building-{name}" for name in ("old", "used", "young")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-        (folder / "rows.arrow").write_text("half")
-    with FolderLock(folders[1]):
-        for folder in folders[:2]:
-            os.utime(folder, (0, 0))
-        build(tiny_text, {"messages": USER, "completion": "a"})
-        assert [folder.exists() for folder in folders] == [False, True, True]
-
-
 def test_a_cache_that_cannot_be_written(tiny_text, text_rollouts, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match=r"cannot be written to .*file/cache.*cache_dir or \$LENVM_CACHE"):
@@ -197,14 +243,6 @@ print(len(table))
     assert done.stdout.split() == ["40"], done.stderr
 
 
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("LENVM_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
-    monkeypatch.delenv("LENVM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "lenvm_lightning"
-
-
 # -- datasets -------------------------------------------------------------------------------------------------------
 
 
@@ -214,12 +252,11 @@ def load(processor, file, folder, kind="json"):
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet"])
-def test_a_dataset_gives_the_rows_of_its_file(tiny_vl, vision_rollouts, tmp_path, monkeypatch, tokenised, kind):
-    monkeypatch.chdir(vision_rollouts.parent)  # where relative images of a dataset start
-    expected, _ = build_table(tiny_vl, Limits(), files=[vision_rollouts.name], cache_dir=tmp_path / "cache")
+def test_a_dataset_gives_the_rows_of_its_file(tiny_vl, vision_rollouts, tmp_path, tokenised, kind):
+    expected, _ = build_table(tiny_vl, Limits(), files=[str(vision_rollouts)], cache_dir=tmp_path / "cache")
     file = vision_rollouts
     if kind == "parquet":
-        file = tmp_path / "rollouts.parquet"
+        file = vision_rollouts.with_suffix(".parquet")  # beside the images
         table_module.Dataset.from_list([json.loads(x) for x in vision_rollouts.read_text().splitlines()]).to_parquet(
             file
         )
@@ -228,6 +265,29 @@ def test_a_dataset_gives_the_rows_of_its_file(tiny_vl, vision_rollouts, tmp_path
     assert got[3]["place"] == f"{kind}[3]"
     assert load(tiny_vl, file, tmp_path, kind)[1] == key
     assert len(tokenised) == 80  # and not once more
+
+
+@pytest.mark.parametrize(
+    ("dataset", "home"),
+    [
+        ({"path": "json", "data_files": "a/r.jsonl"}, "a"),
+        ({"path": "json", "data_files": "r.jsonl"}, "."),
+        ({"path": "json", "data_files": {"train": ["a/r.jsonl", "a/s.jsonl"], "test": "a/t.jsonl"}}, "a"),
+        ({"path": "json", "data_files": "a/*.jsonl"}, "a"),
+        ({"path": "json", "data_dir": "a"}, "a"),
+        ({"path": "a"}, "a"),
+        ({"path": "./a", "data_files": "b/r.jsonl"}, "./a"),
+        ({"path": "json", "data_files": ["a/r.jsonl", "b/r.jsonl"]}, None),  # their parent is nobody's folder
+        ({"path": "json", "data_files": "*/r.jsonl"}, None),
+        ({"path": "json", "data_files": "https://host/r.jsonl"}, None),
+        ({"path": "org/name"}, None),
+    ],
+)
+def test_the_folder_of_a_dataset(here, dataset, home):
+    for folder in ("a", "b", "json"):
+        (here / folder).mkdir()
+    found = table_module._home_of(dataset)
+    assert found is None if home is None else str(found) == str(Path(home))
 
 
 def test_a_dataset_that_changed_is_read_again(tiny_text, tmp_path):
@@ -242,6 +302,32 @@ def test_a_dataset_that_changed_is_read_again(tiny_text, tmp_path):
     table, other = load(tiny_text, file, tmp_path)
     assert other != key
     assert len(table) == 1
+
+
+def test_nothing_in_a_dataset_is_decoded_but_by_us(tiny_vl, tmp_path, monkeypatch):
+    """`datasets` would open images in any format, at any path: EPS starts Ghostscript."""
+    program, started = tmp_path / "bin" / "gs", tmp_path / "started"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {started}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
+    text = table_module.Value("string")
+    features = table_module.Features(
+        {"messages": [{"role": text, "content": text}], "images": [datasets.Image()], "completion": text}
+    )
+    row = {"messages": SEEN, "images": [{"bytes": eps, "path": None}], "completion": "a"}
+    table_module.Dataset.from_list([row], features=features).to_parquet(tmp_path / "r.parquet")
+    table, _ = load(tiny_vl, tmp_path / "r.parquet", tmp_path, "parquet")
+    assert table["problem"] == ["images is not a list of paths"]
+    assert not started.exists()
+
+
+def test_a_row_of_a_dataset_that_is_no_text_leaves_the_others(tiny_text, tmp_path):
+    broken = pa.array([b"a", b"\xff", b"b"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"messages": pa.array([USER] * 3), "completion": broken}), tmp_path / "r.parquet")
+    table, _ = load(tiny_text, tmp_path / "r.parquet", tmp_path, "parquet")
+    assert table["problem"] == ["", "completion: it is not UTF-8: invalid start byte at byte 0", ""]
 
 
 def test_a_dataset_that_cannot_be_loaded(tiny_text, tmp_path):

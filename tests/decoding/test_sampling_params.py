@@ -34,7 +34,8 @@ def test_seeds_depend_on_all_three_and_nothing_else():
     seeds = {completion_seed(seed, prompt, number) for seed in (0, 1) for prompt in ("a", "b") for number in (0, 1)}
     assert len(seeds) == 8
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert completion_seed(7, "p3", 2) == completion_seed(7, "p3", 2)
+    assert completion_seed(7, "p3", 2) == completion_seed(7, "p3", 2) == 1877368126
+    assert completion_seed(7, "half a character \ud83d", 2) != completion_seed(7, "half a character \udcff", 2)
 
 
 def test_it_needs_no_torch():

@@ -7,6 +7,7 @@ from forks import script
 from full_disk import room_for
 from PIL import Image
 from places import HELPERS
+from scripted_server import Response, ScriptedServer, said
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lenvm_lightning import tinyworld
@@ -298,6 +299,19 @@ def test_a_disk_that_fills_is_said_and_nothing_is_sampled_again(here, capsys):
     assert main([*command, "full"]) == 0
     assert "going on from 3 samples" in capsys.readouterr().err
     assert (here / "full" / "results.json").read_bytes() == (here / "whole" / "results.json").read_bytes()
+
+
+def test_completions_without_a_seed_are_no_repeatable_measurement(here):
+    server = ScriptedServer()
+    server.act = lambda body, attempt: Response({"detail": "no seed"}, 400) if "seed" in body else said("4")
+    words = f"--task gsm8k --data tiny --generator {server.url} --model m --limit 1 --n 1 --options".split()
+    assert main([*words, "{server: other, processor: tiny-text}"]) == 0
+    server.stop()
+    [folder] = (here / "results").iterdir()
+    found = Found(folder)
+    assert found.samples[0]["seedless"]
+    assert found.results.provenance["seed"] is None
+    assert found.report.splitlines()[2] == "gsm8k v1 · m · no seed"
 
 
 @pytest.mark.parametrize("task", ["lifebench", "scaling"])

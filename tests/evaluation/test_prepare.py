@@ -1,9 +1,12 @@
 """What an evaluation would do, before any model is loaded: protocols of data sources, systems, sampling, identity."""
 
+import json
+
 import datasets
 import pytest
+from PIL import Image
 
-from lenvm_lightning.errors import EvaluationError
+from lenvm_lightning.errors import DataError, EvaluationError
 from lenvm_lightning.evaluation.plots import as_png, new_figure
 from lenvm_lightning.evaluation.prepare import identity_of, name_of_folder, prepare
 from lenvm_lightning.evaluation.read_settings import read_settings
@@ -63,7 +66,7 @@ def test_the_folder_is_named_by_all_that_decides():
     def name(**given):
         return name_of_folder("lifebench", identity_of(prepared("lifebench", limit=1, **given), None))
 
-    assert name() == name(data="tiny") == name(out="elsewhere", device="cpu")
+    assert name() == name(data="tiny") == name(out="elsewhere", device="cpu", allow_images_from=".")
     assert len({name(), name(lengths=[16]), name(seed=1), name(soften=True), name(dtype="bfloat16")}) == 5
     assert name().startswith("lifebench-tiny-text-")
 
@@ -83,3 +86,24 @@ def test_a_file_of_images_that_is_no_jsonl(here):
     given = prepare(read_settings({"task": "vqa", "data": {"source": "mathvision", "path": str(file)}}, "test"))
     named = prepare(read_settings({"task": "vqa", "data": str(file)}, "test"))
     assert len(given.questions.prompts) == len(named.questions.prompts) == 1
+
+
+@pytest.mark.parametrize("task", ["vqa", "length"])
+def test_images_elsewhere_need_a_setting(here, task):
+    (here / "data").mkdir()
+    Image.new("RGB", (28, 28)).save(here / "a.png")
+    row = {
+        "id": "4",
+        "question": "Which?",
+        "answer": "A",
+        "image": "../a.png",
+        "level": 3,
+        "subject": "s",
+        "options": [],
+    }
+    file = here / "data" / "p.jsonl"
+    file.write_text(json.dumps(row if task == "vqa" else {"prompt": "<image>?", "image": "../a.png"}) + "\n")
+    given = {"task": task, "data": str(file), "generator": "tiny-vl", "max_tokens": 8}
+    with pytest.raises(DataError, match=r"p\.jsonl:1: image \.\./a\.png is .*outside of the folder of the data"):
+        prepare(read_settings(given, "test"))
+    assert len(prepare(read_settings({**given, "allow_images_from": ["."]}, "test")).questions.prompts) == 1

@@ -24,3 +24,9 @@ def test_a_table_is_one_in_markdown():
 
 def test_a_table_without_rows_says_so():
     assert as_rows(Table("t", [Column("z", "z")], [])) == ["Nothing."]
+
+
+def test_words_of_completions_cannot_write_on_the_terminal():
+    rows = as_rows(Table("t", [], [TableRow({"word": "\x1b]0;owned\x07\u202e" + "x" * 1000}, {}, 1, 1)]))
+    assert all(row.isprintable() and len(row) < 300 for row in rows)
+    assert r"\x1b]0;owned\x07\u202ex" in rows[2]

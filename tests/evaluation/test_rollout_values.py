@@ -13,8 +13,9 @@ from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
-from lenvm_lightning.rollouts.prompting import encode_prompt, open_image
+from lenvm_lightning.rollouts.prompting import encode_prompt
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
+from lenvm_lightning.utils.images import open_image
 
 
 @pytest.fixture(scope="module", params=["tiny-text", "tiny-vl"])

@@ -3,9 +3,12 @@
 Briefly by default. Long, with figures in a file:
 
     LENVM_FUZZ_INPUTS=10000 LENVM_FUZZ_REPORT=fuzz.jsonl pytest tests/fuzz -m slow -n 2
+
+A slow target gets a share of the inputs. `LENVM_FUZZ_SEED` gives others.
 """
 
 import json
+import math
 import os
 import resource
 import signal
@@ -14,12 +17,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fuzz_targets import TARGETS
+from fuzz_files import FILES
+from fuzz_targets import TARGETS as OTHERS
 from mutations import hostile
 
 from lenvm_lightning.errors import LenVMError
 
-BRIEFLY = 40
+TARGETS = {**OTHERS, **FILES}
+SEED = int(os.environ.get("LENVM_FUZZ_SEED", "2"))
 LONG = int(os.environ.get("LENVM_FUZZ_INPUTS", "1000"))
 SECONDS = 20  # for one input, on a machine that is busy with something else
 MEMORY = 2 * 2**30  # bytes that this process may grow by, over all inputs of a target
@@ -70,7 +75,7 @@ def alarm():
 @pytest.mark.parametrize("name", TARGETS)
 def test_briefly(name, tmp_path):
     before = grown()
-    attack(TARGETS[name], tmp_path, BRIEFLY, seed=1)
+    attack(TARGETS[name], tmp_path, 10 if TARGETS[name].share < 0.1 else 40, seed=1)
     assert grown() - before < MEMORY
 
 
@@ -78,7 +83,7 @@ def test_briefly(name, tmp_path):
 @pytest.mark.parametrize("name", TARGETS)
 def test_long(name, tmp_path):
     before = grown()
-    found = attack(TARGETS[name], tmp_path, LONG, seed=2)
+    found = attack(TARGETS[name], tmp_path, math.ceil(LONG * TARGETS[name].share), seed=SEED)
     found |= {"target": name, "memory_mib": (grown() - before) // 2**20}
     if "LENVM_FUZZ_REPORT" in os.environ:
         with Path(os.environ["LENVM_FUZZ_REPORT"]).open("a", encoding="utf-8") as report:

@@ -1,7 +1,9 @@
 """Files of people that are fuzzed: rows, prompts, images, recipes, model directories, checkpoints."""
 
+import contextlib
 import io
 import json
+import math
 import warnings
 from pathlib import Path
 
@@ -10,15 +12,20 @@ import torch
 from fuzz_targets import Run, Target
 from PIL import Image
 from safetensors.torch import save_file
+from scripted_server import Response, ScriptedServer, generator, said
+from scripted_server import sample as ask
 from value_models import wrap
 
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import TextLenVM, tinyworld
+from lenvm_lightning.decoding.sampling_params import SamplingParams
+from lenvm_lightning.errors import LenVMError
 from lenvm_lightning.models.backbone_config import BackboneConfig
 from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.pipeline.recipe import read_recipe, recipes_folder
+from lenvm_lightning.rollouts.generators.interface import GeneratedText
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.published_format import convert
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
@@ -212,15 +219,48 @@ def _headers(folder: Path) -> tuple[Run, dict[str, bytes]]:
     return run, {"header": whole[8 : 8 + size]}
 
 
+def _replies(folder: Path) -> tuple[Run, dict[str, bytes]]:
+    """Replies of a server, over HTTP, and its list of models."""
+    server = ScriptedServer()
+    logprobs = [("a", -0.5), ("b", -0.1)]
+    good = {
+        "text": said("Four.", tokens=3).body,
+        "ids": said("Four.", token_ids=[7, 2], logprobs=logprobs).body,
+        "models": server.pages["/v1/models"].body,
+    }
+    page = server.pages["/v1/models"]
+    sampling = SamplingParams(max_tokens=32)
+
+    def run(name: str, data: bytes) -> None:
+        server.bodies.clear()
+        if name == "models":
+            server.pages["/v1/models"] = Response(data)
+            with contextlib.suppress(LenVMError):
+                generator(server, model=None, server="auto", processor="tiny-text", retries=0, unreachable_timeout=1)
+            server.pages["/v1/models"] = page
+            return
+        server.act = lambda body, attempt: Response(data)
+        for answer in ask(server, sampling=sampling, retries=0, unreachable_timeout=1):
+            if isinstance(answer.result, GeneratedText):
+                result = answer.result
+                assert len(result.token_ids) <= 65
+                assert all(0 <= token < 2048 for token in result.token_ids)
+                assert result.logprob is None or math.isfinite(result.logprob)
+                result.text.encode()
+
+    return run, {name: json.dumps(body).encode() for name, body in good.items()}
+
+
 FILES = {
-    "rows of rollouts": Target(_rows),
-    "images of rollouts": Target(_images),
+    "replies of servers": Target(_replies, 0.1),
+    "rows of rollouts": Target(_rows, 0.02),
+    "images of rollouts": Target(_images, 0.02),
     "prompts": Target(_prompts),
     "published rollouts": Target(_published),
-    "recipes": Target(_recipes),
+    "recipes": Target(_recipes, 0.5),
     "overrides": Target(_overrides),
-    "model directories": Target(_model_directories),
-    "headers of safetensors": Target(_headers),
-    "tokenizers": Target(_tokenizers),
-    "checkpoints": Target(_checkpoints),
+    "model directories": Target(_model_directories, 0.1),
+    "headers of safetensors": Target(_headers, 0.1),
+    "tokenizers": Target(_tokenizers, 0.1),
+    "checkpoints": Target(_checkpoints, 0.5),
 }

@@ -23,9 +23,11 @@ class Target:
 
     Attributes:
         prepare: given an empty folder, how to feed bytes, and good inputs by their names.
+        share: of the inputs that a quick target gets.
     """
 
     prepare: Callable[[Path], tuple[Run, dict[str, bytes]]]
+    share: float = 1.0
 
 
 def _store(folder: Path) -> tuple[Run, dict[str, bytes]]:
@@ -115,7 +117,7 @@ def _runs(folder: Path) -> tuple[Run, dict[str, bytes]]:
 
 
 TARGETS = {
-    "store of rollouts": Target(_store),
+    "store of rollouts": Target(_store, 0.1),
     "samples of an evaluation": Target(_samples),
     "controls as text": Target(_controls),
     "settings of a task": Target(_evaluation_settings),

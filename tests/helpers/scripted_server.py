@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
-            attempt = sum(b["seed"] == body["seed"] for b in server.bodies)
+            attempt = sum(b.get("seed") == body.get("seed") for b in server.bodies)
             server.bodies.append(body)
             server.times.append(time.monotonic())
             server.seen_headers.append({name.lower(): value for name, value in self.headers.items()})
@@ -66,6 +66,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
+            while self.server.drip(content):
+                self.wfile.write(b" ")
+                time.sleep(0.02)
             self.wfile.write(content[: len(content) // 2] if response.hang_up else content)
         if response.hang_up:
             self.wfile.flush()
@@ -83,6 +86,7 @@ class ScriptedServer(ThreadingHTTPServer):
     def __init__(self, port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.act = lambda body, attempt: said()
+        self.drip = lambda content: False  # whether blanks come instead, one by one
         self.pages = {"/v1/models": models(("m", "someone"))}
         self.lock, self.under_way, self.most_under_way = threading.Lock(), 0, 0
         self.bodies, self.times, self.seen_headers, self.connections = [], [], [], []

@@ -117,7 +117,7 @@ def test_bad_rows_stop_the_run_with_file_and_line(here, capsys):
     )
     assert main(["run", "text_lenvm", "--fit.data.files", "bad.jsonl"]) == 2
     err = capsys.readouterr().err
-    assert "bad.jsonl:1: broken JSON" in err
+    assert "bad.jsonl:1: it is not JSON" in err
     assert "bad.jsonl:2: empty completion" in err
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from lenvm_lightning import BackboneConfig
 from lenvm_lightning.cli.main import main
+from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.pipeline.fit_stage import parse_fit
 from lenvm_lightning.pipeline.recipe import find_recipe, read_recipe, vary
 
@@ -154,3 +155,25 @@ def test_names_of_variants_that_would_lead_elsewhere(here, capsys, name):
     (here / "r.yaml").write_text(f"variants:\n  runs:\n    '{name}': {{fit.model.gamma: 0.9}}\n")
     assert main(["run", "r.yaml"]) == 2
     assert f"r.yaml:3: '{name}' cannot be the name of a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("/a/copy", "/a/copy"), ("http://localhost:8000", "M/M")])
+def test_one_name_is_another_generator_in_all_stages(tmp_path, name, backbone):
+    """A server has no weights: the backbone stays."""
+    (tmp_path / "r.yaml").write_text(
+        "sample: {generator: M/M, prompts: tiny-math}\n"
+        "fit:\n"
+        "  model: {class_path: lenvm_lightning.TextLenVM, init_args: {backbone: {source: M/M, keep_layers: 2}}}\n"
+        "  data: {class_path: datamodules.TextRollouts}\n"
+        "evaluate: [{task: length}, {task: gsm8k, generator: M/M}, {task: lifebench, generator: other}]\n"
+    )
+    found = read_recipe(tmp_path / "r.yaml", [("generator", name)])
+    assert found["sample"]["generator"] == name
+    assert found["fit"]["model"]["init_args"]["backbone"] == {"source": backbone, "keep_layers": 2}
+    assert [task.get("generator") for task in found["evaluate"]] == [None, name, "other"]
+
+
+def test_a_recipe_without_a_generator_has_none_to_rename(tmp_path):
+    (tmp_path / "r.yaml").write_text("evaluate: [{task: gsm8k}]\n")
+    with pytest.raises(RecipeError, match="--generator: the recipe names no generator under sample or evaluate"):
+        read_recipe(tmp_path / "r.yaml", [("generator", "x")])

@@ -1,6 +1,7 @@
 """The stage `sample`, with a small real model: sampled, trained on, skipped, mistaken."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.cli.main import main
+from lenvm_lightning.errors import RecipeError
+from lenvm_lightning.pipeline.sample_stage import read_settings, settled
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
 
 FIT = {
@@ -158,6 +161,16 @@ def test_what_fails_for_good_shows_in_the_status(here, capsys):
     assert len(records(here / "out" / "failures.jsonl")) == 3
 
 
+def test_where_images_may_lie_does_not_decide_the_folder():
+    given = {"generator": "tiny-vl", "prompts": "p.jsonl"}
+    plain, allowed = (read_settings(one, "this") for one in (given, {**given, "allow_images_from": ["/data"]}))
+    assert settled(plain, Path("runs")).out == settled(allowed, Path("runs")).out
+    assert "allow_images_from" not in plain.as_dict()
+    assert allowed.as_dict()["allow_images_from"] == ["/data"]
+    with pytest.raises(RecipeError, match=r"allow_images_from must be a folder or a list of folders, found \[3\]"):
+        read_settings({**given, "allow_images_from": [3]}, "this")
+
+
 def test_all_mistakes_of_a_sample_section_at_once(here, capsys):
     (here / "r.yaml").write_text(
         "sample:\n"
@@ -203,5 +216,5 @@ def test_sections_that_cannot_be(here, capsys, text, words):
 def test_help_of_a_recipe_lists_the_settings_of_both_stages(here, capsys):
     assert main(["run", recipe(here, sample=SAMPLE, fit=FIT), "--sample.help"]) == 0
     out = capsys.readouterr().out
-    assert "max_tokens   tokens after which a completion is truncated" in out
+    assert re.search("max_tokens +tokens after which a completion is truncated", out)
     assert "--trainer.max_epochs" in out

@@ -1,5 +1,7 @@
 """Asking a generator for what is missing: every answer kept before the next, and a stop that says what stays."""
 
+from dataclasses import replace
+
 import pytest
 from sampled import open_store
 from scripted import SAMPLING, ScriptedGenerator
@@ -47,6 +49,55 @@ def test_everything_is_asked_for_and_shown(tmp_path, capsys):
     assert len(lines) == 24
     assert lines[-1].startswith("sample: 24/24 completions, ")
     assert lines[-1].endswith(f"truncated {store.counts.truncated_share:.1%}")
+
+
+NONSENSE = [
+    {"token_ids": [-5]},
+    {"token_ids": [2**70]},
+    {"token_ids": [1.5]},
+    {"token_ids": "12"},
+    {"token_ids": None},
+    {"text": "half \ud800"},
+    {"text": None},
+    {"logprob": 1e308},
+    {"logprob": -(10**400)},
+    {"logprob": "-0.5"},
+]
+
+
+class Nonsensical(ScriptedGenerator):
+    """Every second answer is nonsense, of another kind each time."""
+
+    def sample(self, requests, sampling):
+        for number, answer in enumerate(super().sample(requests, sampling)):
+            wrong = NONSENSE[number // 2 % len(NONSENSE)] if number % 2 else {}
+            yield replace(answer, result=replace(answer.result, **wrong))
+
+
+def test_nonsense_is_a_failure_and_is_asked_for_again(tmp_path):
+    with open_store(tmp_path) as store:
+        ask(store, Nonsensical())
+        assert (store.done, len(store.failures)) == (12, 12)
+        assert not any(failure.final for failure in store.failures.values())
+        assert all("cannot be kept: " in failure.reason for failure in store.failures.values())
+    with open_store(tmp_path) as store:
+        assert store.notes == []
+        assert (store.done, store.failures) == (12, {})
+        ask(store, ScriptedGenerator())
+        assert store.done == 24
+
+
+@pytest.mark.parametrize("logprob", [float("-inf"), float("nan")])
+def test_a_logprob_that_is_no_number_is_not_known(tmp_path, logprob):
+    class Infinite(ScriptedGenerator):
+        def sample(self, requests, sampling):
+            for answer in super().sample(requests, sampling):
+                yield replace(answer, result=replace(answer.result, logprob=logprob))
+
+    kept = []
+    with open_store(tmp_path) as store:
+        ask(store, Infinite(), keep=lambda answer: (kept.append(answer.result.logprob), store.add_answer(answer)))
+    assert kept == [None] * 24
 
 
 @pytest.mark.parametrize(

@@ -1,32 +1,13 @@
-"""Prompts to what a model reads: images as RGB, and token ids with or without a chat template."""
+"""Prompts to what a model reads: token ids with or without a chat template."""
 
 import copy
 
 import pytest
 from PIL import Image
 
-from lenvm_lightning.rollouts.prompting import encode_prompt, open_image
-
-
-def test_images_are_rgb_opened_or_not(tmp_path):
-    grey = Image.new("L", (3, 2), 7)
-    grey.save(tmp_path / "grey.png")
-    for given in (grey, str(tmp_path / "grey.png")):
-        found = open_image(given)
-        assert (found.mode, found.size, found.getpixel((0, 0))) == ("RGB", (3, 2), (7, 7, 7))
-
-
-def test_images_that_cannot_be_are_named(tmp_path):
-    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    Image.new("RGB", (3, 2)).save(tmp_path / "large.png")
-    for name, words in (
-        ("gone.png", r"gone\.png does not exist"),
-        ("torn.png", r"torn\.png cannot be read"),
-        ("large.png", r"large\.png has 3x2 pixels, more than 5"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            open_image(str(tmp_path / name), max_pixels=5)
-    assert open_image(str(tmp_path / "large.png"), max_pixels=6).size == (3, 2)
+from lenvm_lightning.errors import ChatTemplateError
+from lenvm_lightning.rollouts import prompting
+from lenvm_lightning.rollouts.prompting import encode_prompt
 
 
 def test_a_chat_template_is_used_where_there_is_one(tiny_text):
@@ -55,3 +36,35 @@ def test_images_stand_at_their_marks(tiny_vl):
     assert between.count(pad) == second
     assert "and " in text
     assert "<image>" not in text
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('only users and assistants') }}", "refuses the prompt: only users and assistants"),
+        ("{{ messages[5].content }}", "refuses the prompt: .*has no element 5"),
+        ("{{ messages[0].content + 1 }}", "refuses the prompt: TypeError"),
+        ("{{ messages.append(1) }}", "refuses the prompt: .*unsafe"),
+        ("{% for i in range(10**9) %}{% endfor %}", "refuses the prompt: OverflowError: Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "refuses the prompt: RecursionError"),
+        ("{% if %}", "refuses the prompt: Expected an expression"),
+    ],
+)
+def test_what_a_chat_template_refuses_is_one_kind_of_error(tiny_text, template, words):
+    strange = copy.deepcopy(tiny_text)
+    strange.chat_template = template
+    with pytest.raises(ValueError, match=f"^the chat template {words}"):
+        encode_prompt(strange, [{"role": "user", "content": "?"}], [])
+
+
+def test_a_chat_template_without_end_is_stopped(tiny_text, monkeypatch):
+    monkeypatch.setattr(prompting, "_TEMPLATE_SECONDS", 0.1)
+    strange = copy.deepcopy(tiny_text)
+    strange.chat_template = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ChatTemplateError, match=r"did not come to an end within 0\.1 seconds.*chat_template\.jinja"):
+        encode_prompt(strange, [{"role": "user", "content": "?"}], [])
+
+
+def test_what_a_processor_refuses_is_one_kind_of_error(tiny_vl):
+    with pytest.raises(ValueError, match=r"^the prompt cannot be encoded: absolute aspect ratio"):
+        encode_prompt(tiny_vl, [{"role": "user", "content": "<image>?"}], [Image.new("RGB", (3000, 2))])

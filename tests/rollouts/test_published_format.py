@@ -126,9 +126,33 @@ def test_all_problems_at_once_and_nothing_written(tmp_path):
     source.write_text("\n".join(["{broken", json.dumps(good), json.dumps(ids_only), json.dumps({"mesages": []})]))
     with pytest.raises(DataError) as caught:
         convert(source, target, to="published")
-    for words in ("ours.jsonl:1: Expecting", "ours.jsonl:3: it has token ids only", "ours.jsonl:4: neither 'messages'"):
+    for words in (
+        "ours.jsonl:1: it is not JSON",
+        "ours.jsonl:3: it has token ids only",
+        "ours.jsonl:4: neither 'messages'",
+    ):
         assert words in str(caught.value)
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_lists_of_lists_and_other_names_of_roles_are_converted(tmp_path):
+    source, target = tmp_path / "ours.jsonl", tmp_path / "published.jsonl"
+    record = {
+        "messages": [
+            {"role": "human", "content": "q"},
+            {"role": "gpt", "content": "a"},
+            {"role": "user", "content": "?"},
+        ]
+    }
+    source.write_text(json.dumps([[{**record, "completion": "a"}], {**record, "completion": "b"}]))
+    assert convert(source, target, to="published") == 2
+    (first, _) = (json.loads(line) for line in target.open())
+    assert [turn["from"] for turn in first["conversations"]] == ["human", "gpt", "human", "gpt"]
+    assert (
+        [rollout.completion for rollout in read(target)]
+        == [rollout.completion for rollout in read(source)]
+        == ["a", "b"]
+    )
 
 
 def test_what_is_in_the_way(sampled, tmp_path):

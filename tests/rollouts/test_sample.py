@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from sampled import N, sample, stopped
-from scripted import SAMPLING, ScriptedGenerator
+from scripted import SAMPLING, ScriptedGenerator, make_prompts
 
 from lenvm_lightning.errors import GeneratorError, StoreError
 from lenvm_lightning.rollouts.generators.interface import Answer, Failure
 from lenvm_lightning.rollouts.record import parse_record
-from lenvm_lightning.rollouts.sample import report
+from lenvm_lightning.rollouts.sample import already_sampled, open_generator, report
 
 
 def test_records_are_in_order_and_say_everything(whole):
@@ -130,3 +130,14 @@ def test_answers_to_questions_that_nobody_asked(tmp_path):
         with pytest.raises(GeneratorError, match=words):
             sample(tmp_path, Confused(answers))
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["source", "url", "prompts", "folder", "colour"])
+def test_options_that_no_generator_has_are_named(tmp_path, option):
+    """Whatever the functions call what they are given themselves."""
+    sample(tmp_path)
+    for source in ("http://me:hunter2@127.0.0.1:9", "tiny-text"):
+        assert already_sampled(source, make_prompts(8), N, tmp_path, SAMPLING, **{option: 3}) is None
+        with pytest.raises(GeneratorError, match=f"takes no '{option}'") as error:
+            open_generator(source, **{option: 3})
+        assert "hunter2" not in str(error.value)

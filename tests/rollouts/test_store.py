@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from full_disk import room_for
@@ -17,7 +18,8 @@ from scripted import SAMPLING, ScriptedGenerator, make_prompts
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GeneratorError, StoreError
 from lenvm_lightning.rollouts import store as store_module
-from lenvm_lightning.rollouts.sample import already_sampled, sample_rollouts
+from lenvm_lightning.rollouts.record import parse_record
+from lenvm_lightning.rollouts.sample import already_sampled, report, sample_rollouts
 
 
 def test_fifty_kills_change_nothing(tmp_path):
@@ -147,6 +149,59 @@ def test_broken_failures_are_tried_again(tmp_path, whole, line):
     stopped(tmp_path, 5)
     (tmp_path / "failures.jsonl").write_bytes(line)
     assert sample(tmp_path).rollouts.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("token_ids", [-5]), ("token_ids", [2**70]), ("token_ids", ["5"]), ("token_ids", 5), ("token_ids", None),
+        ("logprob", 1e308), ("logprob", -(10**400)), ("logprob", float("nan")), ("logprob", "x"), ("logprob", [1]),
+        ("completion", "half \ud800"), ("completion", None), ("finish_reason", "abort"), ("finish_reason", []),
+    ],
+)  # fmt: skip
+def test_nonsense_that_an_older_version_kept_is_set_aside_and_sampled_again(tmp_path, whole, key, value):
+    stopped(tmp_path, 5)
+    journal = tmp_path / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines[3][key] = value
+    journal.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with open_store(tmp_path) as store:
+        (note,) = store.notes
+        assert note.startswith(
+            tuple(f"journal.jsonl:4: not a whole record (ValueError: {told}" for told in (key, "it holds "))
+        )
+        assert note.endswith("set aside in broken.jsonl, sampled again")
+        assert store.done == 4
+    assert sample(tmp_path).rollouts.read_bytes() == whole
+
+
+def test_reasons_of_earlier_runs_are_shown_without_their_escapes(tmp_path, capsys):
+    stopped(tmp_path, 5)
+    reasons = ["\x1b]0;owned\x07" + "x" * 10_000, ["\x1b[31m"], {"a": "\x1b[31m"}]
+    with open_store(tmp_path) as store:
+        keys = [(one.prompt.prompt_id, one.numbers[0]) for one in store.missing()][:3]
+    entries = [
+        {"prompt_id": key[0], "number": key[1], "reason": reason, "final": True}
+        for key, reason in zip(keys, reasons, strict=True)
+    ]
+    (tmp_path / "failures.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    report(sample(tmp_path))
+    told = capsys.readouterr()
+    assert "owned" in told.err
+    assert "\x1b" not in told.err + told.out
+    assert len(told.err) < 20_000
+
+
+def test_a_completion_without_a_seed_says_so_and_is_read_again(tmp_path):
+    class Seedless(ScriptedGenerator):
+        def _answer(self, key, sampling):
+            answer = super()._answer(key, sampling)
+            return replace(answer, result=replace(answer.result, seed=None))
+
+    outcome = sample(tmp_path, Seedless())
+    lines = outcome.rollouts.read_text().splitlines()
+    assert {json.loads(line)["sampling"]["seed"] for line in lines} == {None}
+    assert parse_record(json.loads(lines[0]), tmp_path)[0][0].sampling["temperature"] == SAMPLING.temperature
 
 
 def test_a_disk_that_fills_at_the_very_end(tmp_path, whole):

@@ -9,7 +9,7 @@ from lenvm_lightning.utils.reading import first_line, in_a_sentence, read_json_o
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b'{"a": 1', "x.json is not valid JSON: it is not JSON: Expecting ',' delimiter: line 1"),
+        (b'{"a": 1', "x.json is not valid JSON: it is not JSON: Expecting ',' delimiter .column 8."),
         (b"", "x.json is not valid JSON"),
         (b"\xff\xfe", "x.json is not valid JSON: it is not UTF-8"),
         (b"[" * 100_000 + b"]" * 100_000, "x.json is not valid JSON: it is nested too deeply"),

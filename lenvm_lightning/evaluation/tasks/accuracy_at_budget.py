@@ -90,7 +90,11 @@ class BudgetTask(Task):
         from ...rollouts.prompts import load_prompts
 
         source = self._source(settings.data)
-        prompts = load_prompts(source, split=source.pop("split", None if settings.data_is_file else "test"))
+        prompts = load_prompts(
+            source,
+            split=source.pop("split", None if settings.data_is_file else "test"),
+            allow_images_from=settings.allow_images_from,
+        )
         return Questions(first_of(prompts, settings.limit), len(prompts), prompts.description)
 
     def _source(self, data: str | dict[str, Any] | None) -> dict[str, Any]:

@@ -46,7 +46,11 @@ class ValueTask(Task):
 
         if settings.data is None:
             raise EvaluationError("--data is missing: prompts that the length value model was not trained on")
-        prompts = load_prompts(settings.data, split=None if settings.data_is_file else "test")
+        prompts = load_prompts(
+            settings.data,
+            split=None if settings.data_is_file else "test",
+            allow_images_from=settings.allow_images_from,
+        )
         return Questions(first_of(prompts, settings.limit), len(prompts), prompts.description)
 
     def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:

@@ -56,7 +56,7 @@ class GeneratedText:
         finish_reason: ``stop`` = ended by itself or with a stop text, ``length`` = truncated at ``max_tokens``.
         logprob: sum over ``token_ids`` of the log-probability (nats) that the model gave them, before temperature and
             truncation; None where it is not known.
-        seed: what this completion was sampled with.
+        seed: what this completion was sampled with; None = nobody can sample it a second time.
         reencoded: True = the ids come from tokenising the text, not from the generator.
     """
 
@@ -64,7 +64,7 @@ class GeneratedText:
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     logprob: float | None
-    seed: int
+    seed: int | None
     reencoded: bool = False
 
 

@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, overload
 
 from ...errors import DataError, nearest
+from ...utils.images import allowed_folders
 from ..embedded import prompt_sets
 from ..generators.interface import Prompt
 from .parts import PromptPart, Source
@@ -60,6 +62,7 @@ def load_prompts(
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    allow_images_from: str | Sequence[str] | None = None,
 ) -> LoadedPrompts:
     """Prompts of one or several sources, in their order.
 
@@ -87,6 +90,7 @@ def load_prompts(
         split: ``train`` or ``test`` prompts alone; or a split of a data set, by its name.
         limit: prompts of each source, from the first; 600 of an embedded set where None.
         seed: of embedded sets and of shuffling.
+        allow_images_from: other folders than those of the data from which images that rows name may be opened.
 
     Raises:
         DataError: a source that is not there, or rows that cannot be used; all that is wrong with one, at once.
@@ -94,7 +98,9 @@ def load_prompts(
     listed = sources if isinstance(sources, list) else [sources]
     if not listed:
         raise DataError("there is no source of prompts: give at least one")
-    parts = [part for source in _read_sources(listed, split, limit, seed) for part in source.load()]
+    allowed = allowed_folders(allow_images_from)
+    sources_read = _read_sources(listed, split, limit, seed, allowed)
+    parts = [part for source in sources_read for part in source.load()]
     _check_ids(parts)
     given = {"sources": json.loads(json.dumps(listed)), "split": split, "limit": limit, "seed": seed}
     return LoadedPrompts(parts, given)
@@ -113,7 +119,9 @@ def _check_ids(parts: list[PromptPart]) -> None:
                 )
 
 
-def _read_sources(listed: list[Any], split: str | None, limit: int | None, seed: int) -> list[Source]:
+def _read_sources(
+    listed: list[Any], split: str | None, limit: int | None, seed: int, allowed: tuple[Path, ...]
+) -> list[Source]:
     """What is asked for.
 
     Raises:
@@ -138,6 +146,7 @@ def _read_sources(listed: list[Any], split: str | None, limit: int | None, seed:
                     limit=options.get("limit", limit),
                     seed=options.get("seed", seed),
                     options=options,
+                    allowed=allowed,
                 )
             )
     if problems:
@@ -157,6 +166,10 @@ def _wrong(given: Any, limit: int | None) -> list[str]:
             wrong.append(f"{key} must be {_KEYS[key].__name__}, found {value!r}")
     if wrong:
         return wrong
+    try:
+        json.dumps(given, ensure_ascii=False).encode("utf-8")
+    except (UnicodeEncodeError, TypeError, RecursionError):
+        return ["it holds something that is no text (names of files that are not UTF-8, or half of a character)"]
     limit = given.get("limit", limit)
     if limit is not None and limit < 1:
         wrong.append(f"limit must be at least 1, found {limit}")

@@ -162,7 +162,10 @@ class ColumnMapping:
             ValueError: it cannot be used; the text says why.
         """
         if self.fix:
-            row = self.fix(row)
+            try:
+                row = self.fix(row)
+            except KeyError as error:
+                raise ValueError(f"{error.args[0]} is missing") from error
         images = [image for name in self.images for image in _as_list(row.get(name)) if image is not None]
         if self.messages:
             messages = read_turns(row.get(self.messages), first_turn=self.first_turn)

@@ -2,10 +2,10 @@
 
 import glob
 import hashlib
-import io
 import json
 import logging
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import DataError, nearest
+from ...utils.images import ImageFolders, open_image
 from ..embedded import make_prompts, prompt_sets
 from ..generators.interface import Prompt
 from ..held_out import role_of
@@ -42,6 +43,7 @@ class Source:
         limit: prompts to take; None: all, or 600 of an embedded set.
         seed: of embedded sets and of shuffling.
         options: what else was said.
+        allowed: folders from which images that rows name may be opened, beside the one of the data.
     """
 
     shown: str
@@ -51,6 +53,7 @@ class Source:
     limit: int | None = None
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    allowed: tuple[Path, ...] = ()
 
     @property
     def is_files(self) -> bool:
@@ -135,7 +138,7 @@ def _files(source: Source) -> Iterator[tuple[SourceRows, str, str | None]]:
     if source.split not in (None, "train", "test"):
         raise DataError(f"{source.shown}: split must be train or test for files, found {source.split!r}")
     for path in files:
-        stem = Path(path).stem
+        stem = os.fsencode(Path(path).stem).decode("utf-8", "replace")  # ids begin with it
         role = source.ready.splits.get(stem, role_of(stem)) if source.ready else None
         if source.ready and source.split and role != source.split:
             continue
@@ -179,6 +182,7 @@ class _Reading:
     def __init__(self, source: Source, rows: SourceRows, name: str, role: str | None) -> None:
         self._source, self._rows, self._name, self._role = source, rows, name, role
         self._mapping = _mapping(source, rows)
+        self._folders = ImageFolders(rows.folder, source.allowed)
         columns = self._mapping.columns()
         self._wanted = columns if source.is_files else [name for name in columns if name in rows.columns]
         default = name if source.is_files else Path(source.path.rstrip("/")).stem
@@ -229,15 +233,15 @@ class _Reading:
         if self._source.options.get("shuffle"):
             order = np.random.default_rng(self._source.seed).permutation(len(self._rows)).tolist()
         unique = self._source.options.get("unique", bool(self._source.ready and self._source.ready.unique))
-        known: set[Any] = set()
+        known: set[str] = set()
         for index, row in self._rows.scan(self._wanted, self._mapping.images, order):
             try:
                 if isinstance(row, ValueError):
                     raise row
-                if unique and self._mapping.id:
-                    if row.get(self._mapping.id) in known:
+                if unique and self._mapping.id and (found := row.get(self._mapping.id)) is not None:
+                    if str(found) in known:
                         continue
-                    known.add(row.get(self._mapping.id))
+                    known.add(str(found))
                 draft = self._mapping.draft(row)
                 for image in draft.images:
                     self._stamp(image)
@@ -266,16 +270,16 @@ class _Reading:
         if not isinstance(image, str):
             if self._source.is_files:
                 raise ValueError(f"an image is {type(image).__name__}, expected a path")
+            if isinstance(image, dict) and isinstance(image.get("path"), str):
+                self._folders.find(image["path"])
             return _OPENED
         try:
-            return f"{image}:{os.path.getsize(self._path(image))}"
+            status = os.stat(self._folders.find(image))
         except OSError as error:
             raise ValueError(f"image {image} cannot be read: {error.strerror}") from error
-
-    def _path(self, image: str) -> str:
-        if self._rows.folder is None:
-            raise ValueError(f"an image is given as a path, {image!r}, but there is no folder that it could be in")
-        return str(self._rows.folder / image)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"image {image} cannot be read: it is no regular file")
+        return f"{image}:{status.st_size}"
 
     def _complain(self, nothing_left: bool) -> None:
         if self._problems:
@@ -301,23 +305,24 @@ class _Reading:
         images = []
         for image in draft.images:
             try:
-                images.append(self._path(image) if isinstance(image, str) else _open(image))
-            except (OSError, SyntaxError, ValueError) as error:
-                raise DataError(f"{self._rows.place(index)}: its image cannot be read: {error}") from error
+                images.append(self._folders.find(image) if isinstance(image, str) else _open(image, self._folders))
+            except ValueError as error:
+                raise DataError(f"{self._rows.place(index)}: {error}") from error
         return Prompt(prompt_id, draft.messages, tuple(images), draft.split or self._role, draft.meta)
 
 
-def _open(found: Any) -> Image.Image:
-    """An image from its bytes, bare or in the layout of the ``datasets`` library."""
-    content = found.get("bytes") if isinstance(found, dict) else found
-    if isinstance(content, bytes):
-        image = Image.open(io.BytesIO(content))
-    elif isinstance(found, dict) and found.get("path"):
-        image = Image.open(found["path"])
-    else:
-        raise ValueError(f"{type(found).__name__} is no image")
-    image.load()
-    return image
+def _open(found: Any, folders: ImageFolders) -> Image.Image:
+    """An image from its bytes, bare or in the layout of the ``datasets`` library.
+
+    Raises:
+        ValueError: it is none, cannot be opened, or may not be.
+    """
+    content, path = (found.get("bytes"), found.get("path")) if isinstance(found, dict) else (found, None)
+    if not isinstance(content, bytes):
+        if not isinstance(path, str):
+            raise ValueError(f"{type(found).__name__} is no image")
+        content = folders.find(path)
+    return open_image(content, as_rgb=False)
 
 
 # -- mappings ---------------------------------------------------------------------------------------------------------

@@ -1,16 +1,18 @@
 """Rows of JSONL files and of data sets, read one at a time: all of them once for what they say, each again for use."""
 
-import json
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import DataError
+from ...utils.json_input import parse_object
+from ..cells import cells_of, first_error
 from .mapping import SourceRow
 
 
@@ -38,7 +40,7 @@ class SourceRows(Protocol):
 
         Args:
             wanted: columns to read.
-            images: those of them that hold images: True stands for each that is no path.
+            images: those of them that hold images: True stands for each that has its bytes.
             order: numbers of the rows to read; None: all of them, in order.
         """
 
@@ -51,6 +53,9 @@ class JsonlRows:
 
     Args:
         file: a UTF-8 file with a JSON object a line.
+
+    Raises:
+        DataError: it cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -58,7 +63,7 @@ class JsonlRows:
         self.folder: Path | None = file.parent
         self._offsets: list[int] = []
         self._numbers: list[int] = []
-        with file.open("rb") as lines:
+        with self._opened() as lines:
             offset = 0
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -67,6 +72,12 @@ class JsonlRows:
                 offset += len(line)
         first = [row for _, row in self.scan([], [], range(min(100, len(self)))) if isinstance(row, dict)]
         self.columns = list(dict.fromkeys(key for row in first for key in row))
+
+    def _opened(self) -> BinaryIO:
+        try:
+            return self._file.open("rb")
+        except OSError as error:
+            raise DataError(f"{self._file} cannot be read: {error.strerror}") from error
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -79,11 +90,11 @@ class JsonlRows:
         self, wanted: Sequence[str], images: Sequence[str], order: Sequence[int] | None
     ) -> Iterator[tuple[int, SourceRow | ValueError]]:
         """Whole lines, whatever is wanted of them; see `SourceRows`."""
-        with self._file.open("rb") as file:
+        with self._opened() as file:
             for index in range(len(self)) if order is None else order:
                 file.seek(self._offsets[index])
                 try:
-                    yield index, _decode(file.readline())
+                    yield index, parse_object(file.readline())
                 except ValueError as error:
                     yield index, error
 
@@ -93,18 +104,6 @@ class JsonlRows:
         if isinstance(row, ValueError):
             raise DataError(f"{self.place(index)} was changed while it was in use: {row}")
         return row
-
-
-def _decode(line: bytes) -> SourceRow:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"broken JSON at column {error.colno}: {error.msg}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
-    return row
 
 
 class DatasetRows:
@@ -117,10 +116,6 @@ class DatasetRows:
     """
 
     def __init__(self, dataset: datasets.Dataset, name: str, folder: Path | None) -> None:
-        # Images stay as bytes until somebody looks at them.
-        for column, feature in dataset.features.items():
-            if isinstance(feature, datasets.Image):
-                dataset = dataset.cast_column(column, datasets.Image(decode=False))
         self._dataset, self._name = dataset, name
         self._selected: dict[tuple[str, ...], datasets.Dataset] = {}
         self.folder = folder
@@ -142,15 +137,19 @@ class DatasetRows:
             data = data.select(order)
         at = 0
         for table in data.iter(batch_size=1000):
-            batch = {name: _counted(table[name]) if name in images else self._values(table, name) for name in wanted}
+            batch = {name: self._cells(table, name, counted=name in images) for name in wanted}
             for i in range(table.num_rows):
-                yield (at if order is None else order[at]), {name: column[i] for name, column in batch.items()}
+                row = {name: column[i] for name, column in batch.items()}
+                yield (at if order is None else order[at]), first_error(row) or row
                 at += 1
 
     def row(self, index: int, wanted: Sequence[str]) -> SourceRow:
         """One row, read like all others; see `SourceRows`."""
         table = self._select(wanted)[index : index + 1]
-        return {name: self._values(table, name)[0] for name in wanted}
+        row = {name: self._cells(table, name)[0] for name in wanted}
+        if error := first_error(row):
+            raise DataError(f"{self.place(index)}: {error}")
+        return row
 
     def _select(self, wanted: Sequence[str]) -> datasets.Dataset:
         key = tuple(wanted)
@@ -158,23 +157,29 @@ class DatasetRows:
             self._selected[key] = self._dataset.select_columns(list(key)).with_format("arrow")
         return self._selected[key]
 
-    def _values(self, table: pa.Table, name: str) -> list[Any]:
-        values, feature = table[name].to_pylist(), self._dataset.features[name]
-        if isinstance(feature, datasets.ClassLabel):
-            return [None if value is None else feature.int2str(value) for value in values]
-        return values
+    def _cells(self, table: pa.Table, name: str, counted: bool = False) -> list[Any]:
+        kind = table[name].type
+        if counted and not _is_text(kind) and not (_is_list(kind) and _is_text(kind.value_type)):
+            return _counted(table[name])
+        return cells_of(table[name], name, self._dataset.features[name])
 
 
 def _counted(column: pa.ChunkedArray) -> list[Any]:
-    """Images of each row: paths as they are, True for every other."""
-    kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        if _is_text(kind.value_type):
-            return column.to_pylist()
-        return [[True] * (count or 0) for count in pc.list_value_length(column).to_pylist()]
-    return (
-        column.to_pylist() if _is_text(kind) else [True if there else None for there in column.is_valid().to_pylist()]
-    )
+    """Images of each row without their bytes: True for each, or its path, in a mapping, where it has no bytes."""
+    if _is_list(column.type):
+        images = iter(_counted(pc.list_flatten(column)))
+        return [list(itertools.islice(images, count or 0)) for count in pc.list_value_length(column).to_pylist()]
+    there = column.is_valid().to_pylist()
+    if not pa.types.is_struct(column.type) or {"bytes", "path"} - {field.name for field in column.type}:
+        return [True if one else None for one in there]
+    has_bytes, paths = pc.struct_field(column, "bytes").is_valid().to_pylist(), pc.struct_field(column, "path")
+    return [
+        (True if has_bytes[row] else {"path": paths[row].as_py()}) if one else None for row, one in enumerate(there)
+    ]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def _is_text(kind: pa.DataType) -> bool:

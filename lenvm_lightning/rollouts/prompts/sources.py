@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .mapping import ColumnMapping, SourceRow
-from .rows import load_splits
+from .rows import DatasetRows, load_splits
 
 STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}.\n\n{prompt}"
 
@@ -148,12 +148,16 @@ def question_lookup(ready: ReadyMade, copies: dict[str, str]) -> Callable[[Sourc
     Raises:
         DataError: (the function) another data set is needed and is not there.
     """
-    loaded: dict[str, dict[str, Any]] = {}
+    loaded: dict[str, dict[str, DatasetRows]] = {}
 
     def fix(row: SourceRow) -> SourceRow:
         if str(row["question"] or "").strip() not in ("", "-"):
             return row
-        name, split, index = str(row["dataset"]), str(row["split"]), int(row["index"])
+        name, split = str(row["dataset"]), str(row["split"])
+        try:
+            index = int(row["index"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"index is {row['index']!r}, expected the number of a row") from error
         if name not in ready.needs:
             raise ValueError(f"its question is in a data set {name!r}, which is not known")
         if name not in loaded:
@@ -162,13 +166,11 @@ def question_lookup(ready: ReadyMade, copies: dict[str, str]) -> Callable[[Sourc
                 f"questions: {{{name}: /my/copy}}; or give path: a copy of {ready.path} with the questions filled in."
             )
             found = load_splits(copies.get(name, ready.needs[name]), None, hint)
-            loaded[name] = {
-                part: data.select_columns([c for c in _QUESTION_COLUMNS if c in data.column_names])
-                for part, data in found.items()
-            }
-        if split not in loaded[name] or index >= len(loaded[name][split]):
+            loaded[name] = {part: DatasetRows(data, f"split {part!r} of {name}", None) for part, data in found.items()}
+        if split not in loaded[name] or not 0 <= index < len(loaded[name][split]):
             raise ValueError(f"its question, row {index} of split {split!r} of {name!r}, is not there")
-        return {**row, "question": _question(loaded[name][split][index])}
+        rows = loaded[name][split]
+        return {**row, "question": _question(rows.row(index, [c for c in _QUESTION_COLUMNS if c in rows.columns]))}
 
     return fix
 

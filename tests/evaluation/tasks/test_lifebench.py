@@ -206,8 +206,8 @@ def test_all_broken_lines_are_told_at_once(tmp_path):
         2: "{word_count} once",
         3: "found 'zh'",
         4: "the id 3 is that of",
-        5: "broken JSON",
-        6: "expected a JSON object",
+        5: "it is not JSON",
+        6: "must hold a JSON object",
     }.items():
         assert any(f":{line}: " in told and reason in told for told in text.splitlines()), text
 

@@ -32,7 +32,8 @@ def test_mistakes_in_sources_are_named_all_at_once():
         load_prompts(["tiny-maht", {"surce": "x"}, {"limit": 3}, {"source": "gsm8k", "limit": "all"}, 7,
                       {"path": "a/b", "columns": {"promt": "q"}}, {"path": "a/b", "columns": {"id": "i"}},
                       {"source": "a/b", "path": "c/d"}, {"source": "gsm8k", "limit": 0},
-                      {"path": "a/b", "columns": {"prompt": 3, "meta": ["a", "b"]}}])  # fmt: skip
+                      {"path": "a/b", "columns": {"prompt": 3, "meta": ["a", "b"]}},
+                      {"path": "a/b", "label": "half \udcff"}, "a/\udcff.jsonl"])  # fmt: skip
     text = str(refused.value)
     for said in (
         "'tiny-maht': no such source; did you mean 'tiny-math'?",
@@ -45,6 +46,8 @@ def test_mistakes_in_sources_are_named_all_at_once():
         "both source and path",
         "limit must be at least 1, found 0",
         "columns: prompt must be the name of a column, found 3",
+        "'label': 'half \\udcff'}: it holds something that is no text",
+        "'a/\\udcff.jsonl': it holds something that is no text",
     ):
         assert said in text
     with pytest.raises(DataError, match="no source"):

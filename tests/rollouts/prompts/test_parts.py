@@ -1,8 +1,14 @@
 """Prompts of one source: embedded sets, JSONL files and data sets."""
 
+import io
+import os
+
 import datasets
+import pyarrow as pa
 import pytest
+from PIL import Image
 from prompt_rows import ROWS, as_parquet, make_image, texts
+from pyarrow import parquet
 
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.rollouts.prompts import load_prompts
@@ -48,23 +54,29 @@ def test_all_broken_lines_are_listed_with_their_place(write, tmp_path):
         {"prompt": "one", "id": 1},
         {"prompt": "other", "id": 1},
         {"prompt": "  "},
+        '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"prompt": "?", "meta": ' + "1" * 5000 + "}",
+        '{"prompt": "?", "id": "\\ud83d"}',
     )
     with pytest.raises(DataError) as refused:
         load_prompts(file)
     text = str(refused.value)
-    assert text.startswith(f"11 rows of {file} cannot be used:")
+    assert text.startswith(f"14 rows of {file} cannot be used:")
     for line, said in {
-        2: "broken JSON at column",
+        2: "it is not JSON: Unterminated string starting at (column 12)",
         4: "none of 'messages', 'conversations' and 'prompt' among its keys (promt); did you mean 'prompt'?",
         5: "both messages and prompt",
         6: "image gone.png cannot be read: No such file",
         7: "2 <image> marks in the prompt but 1 images",
         8: "split is 'dunno', expected train or test",
         9: "unknown key 'imges'; did you mean 'images'?",
-        10: "expected a JSON object, found list",
+        10: "it must hold a JSON object, found a list",
         11: "unknown role 'robot'",
         13: "another prompt has the id 'bad/1' too",
         14: "prompt is empty",
+        15: "it is nested too deeply",
+        16: "Exceeds the limit (4300 digits)",
+        17: "it holds half of a character",
     }.items():
         assert f"{file}:{line}: " in text
         assert said in text.partition(f"{file}:{line}: ")[2].partition("\n")[0]
@@ -78,6 +90,12 @@ def test_globs_take_their_files_in_order(write, tmp_path):
         load_prompts(str(tmp_path / "none-*.jsonl"))
 
 
+def test_names_of_files_that_are_no_text_and_ids_that_are_lists(write, tmp_path):
+    os.rename(write("a.jsonl", {"q": "a", "i": [1]}, {"q": "b", "i": [1]}), os.fsencode(tmp_path) + b"/\xff.jsonl")
+    source = {"path": str(tmp_path / "*.jsonl"), "columns": {"prompt": "q", "id": "i"}, "unique": True}
+    assert load_prompts(source).ids == ["\N{REPLACEMENT CHARACTER}/[1]"]
+
+
 def test_rows_of_a_split(write):
     file = write("s.jsonl", *[{"prompt": str(i), "split": "test" if i % 3 == 0 else "train"} for i in range(9)])
     assert texts(load_prompts(file, split="test")) == ["0", "3", "6"]
@@ -87,6 +105,41 @@ def test_rows_of_a_split(write):
         load_prompts(silent, split="test")
     with pytest.raises(DataError, match="must be train or test"):
         load_prompts(file, split="testmini")
+
+
+@pytest.fixture
+def private(tmp_path):
+    """An image that the data in the folder beside it has no business with."""
+    for folder in ("data", "private"):
+        (tmp_path / folder).mkdir()
+        make_image().save(tmp_path / folder / "a.png")
+    (tmp_path / "data" / "link.png").symlink_to("../private/a.png")
+    os.mkfifo(tmp_path / "data" / "pipe.png")
+    return tmp_path / "private"
+
+
+def test_images_elsewhere_are_named_with_file_and_line_unless_they_are_allowed(write, private):
+    paths = ("a.png", "../private/a.png", "link.png", str(private / "a.png"))
+    file = write("data/p.jsonl", *[{"prompt": f"<image>{path}", "image": path} for path in paths])
+    with pytest.raises(DataError) as refused:
+        load_prompts(file)
+    assert str(refused.value).startswith(f"3 rows of {file} cannot be used:")
+    for line, path in enumerate(paths[1:], 2):
+        assert f"{file}:{line}: image {path} is {private}/a.png, outside of the folder of the data" in str(
+            refused.value
+        )
+    assert str(refused.value).count("--allow-images-from DIR") == 3
+    prompts = load_prompts(file, allow_images_from=str(private))
+    # What is opened later is what was looked at, whatever becomes of links.
+    assert [prompt.images for prompt in prompts] == [(f"{private.parent}/data/a.png",), *[(f"{private}/a.png",)] * 3]
+    with pytest.raises(DataError, match="allow_images_from: gone is no folder"):
+        load_prompts(file, allow_images_from=["gone"])
+
+
+def test_pipes_are_no_images(write, private):
+    file = write("data/p.jsonl", {"prompt": "?", "image": "pipe.png"})
+    with pytest.raises(DataError, match=r"p\.jsonl:1: image pipe\.png cannot be read: it is no regular file"):
+        load_prompts(file)
 
 
 # -- data sets --------------------------------------------------------------------------------------------------------
@@ -121,6 +174,38 @@ def test_images_are_opened_when_a_prompt_is_taken(tmp_path):
     assert [image.getpixel((0, 0)) for image in prompts[2].images] == [(255, 0, 0), (0, 0, 255)]
     with pytest.raises(DataError, match=r"row 4 of split 'train' .*image cannot be read"):
         prompts[4]
+
+
+def test_bytes_of_images_are_opened_as_files_are(tmp_path):
+    large, eps = io.BytesIO(), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
+    Image.new("1", (9000, 9000)).save(large, "PNG")
+    rows = [{"q": "?", "pic": {"bytes": content, "path": "a.png"}} for content in (large.getvalue(), eps)]
+    features = datasets.Features({"q": datasets.Value("string"), "pic": datasets.Image()})
+    for row, words in zip(rows, ("9000x9000 pixels, more than 50,000,000", "no image of a known format"), strict=True):
+        datasets.Dataset.from_list([row], features=features).to_parquet(tmp_path / "d.parquet")
+        with pytest.raises(DataError, match=f"row 0 of split 'train' .*d.parquet: image .*{words}"):
+            load_prompts({"path": str(tmp_path / "d.parquet"), "columns": {"prompt": "q", "image": "pic"}})
+
+
+@pytest.mark.parametrize("kind", ["text", "struct", "image"])
+def test_paths_in_data_sets_are_opened_in_their_folder_alone(private, kind):
+    text, content = datasets.Value("string"), datasets.Value("binary")
+    feature = {"text": text, "struct": {"bytes": content, "path": text}, "image": datasets.Image()}[kind]
+    file = private.parent / "data" / "d.parquet"
+
+    def load(path, **options):
+        image = path if kind == "text" else {"bytes": None, "path": path}
+        features = datasets.Features({"q": text, "pic": feature})
+        # `datasets` itself would put the file in place of its path.
+        parquet.write_table(pa.Table.from_pylist([{"q": "?", "pic": image}], schema=features.arrow_schema), file)
+        [image] = load_prompts({"path": str(file), "columns": {"prompt": "q", "image": "pic"}}, **options)[0].images
+        return Image.open(image).size if isinstance(image, str) else image.size
+
+    assert load("a.png") == (6, 4)
+    for path in (str(private / "a.png"), "../private/a.png", "link.png"):
+        with pytest.raises(DataError, match=r"outside of the folder of the data.*--allow-images-from DIR"):
+            load(path)
+        assert load(path, allow_images_from=[str(private)]) == (6, 4)
 
 
 def test_rows_without_a_question_are_left_out_and_counted(tmp_path, caplog):

@@ -1,5 +1,7 @@
 """The paper's sources in tiny copies with their own columns."""
 
+import json
+
 import datasets
 import places
 import pytest
@@ -150,6 +152,8 @@ def test_code_questions_are_looked_up_where_they_are(tmp_path):
         {**row, "id": "4", "question_id": "c", "dataset": "open-r1/codeforces", "split": "train", "index": "0"},
         {**row, "id": "5", "question_id": "d", "dataset": "taco", "split": "train", "index": "99"},
         {**row, "id": "6", "question_id": "e", "dataset": "apps", "split": "train", "index": "0", "question": "Here."},
+        {**row, "id": "7", "question_id": "f", "dataset": "taco", "split": "train", "index": "-1"},
+        {**row, "id": "8", "question_id": "g", "dataset": "taco", "split": "train", "index": None},
     ]
     source = {"source": "opencodereasoning", "path": save("ocr", "python", *rows), "questions": copies}
     prompts = load_prompts(source)
@@ -160,6 +164,15 @@ def test_code_questions_are_looked_up_where_they_are(tmp_path):
     del source["questions"]["taco"]
     with pytest.raises(DataError, match=r"'BAAI/TACO' is not on this machine.*\n.*questions: \{taco: /my/copy\}"):
         load_prompts(source)
+
+
+@pytest.mark.parametrize(("source", "missing"), [("gsm8k", "answer"), ("mathvision", "question")])
+def test_a_row_that_lacks_what_the_others_have_is_named(tmp_path, source, missing):
+    whole = {"id": 1, "question": "?", "answer": "#### 1", "options": [], "level": 1, "subject": "s", "image": None}
+    rows = [whole, {key: value for key, value in whole.items() if key != missing}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=rf"test\.jsonl:2: {missing} is missing"):
+        load_prompts({"source": source, "path": str(tmp_path / "test.jsonl")})
 
 
 def test_a_copy_with_other_columns_is_refused_and_can_be_mapped(tmp_path):

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel
 
 from ....decoding.arguments import ends_with_stop
@@ -32,8 +31,9 @@ from ....errors import CheckpointError, GenerationError, GeneratorError
 from ....guidance import Control
 from ....models.processors import load_processor, tokenizer_of
 from ....models.value_model import LengthValueModel
+from ....utils.images import open_image
 from ....utils.memory import free_memory
-from ...prompting import encode_prompt, open_image
+from ...prompting import encode_prompt
 from ...record import IMAGE_MARK
 from ..interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
 from .loading import digest, load_model, name_of
@@ -188,7 +188,7 @@ class LocalGenerator:
                 )
             try:
                 ids, inputs = self._encode(prompt, sampling, asked.control)
-            except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
+            except (ValueError, TypeError, KeyError, IndexError) as error:
                 reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
                 yield from _failures(asked, reason)
                 continue

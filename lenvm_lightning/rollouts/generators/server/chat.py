@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...prompting import open_image
+from ....utils.images import open_image
 from ...record import IMAGE_MARK
 from ..interface import Prompt
 
@@ -15,11 +15,17 @@ def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
     """Messages of a prompt, its images in the place of their marks.
 
     Raises:
-        ValueError: an image cannot be read, or there are more or fewer marks than images.
+        ValueError: an image cannot be read, there are more or fewer marks than images, or a text holds half a
+            character, which no request can carry.
     """
     marks = sum(message["content"].count(IMAGE_MARK) for message in prompt.messages)
     if marks != len(prompt.images):
         raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} images")
+    for message in prompt.messages:
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt holds half a character (a lone surrogate) at {error.start}") from None
     if not prompt.images:
         return [dict(message) for message in prompt.messages]
     urls = iter([image_url(image) for image in prompt.images])

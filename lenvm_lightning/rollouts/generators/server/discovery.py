@@ -1,80 +1,114 @@
-"""Who is there: the address of a server, what kind it is, which model it serves."""
+"""Who is there: what kind a server is, which model it serves."""
 
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import openai
 
 from ....errors import GeneratorError
+from ....utils.foreign_text import as_shown
 from .backends import Backend, find_backend
-from .retry_policy import classify
+from .client import Address, Credentials, answered
+from .event_loop import EventLoopThread
+from .reply import Description, ModelList, Reply, UnusableResponse, read_reply
+from .retry_policy import classify, describe_fatal
 
+OpenClient = Callable[[], openai.AsyncOpenAI]
+_TRIES = 3  # uvicorn hangs up after the error that the list of models may have been
+_LONGEST_NAME = 300  # characters of a model's name; some are paths
 
-def addresses(url: str) -> tuple[str, str]:
-    """The address for requests, and the one for messages, without user and password.
-
-    Raises:
-        GeneratorError: it is no address.
-    """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise GeneratorError(f"{url!r} is no address of a server; one looks like http://localhost:8000")
-    parts = parts._replace(path=parts.path.rstrip("/") or "/v1")
-    return urlunsplit(parts), urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+Kind = TypeVar("Kind", bound=Reply)
 
 
 def find_model(
-    client: openai.OpenAI,
-    address: str,
-    model: str | None,
-    server: str,
-    *,
-    key_env: str,
-    hide: Callable[[str], str],
+    open_client: OpenClient, address: Address, credentials: Credentials, model: str | None, server: str
 ) -> tuple[str, Backend]:
     """Ask a server which model it serves and what kind of server it is.
 
     Args:
-        client: of the server.
+        open_client: makes a client of the server.
         address: of the server, for messages.
+        credentials: that go along, to be hidden.
         model: the one to use; the only one that it lists where None.
         server: a kind of server, or ``auto``.
-        key_env: environment variable of the key, for messages.
-        hide: takes secrets out of texts.
 
     Raises:
         GeneratorError: no server there, the key refused, no model or several.
     """
-    try:
-        listed: list[Any] | None = list(client.models.list().data or [])
-    except openai.APIConnectionError as error:
-        reason = hide(classify(error).reason)
-        raise GeneratorError(f"no server answers at {address} ({reason}). Start it, or check the address.") from None
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise GeneratorError(f"{address} refuses the key in ${key_env} ({hide(classify(error).reason)})") from None
-    except (openai.APIError, ValueError, AttributeError):  # `transformers serve` without a cache folder: 500
-        listed = None
-    owners = [str(getattr(card, "owned_by", "")) for card in listed or []]
-    host = urlsplit(str(client.base_url)).hostname or ""
-    backend = find_backend(server, host, owners, lambda: _served_paths(client))
+    listed, why = _list_models(open_client, address, credentials)
+    owners = [card.owned_by or "" for card in (listed.data if listed else None) or []]
+    host = urlsplit(address.url).hostname or ""
+    backend = find_backend(server, host, owners, lambda: _served_paths(open_client, address))
     if model is not None:
         return model, backend
-    names = [str(card.id) for card in listed or []]
+    names = [card.id for card in (listed.data if listed else None) or []]
     if backend.name == "transformers":  # its list is that of the cache folder, not of what it serves
         names = []
     if len(names) == 1:
-        return names[0], backend
-    found = f"lists {len(names)}: {', '.join(names[:20])}" if names else "does not say which one it serves"
-    raise GeneratorError(f"which model? {address} {found}. Name it: model=... (--model, --sample.model)")
+        return _usable(names[0]), backend
+    shown = ", ".join(as_shown(name, 100) for name in names[:20])
+    found = f"lists {len(names)}: {shown}" if names else f"does not say which one it serves{why}"
+    raise GeneratorError(f"which model? {address.shown} {found}. Name it: model=... (--model, --sample.model)")
 
 
-def _served_paths(client: openai.OpenAI) -> set[str]:
-    """Paths in the description of itself that a FastAPI server gives; none where there is no such thing."""
-    root = str(client.base_url).rstrip("/").removesuffix("/v1")
+def _usable(name: str) -> str:
+    """The name that a server gives its model; it goes into requests, records and reports as it is.
+
+    Raises:
+        GeneratorError: it would do harm there.
+    """
+    if not name.isprintable() or not 0 < len(name.strip()) <= len(name) <= _LONGEST_NAME:
+        raise GeneratorError(
+            f"the server's model is called {as_shown(name, 100)!r}, which is no name: it must have 1 to "
+            f"{_LONGEST_NAME} characters that can be printed. Name the model yourself: model=... (--model)"
+        )
+    return name
+
+
+def _list_models(open_client: OpenClient, address: Address, credentials: Credentials) -> tuple[ModelList | None, str]:
+    """The models that a server lists; None where it has no list, and why that is."""
     try:
-        # Tried again, for uvicorn hangs up after the error that the list of models may have been.
-        described: Any = client.with_options(base_url=root, max_retries=2).get("/openapi.json", cast_to=object)
-        return set(described["paths"])
-    except (openai.APIError, ValueError, KeyError, TypeError):
-        return set()
+        return _get(open_client, "/models", ModelList), ""
+    except openai.APIConnectionError as error:
+        reason = classify(error, credentials.hide).reason
+        raise GeneratorError(
+            f"no server answers at {address.shown} ({reason}). Start it, or check the address."
+        ) from None
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        reason = classify(error, credentials.hide).reason
+        sent = f"the key in ${credentials.key_env}" if credentials.key_env else "requests without a key"
+        raise GeneratorError(f"{address.shown} refuses {sent} ({reason})") from None
+    except (openai.OpenAIError, UnusableResponse) as error:  # `transformers serve` without a cache folder: 500
+        failed = classify(error, credentials.hide)
+        if isinstance(error, openai.APIStatusError) and error.status_code < 400:
+            raise GeneratorError(describe_fatal(failed.reason)) from None
+        return None, f" ({failed.reason})"
+
+
+def _served_paths(open_client: OpenClient, address: Address) -> set[str]:
+    """Paths in the description of itself that a FastAPI server gives; none where there is no such thing."""
+    place = address.url.partition("?")[0].removesuffix("/v1") + "/openapi.json"
+    for _ in range(_TRIES):
+        try:
+            return set(_get(open_client, place, Description).paths)
+        except openai.APIConnectionError:
+            continue
+        except (openai.OpenAIError, UnusableResponse):
+            break
+    return set()
+
+
+def _get(open_client: OpenClient, place: str, kind: type[Kind]) -> Kind:
+    """Ask a server for something, whether or not an event loop runs here.
+
+    Raises:
+        openai.OpenAIError: it did not answer, or refused.
+        UnusableResponse: it sent something else.
+    """
+
+    async def ask(client: openai.AsyncOpenAI, _: None) -> bytes:
+        return await answered(client.get(place, cast_to=bytes))
+
+    [content] = EventLoopThread(iter([None]), 1, open_client, ask).results()
+    return read_reply(kind, content)

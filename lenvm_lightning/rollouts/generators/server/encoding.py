@@ -19,11 +19,13 @@ class TextEncoding:
         encode: ids of a text, without special tokens.
         eos: the id that ends a completion.
         ends: all ids that end one, by the model's generation configuration.
+        vocabulary: how many ids there are.
     """
 
     encode: Callable[[str], list[int]]
     eos: int
     ends: list[int]
+    vocabulary: int
 
 
 def load_encoding(source: str, backend: Backend) -> TextEncoding:
@@ -48,7 +50,10 @@ def load_encoding(source: str, backend: Backend) -> TextEncoding:
     if eos is None:
         raise GeneratorError(f"the tokenizer in {source!r} has no end-of-sequence token")
     return TextEncoding(
-        lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]), eos, _end_ids(source, eos)
+        lambda text: list(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        eos,
+        _end_ids(source, eos),
+        len(tokenizer),
     )
 
 

@@ -1,7 +1,8 @@
 """Completions from any OpenAI-compatible server: vLLM, SGLang, ``transformers serve``, llama.cpp, OpenAI, gateways."""
 
-import os
-from collections.abc import Iterable, Iterator
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,21 @@ from ....errors import GeneratorError
 from ..interface import Answer, Failure, GeneratedText, PromptRequest
 from .backends import find_backend
 from .chat import chat_messages
+from .client import BYTES_PER_TOKEN, LARGEST_REPLY, Credentials, answered, open_client, read_address
 from .controls import ControlFields
-from .discovery import addresses, find_model
+from .discovery import find_model
 from .encoding import load_encoding
 from .event_loop import EventLoopThread
-from .responses import ResponseReader, UnusableResponse
+from .options import require_options
+from .responses import ResponseReader
 from .retry_policy import Reachability, RetryPolicy
+from .seeds import Seeds
 
 if TYPE_CHECKING:
     from ....guidance import Control
 
-_MOST_CONCURRENT = 1000  # connections; more run into the limits of open files of common systems
+_log = logging.getLogger(__name__)
+_SECONDS_TO_SAY_WHO_IT_IS = 30.0
 
 
 class ServerGenerator:
@@ -31,7 +36,9 @@ class ServerGenerator:
     Every completion is a request of its own (``n`` stays 1): each has its own seed, can be missing on its own, and
     servers that keep the prompts they have read answer the others of a prompt without reading it again.
 
-    The key comes from the environment and goes nowhere but into the requests.
+    The key comes from the environment and goes nowhere but into the requests; which one goes where is told. A user and
+    a password in the address go instead of it, and are written nowhere. Redirects are not followed. Nothing of a
+    response is used that was not looked at.
 
     Args:
         url: address, ``http://host:port``; ``/v1`` is added where it has no path.
@@ -43,9 +50,13 @@ class ServerGenerator:
         retries: how often a completion is asked for again after 429, 5xx, time-outs, broken connections and responses.
         backoff: seconds before the first retry, doubled each time up to a minute; a server's Retry-After goes before.
         unreachable_timeout: seconds without any connection after which the server counts as dead.
-        timeout: seconds that one response may take.
+        timeout: seconds that one response may take, from the request to its last byte; and that a server may ask to
+            wait.
         logprobs: ask for log-probabilities; where None, of servers that always give them.
-        api_key_env: environment variable that holds the key; servers without keys need none.
+        api_key_env: environment variable that holds the key; servers without keys need none. Where it is empty no key
+            is sent, nor an organisation or other headers that the client takes from the environment.
+        seeds: send each completion's seed; without them nothing can be sampled a second time. They are left out from
+            where a server refuses them.
         gamma: discount of the length value model of a ``research`` server, for requests with a control; where None, it
             takes 0.997.
 
@@ -54,7 +65,8 @@ class ServerGenerator:
         tokens_written: tokens of all completions that have come; they come whole.
 
     Raises:
-        GeneratorError: no server there, no model or no tokenizer that could be used, the key refused.
+        GeneratorError: options that cannot be, no server there, no model or no tokenizer that could be used, the key
+            refused.
     """
 
     def __init__(
@@ -71,20 +83,38 @@ class ServerGenerator:
         timeout: float = 600.0,
         logprobs: bool | None = None,
         api_key_env: str = "OPENAI_API_KEY",
+        seeds: bool = True,
         gamma: float | None = None,
     ) -> None:
-        if not 1 <= concurrency <= _MOST_CONCURRENT:
-            raise GeneratorError(f"concurrency must lie between 1 and {_MOST_CONCURRENT}, found {concurrency}")
+        require_options(
+            model=model,
+            processor=processor,
+            server=server,
+            concurrency=concurrency,
+            retries=retries,
+            backoff=backoff,
+            unreachable_timeout=unreachable_timeout,
+            timeout=timeout,
+            logprobs=logprobs,
+            api_key_env=api_key_env,
+            seeds=seeds,
+            gamma=gamma,
+        )
         self.tokens_written = 0
-        self._base_url, self._address = addresses(url)
-        self._key_env = api_key_env
+        self._address = read_address(url)
+        self._credentials = Credentials(api_key_env, self._address.user)
         self._concurrency, self._retries, self._backoff = concurrency, retries, backoff
-        self._unreachable_timeout, self._timeout = unreachable_timeout, timeout
+        self._unreachable_timeout, self._timeout, self._seeds = unreachable_timeout, timeout, seeds
+        if told := self._credentials.told():
+            _log.warning("%s sent to %s", told, self._address.shown)
         if model is None or server == "auto":
-            with openai.OpenAI(timeout=30.0, **self._client_options()) as client:
-                self.name, self._backend = find_model(
-                    client, self._address, model, server, key_env=api_key_env, hide=self._hide
-                )
+            self.name, self._backend = find_model(
+                self._client_opener(LARGEST_REPLY, _SECONDS_TO_SAY_WHO_IT_IS),
+                self._address,
+                self._credentials,
+                model,
+                server,
+            )
         else:
             self.name, self._backend = model, find_backend(server, "", [], set)
         if gamma is not None and not self._backend.controls:
@@ -123,13 +153,13 @@ class ServerGenerator:
         """
         # 1. What all requests have in common, and what is made of the responses.
         fields = self._request_fields(sampling)
-        reader = ResponseReader(sampling, self._encoding)
+        reader, seeds = ResponseReader(sampling, self._encoding), Seeds(self._seeds, self._credentials.hide)
         policy = RetryPolicy(
-            Reachability(self._unreachable_timeout, self._address),
+            Reachability(self._unreachable_timeout, self._address.shown),
             retries=self._retries,
             backoff=self._backoff,
             longest_wait=self._timeout,
-            hide=self._hide,
+            hide=self._credentials.hide,
         )
 
         # 2. One completion: asked for until it is there, or there is a reason why it is not.
@@ -137,10 +167,10 @@ class ServerGenerator:
             messages = job.messages
             if isinstance(messages, Failure):
                 return Answer(job.prompt_id, job.number, messages)
+            request = _request(client, {"messages": messages, **fields, **job.extra})
 
             async def attempt() -> GeneratedText | Failure:
-                response = await _request(client, messages, job.seed, fields, job.extra)
-                return reader.read(response, job.seed)
+                return reader.read(*await seeds.ask(request, job.seed))
 
             result = await policy.run(job.prompt_id, attempt)
             if isinstance(result, GeneratedText):
@@ -151,42 +181,38 @@ class ServerGenerator:
         controls = ControlFields(self._backend, sampling, self._gamma)
         jobs = (job for request in requests for job in _jobs(request, controls, sampling.seed))
         try:
-            yield from EventLoopThread(jobs, self._concurrency, self._open_client, complete).results()
+            largest = LARGEST_REPLY + BYTES_PER_TOKEN * sampling.max_tokens
+            opener = self._client_opener(largest, self._timeout)
+            yield from EventLoopThread(jobs, self._concurrency, opener, complete).results()
         finally:
             reader.report()
 
     def _request_fields(self, sampling: SamplingParams) -> dict[str, Any]:
-        """Fields of every request of a run."""
+        """Fields of every request of a run.
+
+        Raises:
+            GeneratorError: one of them cannot be sent.
+        """
         ends = self._encoding.ends if self._encoding else []
         fields: dict[str, Any] = {
             "model": self.name,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             self._backend.limit: sampling.max_tokens,
-            "extra_body": self._backend.fields(sampling, ends),
+            **self._backend.fields(sampling, ends),
         }
         if sampling.stop:
             fields["stop"] = list(sampling.stop)
         if self._logprobs and not (self._backend.scaled and sampling.temperature != 1):
             fields["logprobs"] = True
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise GeneratorError(f"a setting holds half a character, which no request can carry: {error}") from None
         return fields
 
-    def _open_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(timeout=openai.Timeout(self._timeout, connect=10.0), **self._client_options())
-
-    def _client_options(self) -> dict[str, Any]:
-        # A key has to be given, or the client takes one from another variable than was named.
-        return {"base_url": self._base_url, "api_key": self._key() or "none", "max_retries": 0}
-
-    def _key(self) -> str:
-        return os.environ.get(self._key_env, "").strip()
-
-    def _hide(self, text: str) -> str:
-        """A text without the key, which servers and clients like to repeat."""
-        key = self._key()
-        for secret in (key, repr(key)[1:-1]):
-            text = text.replace(secret, "***") if secret else text
-        return text
+    def _client_opener(self, largest: int, deadline: float) -> Callable[[], openai.AsyncOpenAI]:
+        return lambda: open_client(self._address, self._credentials, deadline=deadline, largest=largest)
 
 
 @dataclass(frozen=True)
@@ -220,22 +246,14 @@ def _jobs(request: PromptRequest, controls: ControlFields, seed: int) -> Iterato
         yield _CompletionJob(prompt_id, number, messages, completion_seed(seed, prompt_id, number), extra)
 
 
-async def _request(
-    client: openai.AsyncOpenAI,
-    messages: list[dict[str, Any]],
-    seed: int,
-    fields: dict[str, Any],
-    extra: dict[str, Any],
-) -> Any:
-    """Send one request, once.
+def _request(client: openai.AsyncOpenAI, body: dict[str, Any]) -> Callable[[int | None], Awaitable[bytes]]:
+    """What sends a request once, with a seed or without; raises what the client does.
 
-    Raises:
-        openai.APIError: the server did not answer, or refused.
-        UnusableResponse: what it sent cannot be read.
+    The reply comes as bytes: the client would make its own types of it without looking.
     """
-    create: Any = client.chat.completions.create  # its overloads want literals
-    fields = {**fields, "extra_body": {**fields.get("extra_body", {}), **extra}}
-    try:
-        return await create(messages=messages, seed=seed, **fields)
-    except ValueError as error:  # raised bare by the client, for broken JSON and for bytes that are no text
-        raise UnusableResponse(f"the server's answer is not valid JSON: {error}") from error
+
+    async def send(seed: int | None) -> bytes:
+        given = body if seed is None else {**body, "seed": seed}
+        return await answered(client.post("/chat/completions", body=given, cast_to=bytes))
+
+    return send

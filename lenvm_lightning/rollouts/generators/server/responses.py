@@ -1,19 +1,22 @@
 """A server's response as a completion: token ids where the server gives them, else made from the text and marked so."""
 
 import logging
-from typing import Any
+import re
+from typing import Literal
 
 from ....decoding.sampling_params import SamplingParams
 from ....errors import GeneratorError
+from ....utils.foreign_text import as_shown
+from ...record import MOST_TOKEN_ID
 from ..interface import Failure, GeneratedText
 from .encoding import TextEncoding
+from .reply import Choice, Completion, Step, UnusableResponse, read_reply
 
 _log = logging.getLogger(__name__)
-_ID_PREFIX = "token_id:"
-
-
-class UnusableResponse(Exception):
-    """A response without a completion, though nothing says that there cannot be one: the next one may hold it."""
+_ID = re.compile(r"token_id:(\d{1,10})", re.ASCII)
+_TEXT_ONLY = 4  # responses without ids, and none with them, before a server is believed to give none
+_LONGEST_TOKEN = 256  # characters; runs of spaces or dashes
+_SLACK = 2  # ids made from a text may be more than were generated, but not many times as many
 
 
 class ResponseReader:
@@ -27,29 +30,36 @@ class ResponseReader:
     def __init__(self, sampling: SamplingParams, encoding: TextEncoding | None) -> None:
         self._max_tokens, self._stop, self._encoding = sampling.max_tokens, sampling.stop, encoding
         self._reencoded = self._different = self._surplus = 0
+        self._without_ids, self._any_ids = 0, False
 
-    def read(self, response: Any, seed: int) -> GeneratedText | Failure:
+    def read(self, content: bytes, seed: int | None) -> GeneratedText | Failure:
         """Read one response to a request with this seed.
+
+        Args:
+            content: of the response, as it came.
+            seed: None where the request had none.
 
         Raises:
             UnusableResponse: it holds no completion, though nothing says that there cannot be one.
-            GeneratorError: it has text only, and there is no tokenizer to make ids with.
+            GeneratorError: it has text only, as all before it, and there is no tokenizer to make ids with.
         """
-        choices = getattr(response, "choices", None)
-        if not choices or getattr(choices[0], "message", None) is None:
-            raise UnusableResponse(f"the server's answer holds no completion: {str(response)[:200]!r}")
-        choice, reason = choices[0], choices[0].finish_reason
+        # 1. What it says of itself.
+        reply = read_reply(Completion, content)
+        choice = reply.choices[0]
+        reason = choice.finish_reason
         if reason in (None, "abort", "error"):
             raise UnusableResponse(f"the server gave the completion up (finish_reason {reason})")
         if reason not in ("stop", "length"):
             return Failure(
-                f"the completion neither ended nor was truncated, but finish_reason is {reason!r}", final=True
+                f"the completion neither ended nor was truncated, but finish_reason is '{as_shown(reason, 100)}'",
+                final=True,
             )
-        counted = getattr(response.usage, "completion_tokens", None)
+        counted = reply.usage.completion_tokens if reply.usage else None
         if counted is not None and counted > self._max_tokens:
-            return Failure(f"{counted} tokens written, more than max_tokens {self._max_tokens}", final=True)
-        extra = choice.message.model_extra or {}
-        thoughts = extra.get("reasoning") or extra.get("reasoning_content") or ""
+            return self._too_many(counted)
+
+        # 2. Its text and its tokens.
+        thoughts = choice.message.thoughts
         text = thoughts + (choice.message.content or "")
         steps = (choice.logprobs and choice.logprobs.content) or []
         ids = _given_ids(choice, steps)
@@ -64,23 +74,53 @@ class ResponseReader:
             ids = self._make_ids(text, reason == "stop" and not self._stop_text_ended(choice, text), counted)
             if not ids:
                 return Failure("there is no text to make tokens of", final=True)
+        else:
+            self._any_ids = True
+            if len(ids) > self._max_tokens:
+                return self._too_many(len(ids))
+            self._require_known(ids)
+        end: Literal["stop", "length"] = "length" if reason == "length" else "stop"
         logprob = sum(step.logprob for step in steps) if steps and len(steps) == len(ids) else None
-        return GeneratedText(text, ids, reason, logprob, seed, reencoded)
+        return GeneratedText(text, ids, end, logprob, seed, reencoded)
 
-    def _stop_text_ended(self, choice: Any, text: str) -> bool:
+    def _too_many(self, count: int) -> Failure:
+        told = as_shown(str(count), 20)
+        return Failure(f"{told} tokens written, more than max_tokens {self._max_tokens}", final=True)
+
+    def _require_known(self, ids: list[int]) -> None:
+        """Refuse ids that the vocabulary does not have, where it is known.
+
+        Raises:
+            UnusableResponse: there is one.
+        """
+        if self._encoding is not None and max(ids) >= self._encoding.vocabulary:
+            raise UnusableResponse(
+                f"the server's answer holds the token id {max(ids)}, and the vocabulary of the tokenizer ends at "
+                f"{self._encoding.vocabulary - 1}: it is another model's, or the answer is nonsense"
+            )
+
+    def _stop_text_ended(self, choice: Choice, text: str) -> bool:
         """Whether a stop text ended it, and no end token; servers that take the text out and say nothing hide it."""
-        extra = choice.model_extra or {}
-        named = extra.get("stop_reason", extra.get("matched_stop"))  # vLLM's name, SGLang's; ids are end tokens
-        # The token that completes a stop text may go on behind it, so the text need not end there.
+        named = choice.stop_reason if "stop_reason" in choice.model_fields_set else choice.matched_stop
+        # Ids are end tokens. The token that completes a stop text may go on behind it, so the text need not end there.
         return isinstance(named, str) or any(stop in text for stop in self._stop)
 
     def _make_ids(self, text: str, ended: bool, counted: int | None) -> list[int]:
         if self._encoding is None:
+            self._without_ids += 1
+            if self._any_ids or self._without_ids < _TEXT_ONLY:
+                raise UnusableResponse("the server's answer holds no token ids, and there is no tokenizer to make them")
             raise GeneratorError(
                 "the server sends text without token ids, and there is no tokenizer to make them with: give the "
                 "model's own as processor (a directory or a Hugging Face id)."
             )
+        if len(text) > _LONGEST_TOKEN * (self._max_tokens + 1):
+            raise UnusableResponse(f"{len(text):,} characters are no text of {self._max_tokens} tokens")
         ids = self._encoding.encode(text) + ([self._encoding.eos] if ended else [])
+        if len(ids) > _SLACK * self._max_tokens + 1:
+            raise UnusableResponse(
+                f"the tokenizer makes {len(ids):,} tokens of the text, and there can be {self._max_tokens} in it"
+            )
         self._reencoded += 1
         if counted is not None and counted != len(ids):
             self._different += 1
@@ -99,11 +139,18 @@ class ResponseReader:
             )
 
 
-def _given_ids(choice: Any, steps: list[Any]) -> list[int] | None:
-    """Generated ids as vLLM and SGLang give them, or as older vLLM writes them in the place of its tokens' text."""
-    ids = (choice.model_extra or {}).get("token_ids")
-    if isinstance(ids, list) and ids and all(type(i) is int for i in ids):
-        return ids
-    if steps and all(step.token.startswith(_ID_PREFIX) for step in steps):
-        return [int(step.token.removeprefix(_ID_PREFIX)) for step in steps]
-    return None
+def _given_ids(choice: Choice, steps: list[Step]) -> list[int] | None:
+    """Generated ids as vLLM and SGLang give them, or as older vLLM writes them in the place of its tokens' text.
+
+    Raises:
+        UnusableResponse: an id in the place of a text is none.
+    """
+    if choice.token_ids:
+        return choice.token_ids
+    if not steps or not all(step.token.startswith("token_id:") for step in steps):
+        return None
+    found = [_ID.fullmatch(step.token) for step in steps]
+    ids = [int(one[1]) for one in found if one is not None]
+    if len(ids) < len(steps) or max(ids) > MOST_TOKEN_ID:
+        raise UnusableResponse("the server's answer writes token ids in the place of texts, and one of them is none")
+    return ids

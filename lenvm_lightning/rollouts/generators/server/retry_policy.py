@@ -14,12 +14,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import openai
 
 from ....errors import GeneratorError
+from ....utils.foreign_text import as_shown
 from ..interface import Failure, GeneratedText
-from .responses import UnusableResponse
+from .reply import UnusableResponse
 
 _log = logging.getLogger(__name__)
 _UNREACHABLE = (502, 503, 504)  # what stands before the server answers, not the server
@@ -27,6 +29,12 @@ _FATAL = (401, 403, 404, 405)
 _SAME_REFUSAL = 8  # prompts refused for the same reason, with nothing accepted yet, before all are believed to be
 _LONGEST_BACKOFF = 60.0  # seconds
 _LONGEST_WAIT_FOR_SERVER = 5.0  # seconds between attempts to reach it: a restarted one is found soon
+
+_DIED_AT_ONCE = (
+    " It hung up on its first requests and has been gone since. Some servers die of a request with a seed (vLLM on a "
+    "CPU: 'CPU Generator does not use offset'): look at what it says itself, and leave seeds out with "
+    "--options '{seeds: false}'."
+)
 
 
 @dataclass(frozen=True)
@@ -39,36 +47,55 @@ class FailedAttempt:
         reason: for people.
         wait: seconds that the server asked to wait; None where it did not.
         answered: True = it was the server that said so: it is there.
+        broke: True = it hung up.
     """
 
     kind: Literal["unreachable", "passing", "refused", "fatal"]
     reason: str
     wait: float | None = None
     answered: bool = False
+    broke: bool = False
 
 
-def classify(error: Exception) -> FailedAttempt:
-    """Say what a failed attempt means."""
+def classify(error: Exception, hide: Callable[[str], str] = str) -> FailedAttempt:
+    """Say what a failed attempt means.
+
+    Args:
+        error: raised by the client, or on reading a reply.
+        hide: takes secrets out of texts; before anything is cut short, so that no half of one is left.
+    """
+
+    def told(text: Any) -> str:
+        return as_shown(hide(text) if isinstance(text, str) else text)
+
     if isinstance(error, UnusableResponse):
-        return FailedAttempt("passing", str(error), answered=True)
+        begin = f"; it begins: {as_shown(hide(error.begin), 150)}" if error.begin else ""
+        return FailedAttempt("passing", told(str(error)) + begin, answered=True)
+    if isinstance(error, openai.APITimeoutError) and type(error.__cause__) is TimeoutError:
+        return FailedAttempt("passing", f"no answer in time ({error.__cause__})")
     if isinstance(error, openai.APIConnectionError):
         name = type(error.__cause__).__name__
         if name.startswith("Connect"):  # ConnectError, ConnectTimeout: nobody is there
-            return FailedAttempt("unreachable", f"no connection: {_deepest(error)}")
+            return FailedAttempt("unreachable", f"no connection: {told(_deepest(error))}")
         if isinstance(error, openai.APITimeoutError):
             return FailedAttempt("passing", f"no answer in time ({name})")
-        return FailedAttempt("passing", f"the connection broke: {_deepest(error)}")
+        return FailedAttempt("passing", f"the connection broke: {told(_deepest(error))}", broke=True)
     if isinstance(error, openai.APIStatusError):
-        status, wait = error.status_code, retry_after(error.response.headers)
-        reason = f"{status}: {_said(error)}"
-        if status in _UNREACHABLE:
-            return FailedAttempt("unreachable", reason, wait)
-        if status in _FATAL or error.code == "insufficient_quota":
-            return FailedAttempt("fatal", reason)
-        if status in (408, 409, 429) or status >= 500:
-            return FailedAttempt("passing", reason, wait, answered=True)
-        return FailedAttempt("refused", reason, answered=True)
-    return FailedAttempt("passing", f"{type(error).__name__}: {error}")
+        return _classify_status(error, f"{error.status_code}: {told(_said(error))}")
+    return FailedAttempt("passing", f"{type(error).__name__}: {told(str(error))}")
+
+
+def _classify_status(error: openai.APIStatusError, reason: str) -> FailedAttempt:
+    status, wait = error.status_code, retry_after(error.response.headers)
+    if 300 <= status < 400:
+        return FailedAttempt("fatal", f"{status}: it sends every request on to {_host_of_location(error)}")
+    if status in _UNREACHABLE:
+        return FailedAttempt("unreachable", reason, wait)
+    if status in _FATAL or error.code == "insufficient_quota":
+        return FailedAttempt("fatal", reason)
+    if status in (408, 409, 429) or status >= 500:
+        return FailedAttempt("passing", reason, wait, answered=True)
+    return FailedAttempt("refused", reason, answered=True)
 
 
 def retry_after(headers: Any) -> float | None:
@@ -83,9 +110,22 @@ def retry_after(headers: Any) -> float | None:
             pass
         try:
             return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, OSError):  # no date, or one that no clock has
             pass
     return None
+
+
+def _host_of_location(error: openai.APIStatusError) -> str:
+    """Where a redirect leads, without its path, which may hold what was asked."""
+    location = error.response.headers.get("location")
+    if location is None:
+        return "an address that it does not name"
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return "an address that is none"
+    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".removeprefix("://")
+    return as_shown(host, 100) if parts.netloc else "another path of its own"
 
 
 def _deepest(error: BaseException) -> str:
@@ -97,14 +137,13 @@ def _deepest(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _said(error: openai.APIStatusError) -> str:
+def _said(error: openai.APIStatusError) -> Any:
     """The server's own words: OpenAI's ``message``, FastAPI's ``detail``, or whatever it sent."""
     body: Any = error.body
     for key in ("error", "message", "detail"):
         if isinstance(body, dict) and body.get(key):
             body = body[key]
-    text = " ".join(str(body or error.message).split())
-    return text if len(text) <= 500 else text[:500] + "…"
+    return body or error.message
 
 
 class Reachability:
@@ -119,12 +158,22 @@ class Reachability:
         self._timeout, self._address = timeout, address
         self._since: float | None = None
         self._attempts = 0
+        self._ever_answered = self._broke = False
+
+    @property
+    def seconds_left(self) -> float:
+        """Until it counts as dead."""
+        return self._timeout if self._since is None else max(0.0, self._timeout - (time.monotonic() - self._since))
 
     def answered(self) -> None:
         """Note that the server is there."""
         if self._since is not None:
             _log.warning("%s answers again after %.0f s", self._address, time.monotonic() - self._since)
-        self._since, self._attempts = None, 0
+        self._since, self._attempts, self._ever_answered = None, 0, True
+
+    def broke(self) -> None:
+        """Note that it hung up on a request."""
+        self._broke = True
 
     def unreachable(self, reason: str) -> None:
         """Note that it is not.
@@ -141,6 +190,7 @@ class Reachability:
             raise GeneratorError(
                 f"the server at {self._address} has not answered for {now - self._since:.0f} s ({self._attempts} "
                 f"attempts; the last one: {reason}). Start it again, or wait longer for it (unreachable_timeout=...)."
+                + (_DIED_AT_ONCE if self._broke and not self._ever_answered else "")
             )
 
 
@@ -187,34 +237,36 @@ class RetryPolicy:
                 result = await attempt()
                 self._accepted = True
                 self._reachability.answered()
-                return result
-            except (openai.APIError, UnusableResponse) as error:
-                failed = classify(error)
-            reason = self._hide(failed.reason)
+                return Failure(self._hide(result.reason), result.final) if isinstance(result, Failure) else result
+            except (openai.OpenAIError, UnusableResponse) as error:
+                failed = classify(error, self._hide)
 
             # 1. Nobody is there: that is no failure of this request. Wait for the server, with all others.
             if failed.kind == "unreachable":
-                self._reachability.unreachable(reason)
+                self._reachability.unreachable(failed.reason)
                 waits += 1
-                await asyncio.sleep(failed.wait or _pause_before_reaching(waits))
+                # It may ask for a wait without end; ours has one.
+                await asyncio.sleep(min(failed.wait or _pause_before_reaching(waits), self._reachability.seconds_left))
                 continue
             waits = 0
             if failed.answered:
                 self._reachability.answered()
+            elif failed.broke:
+                self._reachability.broke()
 
             # 2. Asking again would not help: neither this request nor, perhaps, any other.
             if failed.kind == "fatal":
-                raise GeneratorError(self._hide(_describe_fatal(failed.reason)))
+                raise GeneratorError(describe_fatal(failed.reason))
             if failed.kind == "refused":
-                self._check_refusals(prompt_id, reason)
-                return Failure(reason, final=True)
+                self._check_refusals(prompt_id, failed.reason)
+                return Failure(failed.reason, final=True)
 
             # 3. It may pass: ask again, later each time, but not for ever.
             failures += 1
             if failures > self._retries:
-                return Failure(f"{reason} (asked {failures} times)", final=False)
+                return Failure(f"{failed.reason} (asked {failures} times)", final=False)
             if (failed.wait or 0) > self._longest_wait:
-                return Failure(f"{reason} (the server asks to wait {failed.wait:.0f} s)", final=False)
+                return Failure(f"{failed.reason} (the server asks to wait {failed.wait:.0f} s)", final=False)
             await asyncio.sleep(self._pause(failures, failed.wait))
 
     def _pause(self, failures: int, asked: float | None) -> float:
@@ -224,8 +276,10 @@ class RetryPolicy:
         return min(_LONGEST_BACKOFF, self._backoff * 2 ** (failures - 1)) * random.uniform(0.5, 1)
 
     def _check_refusals(self, prompt_id: str, reason: str) -> None:
+        if self._accepted:
+            return
         self._refused[reason].add(prompt_id)
-        if not self._accepted and len(self._refused[reason]) >= _SAME_REFUSAL:
+        if len(self._refused[reason]) >= _SAME_REFUSAL:
             raise GeneratorError(
                 f"the server refuses every request, {_SAME_REFUSAL} prompts for the same reason: {reason}. It may be "
                 "a setting that it does not know, or another kind of server than was assumed (server=...)."
@@ -237,8 +291,14 @@ def _pause_before_reaching(waits: int) -> float:
     return min(_LONGEST_WAIT_FOR_SERVER, 0.25 * 2 ** min(waits, 10)) * random.uniform(0.5, 1)
 
 
-def _describe_fatal(reason: str) -> str:
+def describe_fatal(reason: str) -> str:
+    """A reason that begins with an HTTP status, with what to do about it."""
     advice = {
+        **dict.fromkeys(
+            ("301", "302", "303", "307", "308"),
+            "Redirects are not followed: prompts and key go to the server that was named and to no other. If that is "
+            "the right one, give its address.",
+        ),
         "401": "The key is read from the environment (OPENAI_API_KEY unless api_key_env says otherwise).",
         "403": "The key is read from the environment (OPENAI_API_KEY unless api_key_env says otherwise).",
         "404": "Check the address (most end with /v1) and the model's name.",

@@ -4,6 +4,7 @@ import json
 import logging
 import pickle
 import socket
+from dataclasses import replace
 
 import pytest
 from scripted_server import SAMPLING, Response, generator, prompts, said, sample
@@ -78,3 +79,8 @@ def test_every_completion_is_asked_for_once_with_its_own_seed(server, tiny_text)
     assert {body["model"] for body in server.bodies} == {"m"}
     one = next(body for body in server.bodies if body["seed"] == completion_seed(5, "p2", 1))
     assert one["messages"] == [{"role": "user", "content": "2?"}]
+
+
+def test_a_setting_that_no_request_can_carry_is_told(server):
+    with pytest.raises(GeneratorError, match="no request can carry"):
+        list(generator(server).sample(prompts(1), replace(SAMPLING, stop=("half \udc80",))))

@@ -141,3 +141,86 @@ def test_a_prompt_that_breaks_its_connection_every_time_does_not_hold_the_others
     assert not broken.final
     assert "connection broke" in broken.reason
     assert all(isinstance(result, GeneratedText) for result in results.values())
+
+
+ENDLESS = ["inf", "Infinity", "1e9", "1e400", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT", "1 Jan 99999 00:00:00 GMT"]
+
+
+@pytest.mark.parametrize("wait", ENDLESS)
+def test_no_server_is_waited_for_longer_than_we_have_patience(server, wait):
+    """Neither one that is busy nor one that is not there."""
+    began = time.monotonic()
+    server.act = lambda body, attempt: Response({}, 429, {"Retry-After": wait})
+    (answer,) = sample(server, retries=1)
+    assert isinstance(answer.result, Failure)
+    server.act = lambda body, attempt: Response(b"Bad Gateway", 503, {"Retry-After": wait})
+    with pytest.raises(GeneratorError, match=r"has not answered for .* 503: Bad Gateway"):
+        sample(server, unreachable_timeout=0.2)
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("wait", ["nan", "-inf", "-5", "", "soon", "\xff", "Thu, 01 Jan 1970 00:00:00 GMT", "1 Jan -5"])
+def test_a_wait_that_is_none_is_no_reason_to_stop(server, wait):
+    server.act = lambda body, attempt: said() if attempt else Response({}, 429, {"Retry-After": wait})
+    (answer,) = sample(server)
+    assert isinstance(answer.result, GeneratedText)
+
+
+ESCAPES = "\x1b]0;owned\x07\x1b[31m\u202e\ud800" + "x" * 5_000
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": ESCAPES}},
+        {"detail": [{"loc": ["body", ESCAPES], "msg": "x"}]},
+        {"error": {"message": {ESCAPES: [ESCAPES] * 1000}}},
+        ESCAPES.encode("utf-8", "replace"),
+    ],
+)
+def test_what_a_server_says_is_shown_without_its_escapes(server, caplog, status, body):
+    server.act = lambda _, attempt: Response(body, status)
+    told = []
+    try:
+        told = [answer.result.reason for answer in sample(server, retries=0, unreachable_timeout=0)]
+    except GeneratorError as error:
+        told = str(error).splitlines()
+    told += caplog.messages
+    assert told
+    assert all(text.isprintable() and len(text) < 1_000 for text in told)
+    assert "owned" in str(told)
+
+
+def test_errors_of_any_form_end_in_a_sentence(server):
+    """What is no error message but is sent with a status of one."""
+    bodies = [b"", b"null", b"[]", b"5", b"\xff\xfe", b"[" * 100_000, b'{"error": ' * 5_000 + b"1" + b"}" * 5_000]
+    bodies += [b'{"error": {"message": 5, "code": [], "param": {}, "type": 1}}', b'{"error": []}', b'{"message": {}}']
+    bodies += [b'{"code": "insufficient_quota", "x": NaN}', b"9" * 5_000, b'{"error": "\\ud800"}']
+
+    def act(body, attempt):
+        number = int(body["messages"][0]["content"].removesuffix("?"))
+        headers = {"Content-Type": "application/json; charset=hex"}
+        return Response(bodies[number // 2], 400 if number % 3 else 500, headers) if number % 2 else said()
+
+    server.act = act
+    results = {a.prompt_id: a.result for a in sample(server, 2 * len(bodies) - 6, retries=0)}
+    for number in range(2 * len(bodies) - 6):
+        assert isinstance(results[f"p{number}"], Failure if number % 2 else GeneratedText), number
+
+
+def test_half_a_key_is_not_left_of_a_long_message(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret-0123456789")
+    server.act = lambda body, attempt: Response({"detail": "x" * 490 + "sk-very-secret-0123456789"}, 400)
+    assert "sk-" not in sample(server)[0].result.reason
+
+
+def test_a_server_that_dies_of_its_first_requests_may_have_died_of_their_seeds(server):
+    def act(body, attempt):
+        threading.Thread(target=server.stop).start()
+        time.sleep(0.1)
+        return Response(hang_up="at once")
+
+    server.act = act
+    with pytest.raises(GeneratorError, match=r"hung up on its first requests.*--options '\{seeds: false\}'"):
+        sample(server, unreachable_timeout=0.3)

@@ -88,7 +88,8 @@ def test_all_broken_rows_are_told_at_once(file):
     told = str(caught.value)
     for words in (
         "4 rows of", ":1: length must be a whole number of at least 1, found '300'", ":2: prompt must be a text",
-        ":3: length must be a whole number of at least 1, found 0; type must be a text", ":4: it must hold a JSON object",
+        ":3: length must be a whole number of at least 1, found 0; type must be a text",
+        ":4: it must hold a JSON object",
     ):  # fmt: skip
         assert words in told
 

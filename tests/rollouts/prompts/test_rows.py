@@ -52,6 +52,14 @@ def test_class_labels_and_times_are_remembered_as_words(tmp_path):
     assert load_prompts(source)[0].meta == {"sort": "hard", "at": "2026-01-02 00:00:00"}
 
 
+def test_a_data_set_whose_description_is_broken_is_named(tmp_path):
+    schema = datasets.Features({"q": datasets.Value("string")}).arrow_schema
+    broken = schema.with_metadata({b"huggingface": b'{"info": {"features": {"q": "x"}}}'})
+    parquet.write_table(pa.Table.from_pylist([{"q": "?"}], schema=broken), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"the data set '.*d\.parquet' cannot be read: \w+: "):
+        load_prompts({"path": str(tmp_path / "d.parquet"), "columns": {"prompt": "q"}})
+
+
 def test_rows_that_are_no_text_are_left_out_and_counted(tmp_path, caplog):
     broken = pa.array([b"a?", b"\xff", b"b?"], pa.binary()).view(pa.string())
     parquet.write_table(pa.table({"q": broken, "id": pa.array([1, 2, 3])}), tmp_path / "d.parquet")

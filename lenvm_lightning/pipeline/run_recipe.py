@@ -24,9 +24,9 @@ from .run_folder import RunFolder, claimed_folder, is_first_process, require_nam
 from .sample_stage import (
     SampleSettings,
     check_sampling,
-    free_memory,
     help_text,
     read_settings,
+    release_memory,
     rollouts_file,
     run_sampling,
     settled,
@@ -142,7 +142,7 @@ def _after_fit(settings: dict[str, Any], tasks: list[EvaluationSettings], folder
     """Variants and evaluations of a run that has been trained."""
     if not is_first_process():
         return 0
-    free_memory()
+    release_memory()
     if "variants" in settings and (status := run_variants(settings, folder.path)):
         return status
     if len(tasks) < len(settings.get("evaluate", ())):
@@ -184,7 +184,7 @@ def _sample(sampling: SampleSettings, named: frozenset[str]) -> int:
     try:
         return run_sampling(*without_foreign_keys([sampling], named), wait=True)
     finally:
-        free_memory()
+        release_memory()
 
 
 def _check(cli: FitCLI, sampling: SampleSettings | None, path: Path) -> int:

@@ -153,7 +153,7 @@ def wait_for_first(settings: SampleSettings) -> None:
         time.sleep(1.0)
 
 
-def free_memory() -> None:
+def release_memory() -> None:
     """Give back what a generator held, so that training can have it."""
     gc.collect()
     torch = sys.modules.get("torch")

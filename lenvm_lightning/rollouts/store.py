@@ -18,8 +18,7 @@ from ..decoding.sampling_params import SamplingParams
 from ..errors import StoreError
 from ..utils.foreign_text import as_shown
 from ..utils.json_input import parse_object
-from ..utils.locked_folder import sync_folder as _sync_names
-from ..utils.locked_folder import write_whole
+from ..utils.locked_folder import sync_folder, write_whole
 from .completion_store import CompletionStore
 from .generators.interface import Answer, Failure, GeneratedText, PromptRequest, Prompts
 from .images import save_image
@@ -351,7 +350,7 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
                     part.unlink(missing_ok=True)
                 raise
             part.replace(self.rollouts)
-            _sync_names(self.folder)
+            sync_folder(self.folder)
             self.journal.close()
             # Another process that finds `rollouts.jsonl` takes the journal for a leftover, and may be the first.
             self.journal.path.unlink(missing_ok=True)

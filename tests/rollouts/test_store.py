@@ -129,14 +129,14 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, whole):
 
 def test_another_process_may_look_while_this_one_finishes(tmp_path, whole, monkeypatch):
     """It finds `rollouts.jsonl` and takes the journal for a leftover, before this one has taken it away."""
-    sync = store_module._sync_names
+    sync = store_module.sync_folder
 
     def looked_at(folder):
         sync(folder)
         with open_store(folder) as other:
             assert other.complete
 
-    monkeypatch.setattr(store_module, "_sync_names", looked_at)
+    monkeypatch.setattr(store_module, "sync_folder", looked_at)
     outcome = sample(tmp_path)
     assert outcome.complete
     assert outcome.rollouts.read_bytes() == whole

@@ -17,7 +17,7 @@ def add_models(parser: argparse.ArgumentParser, generator: str) -> None:
         "--lenvm", metavar="MODEL", help="a length value model of the same vocabulary (default: the embedded one)"
     )
     parser.add_argument("--gamma", type=float, help="of a length value model whose folder does not say")
-    parser.add_argument("--dtype", help="of the weights, such as bfloat16 (default: float32 on a CPU)")
+    parser.add_argument("--dtype", help="of the weights, such as bfloat16 (default: its own, or float32)")
     parser.add_argument("--device", help="such as cuda:1 (default: a GPU if there is one)")
 
 
@@ -35,9 +35,8 @@ def open_lenvm(arguments: argparse.Namespace, generator: str) -> "LengthValueMod
             f"  lightning run qwen2.5-1.5b --fit.model.backbone {generator} "
             "--fit.data.files rollouts/mine/rollouts.jsonl"
         )
-    from ..models.value_model import LengthValueModel
+    from ..models.dtypes import open_value_model
     from ..rollouts.generators.local.loading import place_for
 
     device = place_for(arguments.device, arguments.dtype)
-    dtype = arguments.dtype or ("auto" if device.type == "cuda" else "float32")
-    return LengthValueModel.from_pretrained(source, gamma=arguments.gamma, dtype=dtype).to(device)
+    return open_value_model(source, gamma=arguments.gamma, dtype=arguments.dtype, device=device)

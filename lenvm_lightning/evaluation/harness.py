@@ -38,6 +38,7 @@ from ..decoding.vocabulary import stop_ids_of
 from ..errors import GenerationError, LenVMError, nearest
 from ..guidance import Control
 from ..models import embedded
+from ..models.dtypes import open_value_model
 from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.local import LocalGenerator
@@ -65,7 +66,7 @@ class LenVMHarness(HFLM):
         max_gen_toks: tokens of a completion where the task does not say, the end included.
         seed: of the completions, where a task samples.
         rows: completions written side by side; chosen by memory where None.
-        dtype: of the weights; the checkpoint's own on a GPU and float32 on a CPU where None.
+        dtype: of the weights; where None, see `models.dtypes.usual_dtype`.
         device: a GPU if there is one, where None or where ``cuda`` names one that there is not.
         batch_size: of scoring alone.
         max_batch_size: of scoring, where batch_size is ``auto``.
@@ -247,9 +248,7 @@ def _load_lenvm(
             f"a control needs lenvm=..., a length value model of {generator}'s completions (see `lenvm sample` and "
             "`lightning run`)"
         )
-    place = place_for(device, dtype)
-    dtype = dtype or ("auto" if place.type == "cuda" else "float32")
-    return LengthValueModel.from_pretrained(source, gamma=gamma, dtype=dtype).to(place)
+    return open_value_model(source, gamma=gamma, dtype=dtype, device=place_for(device, dtype))
 
 
 # By its path and not as a decorator: run with `python -m`, this module would be known under two names.

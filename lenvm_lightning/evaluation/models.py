@@ -71,12 +71,10 @@ class Models:
         """
         settings = self._prepared.settings
         if self._lenvm is None and settings.lenvm is not None:
-            from ..models.value_model import LengthValueModel
+            from ..models.dtypes import open_value_model
 
             device = place_for(settings.device, settings.dtype)
-            dtype = settings.dtype or ("auto" if device.type == "cuda" else "float32")
-            model = LengthValueModel.from_pretrained(settings.lenvm, gamma=settings.gamma, dtype=dtype)
-            self._lenvm = model.to(device).eval()
+            self._lenvm = open_value_model(settings.lenvm, gamma=settings.gamma, dtype=settings.dtype, device=device)
             self.gamma = self._lenvm.gamma
         return self._lenvm
 

@@ -130,7 +130,7 @@ def identity_of(prepared: Prepared, generator: dict[str, Any] | None) -> dict[st
         prepared: what is to be done.
         generator: fingerprint of a server; None for a local one, whose files are looked at.
     """
-    from ..rollouts.generators.local.loading import digest, name_of, place_for
+    from ..rollouts.generators.local.loading import digest, name_of
 
     def model(source: str) -> dict[str, Any]:
         return {"name": name_of(source), "digest": digest(source)[:16]}
@@ -138,8 +138,7 @@ def identity_of(prepared: Prepared, generator: dict[str, Any] | None) -> dict[st
     given = prepared.settings
     settings = {key: value for key, value in given.as_dict().items() if key not in (*WHERE, "compare", "model")}
     # They do not decide what is asked, but every token and number; what is usual goes without saying.
-    on_gpu = not prepared.server and place_for(given.device).type != "cpu"
-    dtype = given.dtype or ("auto" if on_gpu else "float32")
+    dtype = given.dtype or _usual_dtype(prepared)
     settings |= {"dtype": dtype} if dtype != "float32" else {}
     processor = (given.options or {}).get("processor")
     settings |= {"processor": processor} if processor else {}
@@ -152,6 +151,19 @@ def identity_of(prepared: Prepared, generator: dict[str, Any] | None) -> dict[st
         "lenvm": model(given.lenvm) if given.lenvm else None,
         "questions": prepared.questions.description,
     }
+
+
+def _usual_dtype(prepared: Prepared) -> str:
+    """The dtype of the generator where none was given; ``float32`` of a server's, which is not known."""
+    from ..models.backbone import load_config
+    from ..models.dtypes import usual_dtype
+    from ..rollouts.generators.local.loading import place_for
+
+    if prepared.server:
+        return "float32"
+    trusted = prepared.generator_options.get("trust_remote_code", False)
+    config = load_config(prepared.generator, trust_remote_code=trusted)
+    return usual_dtype(config, place_for(prepared.settings.device))
 
 
 def name_of_folder(task: str, identity: dict[str, Any]) -> str:

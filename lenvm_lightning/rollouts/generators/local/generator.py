@@ -100,7 +100,7 @@ class LocalGenerator:
 
         Args:
             source: embedded name, directory or hub id.
-            dtype: ``float32``, ``bfloat16``, …; where None, the checkpoint's own on a GPU and float32 on a CPU.
+            dtype: ``float32``, ``bfloat16``, …; where None, see `models.dtypes.usual_dtype`.
             device: where None, a GPU if there is one.
             rows: completions written side by side; more are faster and take more memory. Chosen where None.
             trust_remote_code: run modelling code that comes with the checkpoint.

@@ -1,6 +1,7 @@
 """Generators as they lie on disk: the whole model with its vocabulary head, and what identifies it."""
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.utils import cached_file
 from ....errors import CheckpointError, GenerationError, GeneratorError, nearest
 from ....models import embedded
 from ....models.backbone import load_config
+from ....models.dtypes import own_dtype, usual_dtype
 from ....models.hub_files import quiet_transformers, resolve, shard_names
 from ....models.processors import load_processor, tokenizer_of
 
@@ -32,7 +34,7 @@ def load_model(
 
     Args:
         source: embedded name, directory or hub id.
-        dtype: of the weights; where None, the checkpoint's own on a GPU and float32 on a CPU.
+        dtype: of the weights; where None, see `models.dtypes.usual_dtype`.
         device: ``cuda``, ``cpu``, …; where None, a GPU if there is one.
         trust_remote_code: run modelling code that comes with the checkpoint.
 
@@ -53,7 +55,7 @@ def load_model(
             model, info = auto.from_pretrained(
                 resolve(source),
                 config=config,
-                dtype=dtype or ("float32" if target.type == "cpu" else "auto"),
+                dtype=dtype or _usual_dtype(source, config, target),
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # listed below
@@ -77,6 +79,15 @@ def load_model(
             f"{source!r} does not fit on {target}: its weights alone take {size:.1f} GiB. Use a smaller dtype or "
             "model, or serve it on several GPUs and give the server's http:// address."
         ) from error
+
+
+def _usual_dtype(source: str, config: PreTrainedConfig, device: torch.device) -> str:
+    dtype = usual_dtype(config, device)
+    if dtype == "float32" and own_dtype(config) == torch.bfloat16:
+        warnings.warn(
+            f"{name_of(source)} is computed in float32: this processor has no instructions for bfloat16", stacklevel=3
+        )
+    return dtype
 
 
 def _sees(config: PreTrainedConfig) -> bool:

@@ -105,3 +105,17 @@ def test_evaluations_tell_adapters_apart(tmp_path):
         model.backbone.layers[0].self_attn.q_proj.lora_B["default"].weight.add_(1)
     model.save_pretrained(tmp_path / "b")
     assert loading.digest(str(tmp_path / "a")) != loading.digest(str(tmp_path / "b"))
+
+
+def test_a_processor_that_is_slow_at_bfloat16_computes_in_float32_and_says_so(tmp_path, monkeypatch):
+    from lenvm_lightning.models import dtypes
+
+    model = loading.load_model("tiny-text").bfloat16()
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(dtypes, "has_bfloat16", lambda device: True)
+    assert loading.load_model(str(tmp_path)).dtype == torch.bfloat16
+    monkeypatch.setattr(dtypes, "has_bfloat16", lambda device: False)
+    with pytest.warns(UserWarning, match="no instructions for bfloat16"):
+        slow = loading.load_model(str(tmp_path))
+    assert slow.dtype == torch.float32
+    assert torch.equal(slow.lm_head.weight, model.lm_head.weight.float())

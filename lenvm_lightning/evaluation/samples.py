@@ -163,6 +163,12 @@ def logprob_per_token(samples: Sequence[Sample]) -> float | None:
     return sum(known) / total if total and len(known) == len(samples) else None
 
 
+def repetition(token_ids: Sequence[int], size: int = 4) -> float:
+    """Share of the runs of ``size`` tokens in a text that stood in it before: 0 = none; 0 for a text without any."""
+    runs = [tuple(token_ids[start : start + size]) for start in range(len(token_ids) - size + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
 def collect(
     folder: SampleFolder,
     generator: Generator,

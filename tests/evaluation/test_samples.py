@@ -9,7 +9,15 @@ from full_disk import room_for
 from scripted import SAMPLING, ScriptedGenerator, make_prompts
 
 from lenvm_lightning.errors import GeneratorError, StoreError
-from lenvm_lightning.evaluation.samples import Sample, SampleFolder, System, by_question, collect, logprob_per_token
+from lenvm_lightning.evaluation.samples import (
+    Sample,
+    SampleFolder,
+    System,
+    by_question,
+    collect,
+    logprob_per_token,
+    repetition,
+)
 from lenvm_lightning.guidance import AtMost
 from lenvm_lightning.rollouts.generators.interface import Failure
 
@@ -299,3 +307,9 @@ def test_logprob_per_token_by_hand():
     assert logprob_per_token([make(0, tokens=4, logprob=-2.0), make(1, tokens=6, logprob=None)]) is None
     assert logprob_per_token([make(0, tokens=0, logprob=0.0)]) is None
     assert logprob_per_token([]) is None
+
+
+def test_repetition_by_hand():
+    assert repetition([1, 2, 3, 4, 1, 2, 3, 4], size=2) == pytest.approx(3 / 7)  # 12, 23, 34 come twice, 41 once
+    assert repetition([1, 2, 3, 4, 5]) == 0.0
+    assert repetition([7] * 3) == 0.0  # too short for a run of four

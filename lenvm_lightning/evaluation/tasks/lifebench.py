@@ -26,7 +26,7 @@ from ..benchmark_rows import (
     spread,
 )
 from ..results import Column, Measure, Table, TableRow
-from ..samples import Sample, System, by_question, logprob_per_token
+from ..samples import Sample, System, by_question, logprob_per_token, repetition
 from ..settings import TRUTH, EvaluationSettings, list_of, one_of
 from ..statistics import mean_and_error
 from ..systems import constraint_systems
@@ -41,12 +41,17 @@ __all__ = ["LifebenchTask", "build_prompt", "length_deviation", "length_score", 
 _HUB = "LIFEBench/LIFEBench"
 _TINY_ITEMS = 20
 _SAMPLING = {"temperature": 1.0, "top_k": 15, "top_p": 0.999, "min_p": 0.0}
+_NEAR = 0.1  # share of N
+_FEWEST_SO_LONG = 5  # texts of `base` of a length, to say what such texts are like
 _COLUMNS = [
     Column("length_score", "LS", "up", ".1f"),
     Column("deviation", "LD", "down", ".1%"),
     Column("length_share", "length / N", None, ".2f"),
+    Column("within_10_percent", "within 10%", "up", ".0%"),
     Column("tokens", "tokens", None, ".1f"),
     Column("logprob_per_token", "log p a token", "up", ".2f"),
+    Column("logprob_of_base", "of base that long", None, ".2f"),
+    Column("repetition", "repeated", "down", ".1%"),
     Column("truncated_share", "truncated", "down", ".1%"),
 ]
 _NOTES = [
@@ -54,6 +59,9 @@ _NOTES = [
     "`equal to`. ± is the standard error with items as the unit.",
     "A score of 100 by a few tokens, or by text that the base model finds unlikely, is no success: look at length / N "
     "and log p.",
+    "log p a token: what the base model gives the text before any control; beside it that of all texts of `base`, "
+    f"whatever it was asked for, that are within 10% of N tokens, where there are {_FEWEST_SO_LONG} or more. "
+    "repeated: share of the runs of four tokens that stood in the same text before.",
 ]
 
 
@@ -115,6 +123,7 @@ class LifebenchTask(Task):
         assert own.constraints is not None
         assert own.lengths is not None
         tables, curves = [], {}
+        of_base = measured.samples.get("base", [])
         for constraint in own.constraints:
             rows = []
             for system in measured.systems:
@@ -123,7 +132,8 @@ class LifebenchTask(Task):
                 for n in own.lengths:
                     of_length = [sample for sample in samples if sample.found["target"] == n]
                     if of_length:
-                        lines.append(_row(system.name, str(n), of_length))
+                        so_long = [sample for sample in of_base if _is_near(sample.tokens, n)]
+                        lines.append(_row(system.name, n, of_length, so_long))
                 rows += lines + ([_mean(system.name, lines, samples)] if len(lines) > 1 else [])
                 curves[f"{constraint}/{system.name}"] = {
                     "N": [int(line.label["N"]) for line in lines],
@@ -227,17 +237,32 @@ _OF_SAMPLES: dict[str, Callable[[Sample], float]] = {
     "length_score": lambda s: s.found["score"],
     "deviation": lambda s: abs(s.found["deviation"]),
     "length_share": lambda s: s.tokens / s.found["target"],
+    "within_10_percent": lambda s: float(_is_near(s.tokens, s.found["target"])),
     "tokens": lambda s: float(s.tokens),
+    "repetition": lambda s: repetition(s.token_ids),
 }
 
 
-def _row(system: str, length: str, samples: list[Sample]) -> TableRow:
+def _is_near(tokens: int, n: int) -> bool:
+    return abs(tokens - n) <= _NEAR * n
+
+
+def _row(system: str, n: int, samples: list[Sample], so_long: list[Sample]) -> TableRow:
+    """A line of the table.
+
+    Args:
+        system: its name.
+        n: target length, tokens.
+        samples: its texts for that target.
+        so_long: texts of `base` that happen to have about that length.
+    """
     measures = {
         **{name: Measure(*mean_and_error(by_question(samples, value))) for name, value in _OF_SAMPLES.items()},
         "logprob_per_token": Measure(logprob_per_token(samples)),
+        "logprob_of_base": Measure(logprob_per_token(so_long) if len(so_long) >= _FEWEST_SO_LONG else None),
         "truncated_share": Measure(mean_and_error(by_question(samples, lambda s: float(s.truncated)))[0]),
     }
-    return TableRow({"system": system, "N": length}, measures, len(samples), len({s.prompt_id for s in samples}))
+    return TableRow({"system": system, "N": str(n)}, measures, len(samples), len({s.prompt_id for s in samples}))
 
 
 def _mean_over_lengths(samples: list[Sample], value: Callable[[Sample], float]) -> float:

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import datasets
@@ -273,6 +274,23 @@ def test_rows_by_hand():
     assert mean.measures["tokens"].value == (14 + 44) / 2
     assert mean.measures["logprob_per_token"] == Measure(-0.5)
     assert mean.measures["truncated_share"] == Measure(0.0)
+    assert short.measures["within_10_percent"].value == 0.5
+    assert long.measures["within_10_percent"].value == 0.0
+    assert short.measures["repetition"].value == pytest.approx((12 / 13 + 8 / 9) / 2)  # one token, again and again
+
+
+def test_the_price_stands_beside_texts_of_base_that_are_that_long():
+    """5 texts of `base` have 15 to 17 tokens, for whatever target; those of 14 and 18 are too far from 16."""
+    lengths = [14, 15, 16, 16, 17, 17, 18]
+    base = [answered("base", f"x{i}", "equal to", 32, tokens, 0.0, 0.0) for i, tokens in enumerate(lengths)]
+    base = [replace(sample, logprob=-float(sample.tokens**2)) for sample in base]
+    ours = [answered("ours", "x", "equal to", 16, 16, 100.0, 0.0)]
+    [table] = findings({"base": base, "ours": ours}).tables
+    [row] = [row for row in table.rows if row.label == {"system": "ours", "N": "16"}]
+    squares = 15**2 + 2 * 16**2 + 2 * 17**2
+    assert row.measures["logprob_of_base"].value == pytest.approx(-squares / (15 + 2 * 16 + 2 * 17))
+    [few] = findings({"base": base[:5], "ours": ours}).tables
+    assert few.rows[-2].measures["logprob_of_base"].value is None
 
 
 def test_each_length_counts_alike_however_many_samples_it_has():

@@ -54,8 +54,8 @@ def test_decoding():
     assert mixed["guided_against_even"] > 0
 
 
-def test_block_attention():
-    _, result = run("block_attention")
+def test_row_attention():
+    _, result = run("row_attention")
     assert result["rows"][0]["row_groups"] == 1
     assert all(row["sdpa_over_row_groups_ratio"] > 0 for row in result["rows"])
 

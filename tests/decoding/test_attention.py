@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config
 
+from lenvm_lightning.decoding import attention
 from lenvm_lightning.decoding.attention import block_attention, grouped_attention, packed_attention
 from lenvm_lightning.decoding.kv_cache import KVCache
 from lenvm_lightning.decoding.kv_layout import cut_row_groups
@@ -45,7 +46,7 @@ def row_by_row(query, key, value, mask, groups, scaling):
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize(("kept", "group"), [(2, 3), (1, 4), (3, 1)])
 @pytest.mark.parametrize(
-    ("attention", "dtype", "tolerance"),
+    ("attend", "dtype", "tolerance"),
     [
         (block_attention, torch.float64, 1e-12),
         (block_attention, torch.float32, 2e-6),
@@ -54,12 +55,12 @@ def row_by_row(query, key, value, mask, groups, scaling):
     ],
 )
 @torch.inference_mode()
-def test_every_row_sees_its_own_columns(attention, dtype, tolerance, kept, group, tokens):
+def test_every_row_sees_its_own_columns(attend, dtype, tolerance, kept, group, tokens):
     query, key, value, mask, groups = inputs(dtype, kept, group, tokens)
     assert len(groups) > 1
     for scaling in (None, 0.3):
         expected = row_by_row(query, key, value, mask, groups, scaling)
-        found = attention(query, key, value, mask, scaling, groups)
+        found = attend(query, key, value, mask, scaling, groups)
         torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
@@ -73,6 +74,15 @@ def test_packed_queries_are_those_of_repeated_keys():
     repeated = [kept.repeat_interleave(3, 1) for kept in (key, value)]
     expected = scaled_dot_product_attention(query, *repeated, attn_mask=mask)
     torch.testing.assert_close(packed_attention(query, key, value, mask), expected, rtol=0, atol=1e-12)
+
+
+@torch.inference_mode()
+def test_products_of_a_few_rows_at_once_are_those_of_all(monkeypatch):
+    """In bfloat16 on a CPU, scores are computed in parts that fit into the cache of a core."""
+    query, key, value, mask, groups = inputs(torch.bfloat16, 2, 3, 5)
+    whole = grouped_attention(query, key, value, mask, None, groups)
+    monkeypatch.setattr(attention, "_SCORES", 1)  # a row at a time
+    torch.testing.assert_close(grouped_attention(query, key, value, mask, None, groups), whole, rtol=0, atol=1e-2)
 
 
 @torch.inference_mode()

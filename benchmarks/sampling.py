@@ -4,6 +4,7 @@ Both write the same number of completions of the same prompts with the same weig
 A B A B in one process, medians of the rounds. ``generate`` gets its prompts in batches, padded on the left, and a batch
 ends with its longest completion; ``LocalGenerator`` refills its rows as completions end. Tokens are those up to EOS,
 padding not counted. That both write the same tokens when they take the likeliest is checked before anything is timed.
+With several threads, engines side by side are also compared with one engine that uses all of them.
 
 Each has the batch size that suits it: ``generate`` copies its whole cache at every step, so on a CPU more rows make it
 slower, and 64 was its best. The prompts are arithmetic stories of the tiny world, about 75 tokens long.
@@ -21,6 +22,7 @@ import copy
 import json
 import statistics
 import time
+import unittest.mock
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +35,7 @@ from lenvm_lightning.errors import LenVMError
 from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
+from lenvm_lightning.rollouts.generators.local import generator as local_generator
 from lenvm_lightning.rollouts.prompting import encode_prompt
 from lenvm_lightning.tinyworld import NOTICE
 from lenvm_lightning.tinyworld.prompt_sets import prompt_set
@@ -84,6 +87,12 @@ def write_statically(
     return written
 
 
+def one_engine(run: Callable[[], list[list[int]]]) -> list[list[int]]:
+    """The same in a single engine, whose products use all threads."""
+    with unittest.mock.patch.object(local_generator, "_MOST_ENGINES", 1):
+        return run()
+
+
 def check(generator: LocalGenerator, model: PreTrainedModel, prompts: list[Prompt]) -> int:
     """Both write the same when they take the likeliest tokens; returns how many were compared."""
     greedy = SamplingParams(temperature=0.0, max_tokens=32)
@@ -107,6 +116,12 @@ def measure(run: Callable[[], list[list[int]]]) -> dict[str, Any]:
         "tokens_per_s": sum(lengths) / (time.perf_counter() - wall),
         "tokens_per_cpu_s": sum(lengths) / (time.process_time() - cpu),
     }
+
+
+def ratio_of(rounds: dict[str, list[dict[str, Any]]], other: str, key: str) -> float:
+    """Median over the rounds of how many times as fast the local generator was."""
+    pairs = zip(rounds["continuous"], rounds[other], strict=True)
+    return statistics.median(ours[key] / theirs[key] for ours, theirs in pairs)
 
 
 def parse() -> argparse.Namespace:
@@ -139,6 +154,8 @@ def main() -> None:
     print(f"same tokens: {check(generator, model, prompts[:4])} greedy ones compared")
     sampling = SamplingParams(max_tokens=args.max_tokens)
     runs = {"continuous": lambda: write_continuously(generator, prompts, args.n, sampling)}
+    if args.threads > 1:
+        runs["one engine"] = lambda: one_engine(runs["continuous"])
     if not args.skip_static:
         runs["static"] = lambda: write_statically(model, generator, prompts, args.n, sampling, args.static_batch)
     few = prompts[: max(1, generator.rows // args.n)]
@@ -171,15 +188,15 @@ def main() -> None:
         "threads": args.threads,
         "length_p50_tokens": p50,
         "length_p99_tokens": p99,
-        **{f"{name}_{key}": value for name, rate in rates.items() for key, value in rate.items()},
+        **{f"{name.replace(' ', '_')}_{key}": value for name, rate in rates.items() for key, value in rate.items()},
     }
+    if args.threads > 1:
+        result["one_engine_ratio"] = ratio_of(rounds, "one engine", "tokens_per_s")
+        print(f"{'ratio':12}{result['one_engine_ratio']:>21.2f}x as fast as one engine on all threads")
     if not args.skip_static:
-        key = "tokens_per_s" if args.device == "cuda" else "tokens_per_cpu_s"
-        ratio = statistics.median(
-            ours[key] / theirs[key] for ours, theirs in zip(rounds["continuous"], rounds["static"], strict=True)
-        )
-        result["speedup_ratio"] = ratio
-        print(f"{'ratio':12}{ratio:>21.2f}x faster")
+        key = "tokens_per_s" if args.device == "cuda" or args.threads > 1 else "tokens_per_cpu_s"
+        result["speedup_ratio"] = ratio_of(rounds, "static", key)
+        print(f"{'ratio':12}{result['speedup_ratio']:>21.2f}x as fast as static batches")
     if args.generator.startswith("tiny-"):
         print(NOTICE)
     print("\n" + json.dumps(result))

@@ -5,7 +5,7 @@ one of the length value model a step. Without one this is plain sampling. Whatev
 over `Engine`: `generate`, `stream`, transformers' hook, the local generator of rollouts.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Generic, Literal, TypeVar
@@ -156,7 +156,7 @@ class Engine(Generic[Passed]):
             else:
                 yield item
 
-    def steps(self, requests: Iterable[Request | Passed]) -> Iterator[list[RunningCompletion] | Passed]:
+    def steps(self, requests: Iterable[Request | Passed]) -> Generator[list[RunningCompletion] | Passed, None, None]:
         """Yield after each step the completions that it has written a token of; what is no request is passed on.
 
         One run at a time; a run that is abandoned takes its completions with it.

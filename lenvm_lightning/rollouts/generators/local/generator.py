@@ -4,13 +4,14 @@ A completion is sampled with its own seed, one uniform number a token, and depen
 and completions beside it, their order, the number of rows, or on whether a run was interrupted. In float32 and float64
 on a CPU that holds bit for bit (measured with MKL and AVX-512; ``tests/rollouts/generators/local/test_generator.py``
 tests it where you are), on a GPU for the distribution: there the size of a batch decides how its products round, and
-once in very many tokens a rounding moves one across the border of its share.
+once in very many tokens a rounding moves one across the border of its share. In bfloat16 it is so on a CPU, too.
 
 Why not ``generate_batch``, transformers' own continuous batching: it draws from the global random state, so that a
 completion depends on its batch and an interrupted run cannot be continued; it takes no images; and on a CPU it wrote
 a fortieth of the tokens a second (shape of tiny-text, transformers 5.23).
 """
 
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from ....decoding.limits import contradiction, why_no_room, why_unreadable
 from ....decoding.model_runner import moved_to
 from ....decoding.prefill import Request
 from ....decoding.sampling_params import SamplingParams, completion_seed
+from ....decoding.side_by_side import written
 from ....decoding.vocabulary import forbidden_ids, placeholder_ids, stop_ids_of
 from ....errors import CheckpointError, GenerationError, GeneratorError
 from ....guidance import Control
@@ -33,6 +35,7 @@ from ....models.processors import load_processor, tokenizer_of
 from ....models.value_model import LengthValueModel
 from ....utils.images import open_image
 from ....utils.memory import free_memory
+from ....utils.threads import is_small
 from ...prompting import encode_prompt
 from ...record import IMAGE_MARK
 from ..interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
@@ -40,6 +43,7 @@ from .loading import digest, load_model, name_of
 from .one_by_one import write_with_generate
 
 _MOST_ROWS = 256  # however much memory there is
+_MOST_ENGINES = 4  # threads of them share the interpreter
 _ROOM = 1024  # tokens a row is expected to hold, for the choice of their number
 
 
@@ -131,21 +135,24 @@ class LocalGenerator:
             GenerationError: a request with a control, but no length value model, or one that cannot be decoded in
                 rows of a cache.
         """
-        engine = self._engine()
-        requests_or_answers = self._requests(requests, sampling, engine)
+        count = _engines_for(self.model, self.rows)
+        left = iter(requests)
+        first = list(itertools.islice(left, count))
+        engines = self._engines(min(count, max(1, len(first))))
+        requests_or_answers = self._requests(itertools.chain(first, left), sampling, engines[0] if engines else None)
         try:
-            if engine is None:
+            if not engines:
                 for answer in requests_or_answers:
                     if isinstance(answer, Answer):
                         self.tokens_written += len(getattr(answer.result, "token_ids", ()))
                         yield answer
                 return
-            for item in engine.steps(requests_or_answers):
+            for item in written(engines, requests_or_answers):
                 if isinstance(item, Answer):
                     yield item
                     continue
-                self.tokens_written += len(item)
-                yield from (self._answer(completion) for completion in item if completion.finish_reason)
+                self.tokens_written += item.tokens
+                yield from map(self._answer, item.ended)
         except (RuntimeError, MemoryError) as error:
             if not _is_of_memory(error):
                 raise
@@ -154,27 +161,30 @@ class LocalGenerator:
                 f"(rows={max(1, self.rows // 2)}), a smaller max_tokens, or a smaller dtype."
             ) from error
 
-    def _engine(self) -> "Engine[Answer] | None":
-        """The engine; None where the model cannot be decoded in rows and no control needs that.
+    def _engines(self, count: int) -> "list[Engine[Answer]]":
+        """So many engines; none where the model cannot be decoded in rows and no control needs that.
 
         Raises:
             GenerationError: a length value model that cannot be, or a generator beside one.
         """
         fewest = FEWEST_ROWS if is_exact(self.model) else 1  # elsewhere no size makes all batches round alike
         try:
-            return Engine(
-                self.model,
-                self.lenvm,
-                processor=self.processor,
-                stop_ids=self._stop_ids,
-                max_rows=self.rows,
-                fewest_rows=fewest,
-            )
+            return [
+                Engine(
+                    self.model,
+                    self.lenvm,
+                    processor=self.processor,
+                    stop_ids=self._stop_ids,
+                    max_rows=self.rows // count,
+                    fewest_rows=fewest,
+                )
+                for _ in range(count)
+            ]
         except GenerationError as error:
             if self.lenvm is not None:
                 raise
             self._warn_slow(str(error))
-            return None
+            return []
 
     def _requests(
         self, requests: Iterable[PromptRequest], sampling: SamplingParams, engine: "Engine[Answer] | None"
@@ -266,6 +276,13 @@ def _failures(asked: PromptRequest, reason: str) -> Iterator[Answer]:
     """Why none of the completions of a prompt can be had, for good."""
     for number in asked.numbers:
         yield Answer(asked.prompt.prompt_id, number, Failure(reason, final=True))
+
+
+def _engines_for(model: PreTrainedModel, rows: int) -> int:
+    """Engines to write with side by side: on a CPU, one for each thread, as long as each has rows enough."""
+    if model.device.type != "cpu" or is_small(model):
+        return 1
+    return max(1, min(torch.get_num_threads(), rows // FEWEST_ROWS, _MOST_ENGINES))
 
 
 def _rows_for(model: PreTrainedModel) -> int:

@@ -18,6 +18,7 @@ from lenvm_lightning.guidance import Tilt
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import Failure, GeneratedText, Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
+from lenvm_lightning.rollouts.generators.local import generator as generator_module
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.record import Rollout
 
@@ -280,6 +281,7 @@ from lenvm_lightning.decoding.sampling_params import completion_seed
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
+from lenvm_lightning.rollouts.generators.local import generator as generator_module
 generator = LocalGenerator.load("tiny-text", rows=64)
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**27,) * 2)
@@ -329,6 +331,28 @@ def test_guided_completions_do_not_depend_on_those_beside_them():
         return {answer.prompt_id: (answer.result.token_ids, answer.result.logprob) for answer in answers}
 
     assert write(1) == write(3)
+
+
+def test_engines_side_by_side_write_the_same(monkeypatch):
+    prompts = text_prompts(5)
+
+    def write(engines):
+        monkeypatch.setattr(generator_module, "_engines_for", lambda model, rows: engines)
+        generator = LocalGenerator.load("tiny-text", rows=6)
+        found = results(generator, requests(prompts, 2), SamplingParams(max_tokens=12, seed=1))
+        assert generator.tokens_written == sum(len(one.token_ids) for one in found.values())
+        return found
+
+    assert write(2) == write(1)
+
+
+def test_the_number_of_engines(monkeypatch):
+    monkeypatch.setattr(generator_module, "is_small", lambda model: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    model = build("tiny-text")
+    assert [generator_module._engines_for(model, rows) for rows in (1, 16, 32, 64, 256)] == [1, 1, 2, 4, 4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert generator_module._engines_for(model, 256) == 1
 
 
 def test_requests_to_a_local_generator_are_guided(tiny_text):

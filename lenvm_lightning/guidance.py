@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -30,22 +30,36 @@ from .values import length_share
 EqualMode = Literal["penalty", "hard", "soft"]
 LimitMode = Literal["penalty", "hard"]
 ScaleKind = Literal["mul", "linear", "length_mul"]
-STRENGTH = 200.0  # nats, of `length_penalty`
+STRENGTH = 50.0  # nats, of `length_penalty`
 # Of `length_penalty`, chosen on tuning topics of the tiny world (docs/experiments.md):
 _SURELY_LATE, _LATENESS = 3.0, 0.03  # tokens too late that cost like too early ones; what further ones cost beside them
 _SLACK = (
     0.25  # share of what is left, less _NEAR, by which it may be too little: predictions are noisy far from the end
 )
 _NEAR = 8.0  # tokens: a miss is never measured by less
+_EARLIEST, _LATEST = 0.9, 1.05  # shares of a target length that a text is kept within
 # Of `find_beta`: a grid of so many betas, refined so often, finds the root to about 1e-4.
 _STEEPEST = 1e6  # beta, either way
 _GRID, _ROUNDS = 17, 5
+
+
+class Ends(NamedTuple):
+    """What a control says of the end of each row, before truncation.
+
+    Attributes:
+        early: True = no end token is a candidate, however likely. Shape (B,).
+        due: True = an end token is a candidate, however unlikely. Shape (B,).
+    """
+
+    early: Tensor
+    due: Tensor
 
 
 class Control(Protocol):
     """See the module.
 
     One that aims at a length may say so by an attribute ``n``, tokens, the end included: then there is room for them.
+    One that knows when a text may end, and when it must, has a method ``ends(generated: Tensor) -> Ends``.
     """
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
@@ -97,6 +111,11 @@ class EqualTo:
     mode: EqualMode = "penalty"
     strength: float | Tensor = STRENGTH
 
+    def ends(self, generated: Tensor) -> Ends:
+        """Of ``penalty``: not before 90% of n, and by 105% of it at the latest."""
+        n = _row(self.n, generated)
+        return _ends(self.mode, generated, (n * _EARLIEST).ceil(), (n * _LATEST).floor())
+
     def __post_init__(self) -> None:
         _require_count("n", self.n)
         _require_positive("strength", self.strength)
@@ -110,7 +129,8 @@ class EqualTo:
             return pick(probs, (remaining - target).abs())
         if self.mode == "soft":
             return move_to(probs, length_share(remaining, gamma), length_share(target, gamma))
-        return length_penalty(probs, remaining, left, left, _column(self.strength, probs))
+        moved = length_penalty(probs, remaining, left, left, _column(self.strength, probs))
+        return end_where_due(moved, remaining, self.ends(generated).due)
 
 
 @dataclass(frozen=True)
@@ -135,6 +155,11 @@ class AtMost:
     high: float | Tensor = 0.9
     strength: float | Tensor = STRENGTH
 
+    def ends(self, generated: Tensor) -> Ends:
+        """Of ``penalty``: with token n at the latest."""
+        n = _row(self.n, generated)
+        return _ends(self.mode, generated, torch.zeros_like(n), n)
+
     def __post_init__(self) -> None:
         _require_count("n", self.n)
         _require_known("mode", self.mode, get_args(LimitMode))
@@ -147,7 +172,8 @@ class AtMost:
             return pick(probs, remaining)
         n, written = _column(self.n, probs), generated[:, None]
         low, high = ((_column(share, probs) * n).round().clamp(min=1) for share in (self.low, self.high))
-        return length_penalty(probs, remaining, low - written, high - written, _column(self.strength, probs))
+        moved = length_penalty(probs, remaining, low - written, high - written, _column(self.strength, probs))
+        return end_where_due(moved, remaining, self.ends(generated).due)
 
 
 @dataclass(frozen=True)
@@ -173,6 +199,11 @@ class AtLeast:
     high: float | Tensor = 1.3
     strength: float | Tensor = STRENGTH
 
+    def ends(self, generated: Tensor) -> Ends:
+        """Of ``penalty``: not before token n, and by 105% of ``high`` times n at the latest."""
+        n = _row(self.n, generated)
+        return _ends(self.mode, generated, n, (n * _row(self.high, generated) * _LATEST).floor())
+
     def __post_init__(self) -> None:
         _require_count("n", self.n)
         _require_known("mode", self.mode, get_args(LimitMode))
@@ -185,7 +216,8 @@ class AtLeast:
         if self.mode == "hard":
             return pick(probs, torch.where(written + 1 >= n, remaining, -remaining))
         low, high = ((_column(share, probs) * n).round() for share in (self.low, self.high))
-        return length_penalty(probs, remaining, low - written, high - written, _column(self.strength, probs))
+        moved = length_penalty(probs, remaining, low - written, high - written, _column(self.strength, probs))
+        return end_where_due(moved, remaining, self.ends(generated).due)
 
 
 def length_penalty(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, strength: Tensor) -> Tensor:
@@ -216,6 +248,26 @@ def length_penalty(probs: Tensor, remaining: Tensor, low: Tensor, high: Tensor, 
     late = late.clamp(max=_SURELY_LATE) + _LATENESS * (late - _SURELY_LATE).clamp(min=0)
     cost = early / low.clamp(min=_NEAR) + late / high.clamp(min=_NEAR)
     return (probs.log() - strength * cost).softmax(-1)
+
+
+def end_where_due(probs: Tensor, remaining: Tensor, due: Tensor) -> Tensor:
+    """All probability on the end tokens, in rows where the end is due and one is offered.
+
+    Args:
+        probs: shape (B, K).
+        remaining: after each candidate, 0 for an end. Shape (B, K).
+        due: True = the end is due. Shape (B,).
+    """
+    of_ends = probs.masked_fill(remaining > 0, 0.0)
+    mass = of_ends.sum(-1, keepdim=True)
+    return torch.where(due[:, None] & (mass > 0), of_ends / mass, probs)
+
+
+def _ends(mode: str, generated: Tensor, earliest: Tensor, latest: Tensor) -> Ends:
+    """When a text may end, by the number of this token; in other modes than ``penalty`` whenever it likes."""
+    this = generated + 1
+    keeps = mode == "penalty"
+    return Ends((this < earliest) & keeps, (this >= latest.clamp(min=1)) & keeps)
 
 
 @dataclass(frozen=True)
@@ -281,6 +333,12 @@ class Gated:
             raise ValueError(f"control must be a control, such as EqualTo(128); got {self.control!r}")
         _require_finite("min_g", self.min_g)
         _require_finite("min_entropy", self.min_entropy)
+
+    def ends(self, generated: Tensor) -> Ends:
+        """Those of the control, gate or not."""
+        none = torch.zeros_like(generated, dtype=torch.bool)
+        says = getattr(self.control, "ends", None)
+        return Ends(none, none) if says is None else says(generated)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to sample from. Shape (B, K)."""
@@ -379,6 +437,11 @@ def _column(number: float | Tensor, like: Tensor) -> Tensor:
     if isinstance(number, Tensor):
         return number.to(like.dtype)[..., None]
     return torch.full((1, 1), number, dtype=like.dtype, device=like.device)
+
+
+def _row(number: float | Tensor, like: Tensor) -> Tensor:
+    """A number for all rows, or one a row, as (B,) or a scalar beside (B,)."""
+    return torch.as_tensor(number, dtype=torch.float64, device=like.device)
 
 
 def _require_finite(name: str, number: float | Tensor) -> None:

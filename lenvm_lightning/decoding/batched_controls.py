@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GenerationError
-from ..guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
+from ..guidance import AtLeast, AtMost, Control, Ends, EqualTo, Gated, Scale, Tilt
 
 _OURS = (Tilt, EqualTo, AtMost, AtLeast, Scale, Gated)  # numbers of other controls need not take tensors
 
@@ -37,6 +37,16 @@ class PerRow:
                 )
             result = torch.where(rows[:, None], moved, result)
         return result
+
+    def ends(self, generated: Tensor) -> Ends:
+        """Which rows may not end yet, and which are to end, by their controls."""
+        early, due = torch.zeros(2, len(generated), dtype=torch.bool, device=generated.device)
+        for control, rows in self.parts:
+            if (says := getattr(control, "ends", None)) is not None:
+                told = says(generated)
+                early |= rows & told.early
+                due |= rows & told.due
+        return Ends(early, due)
 
 
 def per_row(controls: Sequence[Control | None], device: torch.device | str = "cpu") -> PerRow:

@@ -143,13 +143,15 @@ class CandidateScorer:
             stop_ids: ids of end tokens. Shape (n,), int64.
             forbidden: ids that are never sampled. Shape (n,), int64.
         """
-        # 1. What truncation leaves, and how many columns of it have to be scored.
-        most = rules.most_candidates
-        if self.compiled:  # with the token chosen last, a power of two
-            most = min(round_up_to_power(most + 1) - 1, MOST_CANDIDATES)
-        ids, probs = candidates(logits, rules.params, most, forbidden)
-        scored = self._columns_to_score(probs, rules)
-        shown = max(scored, 1) if self._may_narrow(logits) else ids.shape[1]
+        # 1. What truncation leaves of the tokens that may come, and how many columns of it have to be scored.
+        narrow = self._may_narrow(logits)
+        early, due = rules.control.ends(generated)
+        has_ends = len(stop_ids) > 0
+        some_early = has_ends and (not narrow or bool(early.any()))
+        may_end = _without_ends(logits, early, stop_ids) if some_early else logits
+        ids, probs = candidates(may_end, rules.params, self._most_candidates(rules), forbidden)
+        scored = self._columns_to_score(probs, rules, due)
+        shown = max(scored, 1) if narrow else ids.shape[1]
         ids, probs = ids[:, :shown], probs[:, :shown]
         # 2. How much would follow each candidate.
         ends = torch.isin(ids, stop_ids)
@@ -157,7 +159,10 @@ class CandidateScorer:
         if not scored:  # one candidate a row: one token less than before it
             remaining = torch.where(ends, 0.0, (before - 1).clamp(min=0)[:, None])
         remaining = remaining.to(probs.dtype)
-        # 3. What the controls make of it; nothing comes back that truncation has left out.
+        # 3. An end that is due is a candidate too. What the controls make of them; nothing comes back that is none.
+        if has_ends and (not narrow or bool(due.any())):
+            ids, probs, remaining = _with_end(ids, probs, remaining, logits, due, rules.params.temperature, stop_ids)
+            scored += 1
         guided = rules.control(probs, remaining, generated, self.lenvm.gamma) if scored else probs
         guided = guided.masked_fill(probs <= 0, 0.0)
         # 4. One candidate of each row.
@@ -180,17 +185,63 @@ class CandidateScorer:
         of_candidates = (column[:, :scored] for column in (ids, probs, remaining, guided))
         return StepResult(tokens, logprobs, before, after, *of_candidates)
 
+    def _most_candidates(self, rules: RowRules) -> int:
+        """Tokens to look at; where steps are compiled, with the token chosen last a power of two."""
+        most = rules.most_candidates
+        return min(round_up_to_power(most + 1) - 1, MOST_CANDIDATES) if self.compiled else most
+
     def _may_narrow(self, logits: Tensor) -> bool:
         """Whether the number of columns may differ from step to step: not where that means a wait or a new shape."""
         return logits.device.type == "cpu" and not self.compiled
 
-    def _columns_to_score(self, probs: Tensor, rules: RowRules) -> int:
+    def _columns_to_score(self, probs: Tensor, rules: RowRules, due: Tensor) -> int:
         """Columns of candidates that hold those of every row in which a control has something to choose among."""
         if not self._may_narrow(probs):
             return probs.shape[1]
         counts = (probs > 0).sum(-1)
-        chooses = rules.guided & (counts != 1)  # none at all is NaN, which is passed on
+        chooses = rules.guided & ((counts != 1) | due)  # none at all is NaN, which is passed on
         return int((counts * chooses).amax()) if bool(chooses.any()) else 0
+
+
+def _without_ends(logits: Tensor, early: Tensor, stop_ids: Tensor) -> Tensor:
+    """Logits without end tokens in the rows that may not end yet. Shape (B, V)."""
+    ends = logits[:, stop_ids].masked_fill(early[:, None], -torch.inf)
+    return logits.index_copy(1, stop_ids, ends)
+
+
+def _with_end(
+    ids: Tensor,
+    probs: Tensor,
+    remaining: Tensor,
+    logits: Tensor,
+    due: Tensor,
+    temperature: Tensor,
+    stop_ids: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Candidates with one more column: the likeliest end token, where the end is due and truncation has left it out.
+
+    Args:
+        ids: candidates, the likeliest first. Shape (B, K).
+        probs: shape (B, K).
+        remaining: shape (B, K).
+        logits: of the generator. Shape (B, V).
+        due: True = the end is due. Shape (B,).
+        temperature: shape (B, 1).
+        stop_ids: ids of end tokens. Shape (n,).
+
+    Returns:
+        The three, shape (B, K + 1). An end that is brought in has the probability that the generator gives it beside
+        the candidates, and 0 tokens follow it.
+    """
+    ends = logits[:, stop_ids].double()
+    best, place = ends.max(-1, keepdim=True)
+    beside_first = ((best - logits.gather(1, ids[:, :1]).double()) / temperature).exp()
+    offered = (torch.isin(ids, stop_ids) & (probs > 0)).any(-1, keepdim=True)
+    smallest = torch.finfo(probs.dtype).tiny  # an end that is due is never impossible
+    end = torch.where(due[:, None] & ~offered, (probs[:, :1] * beside_first).clamp(min=smallest), 0.0)
+    ids = torch.cat([ids, stop_ids[place]], 1)
+    probs = torch.cat([probs, end], 1) / (1.0 + end)
+    return ids, probs, torch.cat([remaining, torch.zeros_like(end)], 1)
 
 
 @lru_cache(maxsize=64)

@@ -1,5 +1,6 @@
 """Values of candidates are those of the whole sequence, recomputed."""
 
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -14,7 +15,7 @@ from tiny_generators import build
 from lenvm_lightning.decoding import candidate_scorer, compatibility
 from lenvm_lightning.decoding.generate import generate
 from lenvm_lightning.errors import GenerationError
-from lenvm_lightning.guidance import EqualTo, Tilt
+from lenvm_lightning.guidance import Ends, EqualTo, Tilt
 from lenvm_lightning.tree import tree_layout
 
 
@@ -62,3 +63,62 @@ def test_forgotten_rope_offsets_fail(vision, vision_inputs, monkeypatch):
             generate(*vision, together, control=EqualTo(3), max_tokens=3)
     completions = generate(*vision, together, control=EqualTo(3), max_tokens=3, trace=True)
     assert largest_difference(vision[1], prompts_of(together), completions, alone) > 1e-3
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Between:
+    """Ends with one of the tokens from ``least`` to ``most``, and else leaves the base model alone."""
+
+    least: int
+    most: int
+
+    def ends(self, generated):
+        return Ends(generated + 1 < self.least, generated + 1 >= self.most)
+
+    def __call__(self, probs, remaining, generated, gamma):
+        must = (generated[:, None] + 1 >= self.most) & (remaining > 0)
+        return probs.masked_fill(must, 0.0)
+
+
+def test_an_end_comes_in_and_stays_out_as_the_control_says(text, text_inputs):
+    completions = generate(*text, text_inputs, control=Between(5, 8), top_k=3, n=8, max_tokens=20, seed=3)
+    lengths = {len(completion.token_ids) for completion in completions}
+    assert lengths <= {5, 6, 7, 8}
+    assert len(lengths) > 1
+    assert {completion.finish_reason for completion in completions} == {"stop"}
+    free = generate(*text, text_inputs, top_k=3, n=8, max_tokens=20, seed=3)
+    assert {len(completion.token_ids) for completion in free} - {5, 6, 7, 8}
+
+
+def test_rows_beside_it_end_as_they_would_alone(text, text_inputs):
+    settings = {"top_k": 5, "max_tokens": 12, "seed": [1, 2, 3, 4]}
+    mixed = generate(*text, text_inputs, control=[Between(3, 4), None, Tilt(-2), Between(6, 6)], **settings)
+    alone = generate(*text, text_inputs, control=[None, None, Tilt(-2), None], **settings)
+    assert [completion.token_ids for completion in mixed[1:3]] == [completion.token_ids for completion in alone[1:3]]
+    assert [len(mixed[row].token_ids) for row in (0, 3)] in ([3, 6], [4, 6])
+
+
+def test_an_end_that_is_brought_in_has_the_probability_of_the_model():
+    """Three candidates and an end, of logits 2, 1, 0 and -1 at temperature 2; the end of another row is one already."""
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0], [2.0, 1.0, 0.0, 9.0]], dtype=torch.float64)
+    ids = torch.tensor([[0, 1, 2], [3, 0, 1]])
+    probs = (logits.gather(1, ids) / 2).softmax(-1)
+    temperature, ends, due = torch.full((2, 1), 2.0), torch.tensor([3]), torch.tensor([True, True])
+    found_ids, found, remaining = candidate_scorer._with_end(
+        ids, probs, torch.ones(2, 3), logits, due, temperature, ends
+    )
+    assert found_ids.tolist() == [[0, 1, 2, 3], [3, 0, 1, 3]]
+    torch.testing.assert_close(found[0], (logits[0] / 2).softmax(-1))
+    assert found[1].tolist() == [*probs[1].tolist(), 0.0]
+    assert remaining[:, 3].tolist() == [0.0, 0.0]
+    undue = candidate_scorer._with_end(ids, probs, torch.ones(2, 3), logits, ~due, temperature, ends)
+    assert undue[1][:, 3].tolist() == [0.0, 0.0]
+
+
+def test_an_end_is_no_candidate_while_it_is_early():
+    logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    found = candidate_scorer._without_ends(logits, torch.tensor([True, False]), torch.tensor([0, 2]))
+    assert found.tolist() == [[-torch.inf, 1.0, -torch.inf], [2.0, 1.0, 0.0]]

@@ -96,7 +96,7 @@ def full_remaining(lenvm, ids, pictures=None):
     return lenvm.remaining(lenvm(ids, torch.ones_like(ids), **extra))[0, -1].item()
 
 
-def largest_difference(lenvm, prompts, completions, pictures=None):
+def largest_difference(lenvm, prompts, completions, pictures=None, end=END):
     """Of values, between the trace of completions and the recomputation of everything."""
     worst = 0.0
     for completion in completions:
@@ -105,7 +105,7 @@ def largest_difference(lenvm, prompts, completions, pictures=None):
             so_far = prompts[completion.prompt] + completion.token_ids[:place]
             pairs = [(step.remaining, full_remaining(lenvm, so_far, own))]
             for candidate, after in zip(step.candidates[:4], step.remaining_after[:4], strict=True):
-                if candidate == END:
+                if candidate == end:
                     assert after == 0.0
                 else:
                     pairs.append((after, full_remaining(lenvm, [*so_far, candidate], own)))

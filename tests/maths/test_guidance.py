@@ -122,10 +122,10 @@ def ends_at(control, generated, share=0.5):
 
 
 def test_penalty_ends_with_the_last_token_of_the_target():
-    assert [round(ends_at(EqualTo(50), t), 3) for t in (0, 30, 40, 48, 49, 60)] == [0, 0, 0, 1, 1, 1]
-    assert [round(ends_at(AtMost(100), t), 3) for t in (0, 40, 60, 68, 90, 100)] == [0, 0, 0, 0, 1, 1]
-    assert [round(ends_at(AtLeast(100), t), 3) for t in (0, 60, 90)] == [0, 0, 0]
-    assert [round(ends_at(AtLeast(100), t), 3) for t in (129, 140)] == [1, 1]
+    assert [round(ends_at(EqualTo(50), t), 2) for t in (0, 30, 40, 48, 49, 60)] == [0, 0, 0, 1, 1, 1]
+    assert [round(ends_at(AtMost(100), t), 2) for t in (0, 40, 60, 68, 90, 100)] == [0, 0, 0, 0, 1, 1]
+    assert [round(ends_at(AtLeast(100), t), 2) for t in (0, 60, 90)] == [0, 0, 0]
+    assert [round(ends_at(AtLeast(100), t), 2) for t in (129, 140)] == [1, 1]
     assert ends_at(AtLeast(100), 99) == pytest.approx(2 / 3, abs=0.01)  # 400 more would be too many, 9 would not
     assert ends_at(AtLeast(100, high=math.inf), 500) == pytest.approx(0.5)
 
@@ -199,3 +199,36 @@ def test_all_are_distributions_over_the_candidates():
 def test_numbers_that_mean_nothing_are_refused(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def ends_between(control, generated=None):
+    """The first token that may be the last, and the first that must be, of those that are looked at."""
+    generated = torch.arange(400) if generated is None else generated
+    early, due = control.ends(generated)
+    first = int((~early).long().argmax()) + 1
+    return first, int(due.long().argmax()) + 1 if due.any() else None
+
+
+def test_when_a_text_may_end_and_when_it_must():
+    assert ends_between(EqualTo(100)) == (90, 105)
+    assert ends_between(EqualTo(32)) == (29, 33)
+    assert ends_between(EqualTo(1)) == (1, 1)
+    assert ends_between(AtMost(100)) == (1, 100)
+    assert ends_between(AtLeast(100)) == (100, 136)  # 105% of 130
+    assert ends_between(AtLeast(100, high=math.inf)) == (100, None)
+    assert ends_between(Gated(EqualTo(100), min_g=0.5)) == (90, 105)
+    for control in (EqualTo(100, mode="hard"), EqualTo(100, mode="soft"), AtMost(100, "hard"), AtLeast(100, "hard")):
+        assert ends_between(control) == (1, None)
+    assert ends_between(Gated(Tilt(-5))) == (1, None)
+
+
+def test_where_the_end_is_due_nothing_else_is_left():
+    probs, remaining = tensor([0.6, 0.4 - 1e-9, 1e-9]), tensor([300.0, 2.0, 0.0])
+    assert EqualTo(100)(probs, remaining, tensor(104), GAMMA)[0].tolist() == [0.0, 0.0, 1.0]
+    assert AtMost(100)(probs, remaining, tensor(99), GAMMA)[0].tolist() == [0.0, 0.0, 1.0]
+    assert AtLeast(100)(probs, remaining, tensor(135), GAMMA)[0].tolist() == [0.0, 0.0, 1.0]
+    unended = tensor([0.6, 0.4, 0.0])  # the end is not offered
+    assert EqualTo(100)(unended, remaining, tensor(104), GAMMA)[0].sum() == pytest.approx(1.0)

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lenvm_lightning.cli.main import main
@@ -66,6 +67,7 @@ def sampled(address, folder, *options):
     return {(row["prompt_id"], row["number"]): row for row in map(json.loads, lines)}
 
 
+@torch.inference_mode()
 def test_ids_and_log_probabilities_are_those_of_the_model(address, model, tmp_path):
     rows = sampled(address, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(model)

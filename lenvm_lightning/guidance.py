@@ -440,8 +440,10 @@ def _column(number: float | Tensor, like: Tensor) -> Tensor:
 
 
 def _row(number: float | Tensor, like: Tensor) -> Tensor:
-    """A number for all rows, or one a row, as (B,) or a scalar beside (B,)."""
-    return torch.as_tensor(number, dtype=torch.float64, device=like.device)
+    """A number for all rows, or one a row, as (B,) or (1,) beside (B,)."""
+    if isinstance(number, Tensor):
+        return number.to(torch.float64)
+    return torch.full((1,), number, dtype=torch.float64, device=like.device)
 
 
 def _require_finite(name: str, number: float | Tensor) -> None:

@@ -114,8 +114,8 @@ def packed_attention(
 def _by_products(queries: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scale: float) -> Tensor:
     """Attention as it is defined, two products of matrices.
 
-    Of few queries in bfloat16, torch's ``sdpa`` takes more than twice as long on a CPU. Scores are rounded to bfloat16,
-    as by transformers' ``eager`` attention.
+    Of few queries in bfloat16, torch's ``sdpa`` takes up to twice as long on a CPU core. Scores are rounded to
+    bfloat16, as by transformers' ``eager`` attention.
 
     Args:
         queries: those that share a key packed. Shape (B, key-value heads, group * T, head size).

@@ -40,11 +40,14 @@ def open_value_model(
     Args:
         source: directory or hub id.
         gamma: needed only where the checkpoint does not store it.
-        dtype: of the weights; where None, see `usual_dtype`.
+        dtype: of the weights; where None its own, but as in `usual_dtype` on a CPU.
         device: where it is computed.
 
     Raises:
         CheckpointError: see `LengthValueModel.from_pretrained`.
     """
     options: dict[str, Any] = {"dtype": dtype or ("auto" if has_bfloat16(device) else "float32")}
-    return LengthValueModel.from_pretrained(source, gamma=gamma, **options).to(device)
+    model = LengthValueModel.from_pretrained(source, gamma=gamma, **options)
+    if dtype is None and device.type == "cpu" and model.backbone.dtype == torch.float16:
+        model = model.float()
+    return model.to(device)

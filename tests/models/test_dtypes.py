@@ -3,7 +3,8 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2Config
 
 from lenvm_lightning.models import dtypes
-from lenvm_lightning.models.dtypes import own_dtype, usual_dtype
+from lenvm_lightning.models.dtypes import open_value_model, own_dtype, usual_dtype
+from lenvm_lightning.models.value_model import LengthValueModel
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -28,3 +29,11 @@ def test_the_language_model_of_a_vision_language_model_says_it_too():
     config = Qwen2_5_VLConfig(text_config={"dtype": "bfloat16"})
     config.dtype = None
     assert own_dtype(config) == torch.bfloat16
+
+
+def test_a_value_model_in_float16_is_computed_in_float32_on_a_cpu(tmp_path):
+    LengthValueModel.from_pretrained("tiny-text-lenvm", dtype="float16").save_pretrained(tmp_path)
+    opened = open_value_model(tmp_path, gamma=None, dtype=None, device=CPU)
+    assert opened.backbone.dtype == torch.float32
+    asked = open_value_model(tmp_path, gamma=None, dtype="float16", device=CPU)
+    assert asked.backbone.dtype == torch.float16

@@ -82,10 +82,12 @@ def load_model(
 
 
 def _usual_dtype(source: str, config: PreTrainedConfig, device: torch.device) -> str:
-    dtype = usual_dtype(config, device)
-    if dtype == "float32" and own_dtype(config) == torch.bfloat16:
+    dtype, own = usual_dtype(config, device), own_dtype(config)
+    if dtype == "float32" and own in (torch.bfloat16, torch.float16):
+        name = str(own).removeprefix("torch.")
         warnings.warn(
-            f"{name_of(source)} is computed in float32: this processor has no instructions for bfloat16", stacklevel=3
+            f"{name_of(source)} is computed in float32: this processor is slow at {name}",
+            stacklevel=3,
         )
     return dtype
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHARES = {"start": 0.0, "25": 0.25, "50": 0.50, "75": 0.75}
+WRITTEN = (0, 16, 64, 256, 1024)  # tokens
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class PositionError:
     """Mean absolute error at a position of the completions that ended.
 
     Attributes:
+        completions: that have this position.
         mae_tokens: of the value model.
         mae_tokens_stderr: standard error with prompts as the unit; None with a single prompt.
         mae_tokens_constant: of the constant that does best at this position of these very completions.
     """
 
+    completions: int
     mae_tokens: float
     mae_tokens_stderr: float | None
     mae_tokens_constant: float
@@ -80,6 +83,7 @@ class LengthReport:
         bias_tokens_stderr: its standard error.
         spearman: rank correlation of `L_hat` and `L_GT` over prompts; None where one of them does not vary.
         positions: errors by position, keys as in `POSITIONS`.
+        written: errors by tokens written, keys of `WRITTEN`, of completions that went on then.
         by_prompt: the prompts at the boundary.
     """
 
@@ -96,6 +100,7 @@ class LengthReport:
     bias_tokens_stderr: float | None
     spearman: float | None
     positions: dict[str, PositionError]
+    written: dict[int, PositionError]
     by_prompt: tuple[PromptLength, ...]
 
 
@@ -112,6 +117,7 @@ class LengthPredictions:
         self._prompts: dict[str, int] = {}  # id -> number
         self._rows: list[tuple[int, int, float, bool]] = []  # prompt, L, L_hat at s_0, truncated
         self._sums: dict[str, dict[int, list[float]]] = {name: defaultdict(lambda: [0.0, 0.0]) for name in POSITIONS}
+        self._at: dict[int, list[tuple[int, int, float]]] = {}  # written -> prompt, remaining, error
 
     def add(self, prompt_id: str, predicted: Tensor, truncated: bool) -> None:
         """Add a completion.
@@ -141,6 +147,9 @@ class LengthPredictions:
             total = self._sums[name][prompt]
             total[0] += float(here.sum())
             total[1] += len(here)
+        for written in WRITTEN:
+            if written < length:
+                self._at.setdefault(written, []).append((prompt, length - written, float(error[written])))
 
     def compute(self) -> LengthReport:
         """Sum up.
@@ -181,6 +190,7 @@ class LengthPredictions:
             bias_tokens_stderr=_error(predicted - truth),
             spearman=spearman(truth, predicted),
             positions=self._by_position(),
+            written={written: _at_written(rows) for written, rows in sorted(self._at.items())},
             by_prompt=tuple(
                 PromptLength(name, len(some), float(true), float(ours))
                 for name, some, true, ours in zip(known, of_known, truth, predicted, strict=True)
@@ -193,8 +203,22 @@ class LengthPredictions:
         for name in POSITIONS:
             sums, counts = zip(*self._sums[name].values(), strict=True)
             _, stderr = ratio_and_error(sums, counts)
-            errors[name] = PositionError(found[f"mae_tokens/{name}"], stderr, found[f"mae_tokens_constant/{name}"])
+            errors[name] = PositionError(
+                sum(not truncated for *_, truncated in self._rows),
+                found[f"mae_tokens/{name}"],
+                stderr,
+                found[f"mae_tokens_constant/{name}"],
+            )
         return errors
+
+
+def _at_written(rows: Sequence[tuple[int, int, float]]) -> PositionError:
+    """Errors after so many tokens; rows of (prompt, remaining, error)."""
+    prompts, remaining, errors = (np.array(column) for column in zip(*rows, strict=True))
+    of_prompts = np.unique(prompts, return_inverse=True)[1]
+    mean, stderr = ratio_and_error(np.bincount(of_prompts, errors), np.bincount(of_prompts))
+    constant = weighted_median(torch.from_numpy(remaining), torch.ones(len(remaining)))
+    return PositionError(len(rows), mean, stderr, float(np.abs(remaining - float(constant)).mean()))
 
 
 def _error(of_prompts: np.ndarray) -> float | None:

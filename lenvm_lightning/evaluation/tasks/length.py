@@ -3,42 +3,138 @@
 Protocol: Zhang et al., section on length prediction; 64 completions a prompt, 16 in the tiny world.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import EvaluationError
+from ...rollouts.generators.interface import Prompt
+from ...utils.settings import TEXT, setting
 from ..results import Column, Measure, Table, TableRow
+from ..samples import System
+from ..settings import TRUTH, EvaluationSettings
 from ..task import Findings, Measured
 from .value_task import ValueTask, read_states
 
 if TYPE_CHECKING:
-    from ..length_errors import LengthReport
+    from ..length_errors import LengthReport, PositionError
+
+_OURS = "LenVM"
+
+
+@dataclass(frozen=True)
+class LengthSettings:
+    """What this task alone can be asked."""
+
+    learn_from: str | None = setting(
+        TEXT, "rollouts.jsonl, from which simple predictors learn that stand beside the length value model", None
+    )
+    probe: bool = setting(TRUTH, "a linear probe of the generator's hidden state among them", False)
 
 
 class LengthTask(ValueTask):
     """Mean relative error at the prompt boundary, and errors by position; see `Task`."""
 
     name = "length"
+    version = 2
+    settings = LengthSettings
+
+    def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:
+        """As every value task, once the rollouts that are named are there.
+
+        Raises:
+            EvaluationError: they are not, or a probe has none to learn from.
+        """
+        own: LengthSettings = settings.own
+        if own.learn_from is not None and not Path(own.learn_from).is_file():
+            raise EvaluationError(f"--learn-from: there is no file {own.learn_from}")
+        if own.probe and own.learn_from is None:
+            raise EvaluationError("--probe has nothing to learn from: name rollouts of other prompts by --learn-from")
+        return super().systems(settings, names)
 
     def summarise(self, measured: Measured) -> Findings:
-        """Return the table of errors and the plot."""
+        """Return the tables of errors and the plot."""
         from ..length_errors import LengthPredictions, plot_prediction
 
         assert measured.lenvm is not None
         found = LengthPredictions(measured.lenvm.gamma)
         for sample, logits in read_states(measured):
             found.add(sample.prompt_id, measured.lenvm.remaining(logits), sample.truncated)
-        report = found.compute()
-        curves = {"by_prompt": [vars(prompt) for prompt in report.by_prompt]}
-        return Findings(_tables(report), curves, {"prediction": plot_prediction(report, measured.notice)})
+        ours = found.compute()
+        reports = {_OURS: ours, **_simple_predictors(measured)}
+        curves = {"by_prompt": [vars(prompt) for prompt in ours.by_prompt]}
+        return Findings(_tables(reports), curves, {"prediction": plot_prediction(ours, measured.notice)})
 
 
-def _tables(report: "LengthReport") -> list[Table]:
-    boundary = {
-        "mre": Measure(report.mre, report.mre_stderr),
-        "mre_constant": Measure(report.mre_constant),
-        "mre_of_sampling": Measure(report.mre_of_sampling),
-        "bias_tokens": Measure(report.bias_tokens, report.bias_tokens_stderr),
-        "spearman": Measure(report.spearman),
-    }
+def _simple_predictors(measured: Measured) -> "dict[str, LengthReport]":
+    """The same errors of predictors that are easy to have; none where no rollouts are named."""
+    from ..length_errors import LengthPredictions
+    from ..simple_predictors import Probe, Regression, ended_completions
+
+    own: LengthSettings = measured.settings.own
+    if own.learn_from is None:
+        return {}
+    assert measured.lenvm is not None
+    known = ended_completions(Path(own.learn_from))
+    prompts = {prompt.prompt_id: prompt for prompt in map(measured.prompts.__getitem__, range(len(measured.prompts)))}
+    samples = [sample for sample in measured.samples["base"] if sample.token_ids]
+    completions = [(prompts[sample.prompt_id], sample.token_ids) for sample in samples]
+    asked = {_content(prompt): prompt.prompt_id for prompt in prompts.values()}
+    if both := {asked[content] for prompt, _ in known if (content := _content(prompt)) in asked}:
+        raise EvaluationError(f"--learn-from: {len(both):,} of its prompts are asked here, such as {min(both)!r}")
+    gamma = measured.lenvm.gamma
+    found = {"regression": LengthPredictions(gamma)}
+    regression = Regression(measured.processor, known)
+    for sample, (prompt, ids) in zip(samples, completions, strict=True):
+        found["regression"].add(sample.prompt_id, regression.predict(prompt, len(ids)), sample.truncated)
+    if own.probe:
+        found["probe"] = LengthPredictions(gamma)
+        backbone = measured.lenvm.backbone
+        dtype = str(backbone.dtype).removeprefix("torch.")
+        probe = Probe(str(measured.settings.generator), measured.processor, dtype, backbone.device, known)
+        for number, predicted in probe.predict(completions):
+            found["probe"].add(samples[number].prompt_id, predicted, samples[number].truncated)
+    return {name: predictions.compute() for name, predictions in found.items()}
+
+
+def _content(prompt: Prompt) -> str:
+    """What a prompt asks, images aside."""
+    return json.dumps(prompt.messages)
+
+
+def _tables(reports: "Mapping[str, LengthReport]") -> list[Table]:
+    ours = reports[_OURS]
+    prompts = ours.prompts + ours.prompts_left_out
+    positions = {name: {by: report.positions[name] for by, report in reports.items()} for name in ours.positions}
+    written = {str(at): {by: report.written[at] for by, report in reports.items()} for at in ours.written}
+    simple = []
+    if len(reports) > 1:
+        simple = [
+            "regression: of log(1 + remaining) on the lengths of prompt and text so far, as logarithms; probe: on the "
+            "generator's hidden state after half of its layers. Both learned from completions that ended."
+        ]
+    return [
+        _before_the_first_token(reports),
+        _errors(
+            "by position",
+            "position",
+            positions,
+            ["The best constant knows the position: at 75% it knows that a quarter is left.", *simple],
+            prompts,
+        ),
+        _errors(
+            "by tokens written",
+            "written",
+            written,
+            ["Of completions that went on then; the best constant is of these."],
+            prompts,
+        ),
+    ]
+
+
+def _before_the_first_token(reports: "Mapping[str, LengthReport]") -> Table:
     columns = [
         Column("mre", "MRE", "down"),
         Column("mre_constant", "best constant"),
@@ -46,44 +142,57 @@ def _tables(report: "LengthReport") -> list[Table]:
         Column("bias_tokens", "bias, tokens", None, "+.1f"),
         Column("spearman", "rank correlation", "up", ".2f"),
     ]
+    rows = [
+        TableRow(
+            {"predictor": name},
+            {
+                "mre": Measure(report.mre, report.mre_stderr),
+                "mre_constant": Measure(report.mre_constant),
+                "mre_of_sampling": Measure(report.mre_of_sampling),
+                "bias_tokens": Measure(report.bias_tokens, report.bias_tokens_stderr),
+                "spearman": Measure(report.spearman),
+            },
+            report.completions,
+            report.prompts,
+        )
+        for name, report in reports.items()
+    ]
+    ours = reports[_OURS]
     notes = [
-        f"{report.prompts_left_out:,} prompts are left out because one of their completions was truncated "
-        f"({report.completions_truncated:,} completions were). Noise of the truth: about what a perfect predictor "
+        f"{ours.prompts_left_out:,} prompts are left out because one of their completions was truncated "
+        f"({ours.completions_truncated:,} completions were). Noise of the truth: about what a perfect predictor "
         "would score against so few completions a prompt.",
     ]
-    positions = [
-        TableRow(
-            {"position": name},
-            {
-                "mae_tokens": Measure(error.mae_tokens, error.mae_tokens_stderr),
-                "mae_tokens_constant": Measure(error.mae_tokens_constant),
-                "gain": Measure(1 - error.mae_tokens / error.mae_tokens_constant)
-                if error.mae_tokens_constant
-                else Measure(None),
-            },
-            report.completions - report.completions_truncated,
-            report.prompts + report.prompts_left_out,
-        )
-        for name, error in report.positions.items()
+    return Table("before the first token", columns, rows, notes)
+
+
+def _errors(
+    title: str,
+    label: str,
+    places: "Mapping[str, Mapping[str, PositionError]]",
+    notes: list[str],
+    prompts: int,
+) -> Table:
+    """Mean absolute errors at some places of the completions, of each predictor."""
+    rows = []
+    others = list(dict.fromkeys(by for errors in places.values() for by in errors if by != _OURS))
+    for place, errors in places.items():
+        ours = errors[_OURS]
+        best = ours.mae_tokens_constant
+        measures = {
+            "mae_tokens": Measure(ours.mae_tokens, ours.mae_tokens_stderr),
+            "mae_tokens_constant": Measure(best),
+            "gain": Measure(1 - ours.mae_tokens / best if best else None),
+        }
+        measures |= {by: Measure(errors[by].mae_tokens, errors[by].mae_tokens_stderr) for by in others}
+        rows.append(TableRow({label: place}, measures, ours.completions, prompts))
+    columns = [
+        Column("mae_tokens", "mean absolute error, tokens", "down", ".1f"),
+        Column("mae_tokens_constant", "best constant", None, ".1f"),
+        Column("gain", "gain", "up", "+.0%"),
+        *(Column(by, by, "down", ".1f") for by in others),
     ]
-    return [
-        Table(
-            "before the first token",
-            columns,
-            [TableRow({"system": "base"}, boundary, report.completions, report.prompts)],
-            notes,
-        ),
-        Table(
-            "by position",
-            [
-                Column("mae_tokens", "mean absolute error, tokens", "down", ".1f"),
-                Column("mae_tokens_constant", "best constant", None, ".1f"),
-                Column("gain", "gain", "up", "+.0%"),
-            ],
-            positions,
-            ["The best constant knows the position: at 75% it knows that a quarter is left."],
-        ),
-    ]
+    return Table(title, columns, rows, notes)
 
 
 TASKS = (LengthTask(n=64, n_tiny=16),)

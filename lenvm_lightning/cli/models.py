@@ -39,4 +39,4 @@ def open_lenvm(arguments: argparse.Namespace, generator: str) -> "LengthValueMod
     from ..rollouts.generators.local.loading import place_for
 
     device = place_for(arguments.device, arguments.dtype)
-    return open_value_model(source, gamma=arguments.gamma, dtype=arguments.dtype, device=device)
+    return open_value_model(source, gamma=arguments.gamma, dtype=arguments.dtype, device=device, generator=generator)

@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from ..models import embedded
 from ..pipeline.sample_stage import FIELDS
 from .flags import ALLOW_IMAGES_FROM, add_setting
 from .models import add_models, open_lenvm
@@ -39,8 +40,9 @@ def execute(arguments: argparse.Namespace) -> int:
         arguments.prompts, split=arguments.split, limit=arguments.limit, allow_images_from=arguments.allow_images_from
     )
     guess = "tiny-vl" if arguments.prompts == "tiny-vqa" else "tiny-text"
-    lenvm = open_lenvm(arguments, arguments.generator or guess)
-    processor = load_processor(arguments.generator or arguments.lenvm or guess)
+    generator = arguments.generator or embedded.generator_of(arguments.lenvm or "")
+    lenvm = open_lenvm(arguments, generator or guess)
+    processor = load_processor(generator or arguments.lenvm or guess)
     status = 0
     for prompt, found in predict_lengths(lenvm, processor, prompts):
         told: dict[str, Any] = {"error": found} if isinstance(found, str) else {"expected_tokens": round(found, 1)}

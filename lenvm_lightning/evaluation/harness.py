@@ -248,7 +248,8 @@ def _load_lenvm(
             f"a control needs lenvm=..., a length value model of {generator}'s completions (see `lenvm sample` and "
             "`lightning run`)"
         )
-    return open_value_model(source, gamma=gamma, dtype=dtype, device=place_for(device, dtype))
+    place = place_for(device, dtype)
+    return open_value_model(source, gamma=gamma, dtype=dtype, device=place, generator=generator)
 
 
 # By its path and not as a decorator: run with `python -m`, this module would be known under two names.

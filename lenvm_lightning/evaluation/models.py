@@ -8,6 +8,7 @@ from ..rollouts.generators.interface import Generator
 from ..rollouts.generators.local.loading import place_for, require_same_tokens
 from ..rollouts.sample import open_generator
 from .prepare import Prepared
+from .rivals import WithFeedback
 from .samples import System
 
 
@@ -61,6 +62,8 @@ class Models:
                 require_same_tokens(tokenizer, prepared.settings.lenvm)
         if not prepared.server:
             self._generator.lenvm = self.lenvm() if system.guided else None  # type: ignore[attr-defined]
+        if system.rival is not None and system.rival.kind == "feedback":
+            return WithFeedback(self._generator, tokenizer_of(self.processor()))
         return self._generator
 
     def lenvm(self) -> Any:
@@ -73,8 +76,13 @@ class Models:
         if self._lenvm is None and settings.lenvm is not None:
             from ..models.dtypes import open_value_model
 
-            device = place_for(settings.device, settings.dtype)
-            self._lenvm = open_value_model(settings.lenvm, gamma=settings.gamma, dtype=settings.dtype, device=device)
+            self._lenvm = open_value_model(
+                settings.lenvm,
+                gamma=settings.gamma,
+                dtype=settings.dtype,
+                device=place_for(settings.device, settings.dtype),
+                generator=self._prepared.generator,
+            )
             self.gamma = self._lenvm.gamma
         return self._lenvm
 

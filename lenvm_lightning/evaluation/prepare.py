@@ -103,6 +103,9 @@ def _check_guidance(
     wanting = ", ".join(system.name for system in systems if system.guided)
     if wanting and not guided and not server:
         raise EvaluationError(f"{wanting}: --lenvm is missing, a length value model of the same vocabulary")
+    told = ", ".join(system.name for system in systems if system.rival and system.rival.kind == "feedback")
+    if told and server:
+        raise EvaluationError(f"{told}: a server cannot be told something in the middle of an answer")
     if task.needs_lenvm and settings.lenvm is None:
         raise EvaluationError(f"{task.name} measures a length value model: --lenvm is missing")
     if wanting and server and (settings.lenvm is not None or not guided):

@@ -13,6 +13,7 @@ from ..rollouts.completion_store import CompletionStore
 from ..rollouts.generators.interface import Answer, Failure, GeneratedText, Generator, Prompt, PromptRequest
 from ..rollouts.record import require_sound
 from ..utils.progress import CompletionProgress
+from .rivals import Rival
 
 if TYPE_CHECKING:
     from ..guidance import Control
@@ -31,11 +32,13 @@ class System:
         name: as people type it.
         control: of a completion's length, by the meta of its prompt; None for the unguided generator.
         sampling: settings of sampling in which it differs.
+        rival: what it does instead of a control; None for others.
     """
 
     name: str
     control: "Callable[[Mapping[str, Any]], Control | None] | None" = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    rival: Rival | None = None
 
     @property
     def guided(self) -> bool:
@@ -211,7 +214,8 @@ def collect(
         if isinstance(answer.result, Failure):
             folder.add_failure(key, _called(key), answer.result)
         else:
-            folder.add(_sample(key, answer.result, judge(metas[answer.prompt_id], answer.result)))
+            found = system.rival.read(answer.result) if system.rival else answer.result
+            folder.add(_sample(key, found, judge(metas[answer.prompt_id], found)))
 
     progress = CompletionProgress(
         system.name,
@@ -234,7 +238,8 @@ def _missing(
         numbers = tuple(k for k in range(n) if not folder.has((system.name, prompt.prompt_id, k)))
         if numbers:
             metas[prompt.prompt_id] = prompt.meta
-            yield PromptRequest(prompt, numbers, system.control(prompt.meta) if system.control else None)
+            asked = system.rival.prompt(prompt) if system.rival else prompt
+            yield PromptRequest(asked, numbers, system.control(prompt.meta) if system.control else None)
 
 
 def _sample(key: SampleKey, completion: GeneratedText, found: dict[str, Any]) -> Sample:

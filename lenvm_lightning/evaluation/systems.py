@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import EvaluationError, nearest
 from ..rollouts.constraint import Constraint
+from .rivals import Rival
 from .samples import System
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ def constraint_systems(names: Sequence[str], sampling: Mapping[str, Any] | None 
 
 
 def budget_systems(names: Sequence[str]) -> list[System]:
-    """Systems whose length has a price: `base`, `base+min-p` (sampled as the guided ones are), and controls.
+    """Systems whose length has a price: `base`, `base+min-p` (sampled as the guided ones are), rivals, and controls.
 
     Raises:
         EvaluationError: a name that means nothing.
     """
     sampling = {"min_p": GUIDED_MIN_P}
-    return _systems(names, {}, sampling, unguided={"base+min-p": sampling})
+    return _systems(names, {}, sampling, unguided={"base+min-p": sampling}, rivals=True)
 
 
 def _constraint_controls() -> Controls:
@@ -58,14 +59,19 @@ def _constraint_controls() -> Controls:
 
 
 def _systems(
-    names: Sequence[str], controls: Controls, sampling: dict[str, Any], unguided: Mapping[str, dict[str, Any]]
+    names: Sequence[str],
+    controls: Controls,
+    sampling: dict[str, Any],
+    unguided: Mapping[str, dict[str, Any]],
+    rivals: bool = False,
 ) -> list[System]:
     systems, problems = [], []
     for name in dict.fromkeys(names):
         try:
-            systems.append(_system(name, controls, sampling, unguided))
+            rival = Rival.parse(name) if rivals else None
+            systems.append(System(name, rival=rival) if rival else _system(name, controls, sampling, unguided))
         except ValueError as error:
-            known = ["base", *unguided, *controls]
+            known = ["base", *unguided, *controls, *(["countdown:N", "feedback:N"] if rivals else [])]
             problems.append(f"{name!r}{nearest(name, known)} (known: {', '.join(known)}, or a control: {error})")
     if problems:
         raise EvaluationError("systems that are none:\n  " + "\n  ".join(problems))

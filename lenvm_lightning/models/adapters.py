@@ -164,11 +164,12 @@ def has_adapter(source: Source) -> bool:
         return False
 
 
-def load_adapted(source: Source, **options: Any) -> PreTrainedModel:
+def load_adapted(source: Source, base: Source | None = None, **options: Any) -> PreTrainedModel:
     """The base model that an adapter names, with the adapter on it.
 
     Args:
         source: directory or hub id of the adapter.
+        base: where the base model is; where the adapter says if None.
         options: for `load_backbone` of the base.
 
     Returns:
@@ -190,9 +191,9 @@ def load_adapted(source: Source, **options: Any) -> PreTrainedModel:
             f"{settings} says rank {rank}, which none of the weights in {weights} has: these files belong to different "
             "adapters. Save or download the model again."
         )
-    base = config.base_model_name_or_path
+    base = base or config.base_model_name_or_path
     backbone = load_backbone(base, **options)
-    with in_a_sentence(f"the adapter in {str(source)!r} does not fit {base!r}"):
+    with in_a_sentence(f"the adapter in {str(source)!r} does not fit {str(base)!r}"):
         _inject(backbone, config)
         expected = adapter_weights(backbone)
     wrong = [f"{key} is missing" for key in expected if key not in given]
@@ -204,7 +205,7 @@ def load_adapted(source: Source, **options: Any) -> PreTrainedModel:
     ]
     if wrong:
         raise CheckpointError(
-            f"the adapter in {str(source)!r} does not fit {base!r}: "
+            f"the adapter in {str(source)!r} does not fit {str(base)!r}: "
             f"{some(wrong)}. They belong to different models: name the right base in {settings}."
         )
     set_peft_model_state_dict(backbone, {key.removeprefix(_IN_FILES): t for key, t in given.items()}, _NAME)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from . import embedded
 from .backbone import Source
 from .value_model import LengthValueModel
 
@@ -33,21 +34,23 @@ def usual_dtype(config: PreTrainedConfig, device: torch.device) -> str:
 
 
 def open_value_model(
-    source: Source, *, gamma: float | None, dtype: str | None, device: torch.device
+    source: Source, *, gamma: float | None, dtype: str | None, device: torch.device, generator: str | None = None
 ) -> LengthValueModel:
     """A value model on its device, in eval mode.
 
     Args:
-        source: directory or hub id.
+        source: directory, hub id or embedded name.
         gamma: needed only where the checkpoint does not store it.
         dtype: of the weights; where None its own, but as in `usual_dtype` on a CPU.
         device: where it is computed.
+        generator: whose completions are measured; an embedded adapter of this model is put on this copy of it.
 
     Raises:
         CheckpointError: see `LengthValueModel.from_pretrained`.
     """
     options: dict[str, Any] = {"dtype": dtype or ("auto" if has_bfloat16(device) else "float32")}
-    model = LengthValueModel.from_pretrained(source, gamma=gamma, **options)
+    base = embedded.base_for(str(source), generator) if generator is not None else None
+    model = LengthValueModel.from_pretrained(source, gamma=gamma, base=base, **options)
     if dtype is None and device.type == "cpu" and model.backbone.dtype == torch.float16:
         model = model.float()
     return model.to(device)

@@ -16,13 +16,16 @@ class EmbeddedModel:
         name: what users type.
         folder: an ordinary model directory.
         notice: what every output made with it says.
-        generator: for a value model, the embedded generator whose completions it was trained on; None for a generator.
+        generator: for a value model, the generator whose completions it was trained on, embedded or a hub id; None for
+            a generator.
+        norms: for an adapter, what `norms_of` finds in copies of its base, which is a hub id; None for whole weights.
     """
 
     name: str
     folder: Path
     notice: str
     generator: str | None = None
+    norms: str | None = None
 
 
 _models: dict[str, EmbeddedModel] = {}
@@ -30,14 +33,14 @@ _scripts: dict[str, str] = {}  # first letters of the names of scripts that writ
 
 
 def register(model: EmbeddedModel) -> None:
-    """Make a model known by its name. Its generator, if it has one, comes first.
+    """Make a model known by its name. Its generator, if it has an embedded one, comes first.
 
     Raises:
         ValueError: the name is taken by another model, or the generator is not known.
     """
     if _models.setdefault(model.name, model) != model:
         raise ValueError(f"there is an embedded model {model.name!r} already, in {_models[model.name].folder}")
-    if model.generator is not None and model.generator not in generators():
+    if model.generator is not None and model.norms is None and model.generator not in generators():
         del _models[model.name]
         raise ValueError(f"the generator {model.generator!r} of {model.name!r} is not registered")
 
@@ -74,8 +77,32 @@ def folder(name: str) -> Path:
 
 
 def value_model_of(generator: str) -> str | None:
-    """Name of the value model that was trained on completions of this generator; None where there is none."""
-    return next((name for name, model in _models.items() if model.generator == generator), None)
+    """Name of the value model that was trained on completions of this generator; None where there is none.
+
+    Args:
+        generator: embedded name, hub id, or a directory with a copy of a model that is called so on the hub.
+    """
+    found = next((name for name, model in _models.items() if model.generator == generator), None)
+    if found is None and Path(generator).is_dir() and any(model.norms for model in _models.values()):
+        from .norms import norms_of  # reads weights, with torch
+
+        norms = norms_of(Path(generator))
+        return next((name for name, model in _models.items() if norms is not None and model.norms == norms), None)
+    return found
+
+
+def generator_of(value_model: str) -> str | None:
+    """Embedded name or hub id of the generator that an embedded value model was trained for; None for others."""
+    return _models[value_model].generator if value_model in _models else None
+
+
+def base_for(value_model: str, generator: str) -> str | None:
+    """Where to take the weights under an embedded adapter from: the generator, where it was trained for that one.
+
+    None where it says so itself.
+    """
+    adapter = value_model in _models and _models[value_model].norms is not None
+    return generator if adapter and value_model_of(generator) == value_model else None
 
 
 def notice(name: str) -> str | None:

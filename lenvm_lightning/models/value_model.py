@@ -117,13 +117,18 @@ class LengthValueModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], gamma: float | None = None, **backbone_options: Any
+        cls,
+        source: str | os.PathLike[str],
+        gamma: float | None = None,
+        base: str | os.PathLike[str] | None = None,
+        **backbone_options: Any,
     ) -> "LengthValueModel":
         """Load a trained value model: one of ours, or a published one; whole, or an adapter with a head.
 
         Args:
-            source: directory or hub id.
+            source: directory, hub id, or the name of an embedded one.
             gamma: needed only where the checkpoint does not store it; a different one than stored is refused.
+            base: where the weights under an adapter are, such as a copy in a directory; where the adapter says if None.
             backbone_options: for `load_backbone` (dtype, attn_implementation, …).
 
         Returns:
@@ -158,7 +163,7 @@ class LengthValueModel(nn.Module):
                 "was given). Write there what it was trained with, or save the model again."
             ) from error
         if adapted:
-            backbone = _load_adapted(source, config.base, backbone_options)
+            backbone = _load_adapted(source, base, config.base, backbone_options)
         else:
             backbone = load_backbone(source, **{"dtype": "auto", **backbone_options})
         model = cls(backbone, config)
@@ -327,12 +332,14 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _load_adapted(source: Source, base: dict[str, Any], options: dict[str, Any]) -> PreTrainedModel:
+def _load_adapted(
+    source: Source, base: Source | None, trained: dict[str, Any], options: dict[str, Any]
+) -> PreTrainedModel:
     """An adapter on its base, which is loaded as it was in training unless `options` say otherwise."""
-    stored = {key: base.get(key) for key in ("quantise", "keep_layers")}
-    backbone = adapters.load_adapted(source, **{"dtype": base.get("dtype", "auto"), **stored, **options})
-    same = _name(backbone.dtype) == base.get("dtype") and not set(options) & {"quantise", "keep_layers"}
-    if same and base.get("digest") not in (None, adapters.digest_of_frozen(backbone)):
+    stored = {key: trained.get(key) for key in ("quantise", "keep_layers")}
+    backbone = adapters.load_adapted(source, base, **{"dtype": trained.get("dtype", "auto"), **stored, **options})
+    same = _name(backbone.dtype) == trained.get("dtype") and not set(options) & {"quantise", "keep_layers"}
+    if same and trained.get("digest") not in (None, adapters.digest_of_frozen(backbone)):
         raise CheckpointError(
             f"the base model of the adapter in {str(source)!r} has changed since it was trained: values would mean "
             f"nothing. Put the old weights back, or name them in {adapters.ADAPTER_CONFIG}."

@@ -22,6 +22,7 @@ class Prompt:
         images: in the order of their marks, opened or as paths.
         split: ``train`` or ``test``; None where the source does not say.
         meta: what the record should remember, such as the gold answer; JSON values only.
+        begun: ids that the answer begins with, read and not written; a generator in this process takes them.
     """
 
     prompt_id: str
@@ -29,6 +30,7 @@ class Prompt:
     images: tuple[Image.Image | str, ...] = ()
     split: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    begun: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,14 @@ class Generator(Protocol):
 
     name: str
     """Written into every record."""
-    tokens_written: int
-    """Tokens written by all calls of `sample` together; it only grows. A generator that knows what its completions have
-    while they are being written counts their tokens as they come, others count a completion when it is finished."""
+
+    @property
+    def tokens_written(self) -> int:
+        """Tokens written by all calls of `sample` together; it only grows.
+
+        A generator that knows what its completions have while they are being written counts their tokens as they come,
+        others count a completion when it is finished.
+        """
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the model, as JSON values: the same wherever and whenever it is loaded."""

@@ -239,6 +239,7 @@ class LocalGenerator:
         if marks and not self._takes_images:
             raise ValueError(f"the prompt has images, but {self.name} reads text only")
         ids, inputs = encode_prompt(self.processor, prompt.messages, [open_image(image) for image in prompt.images])
+        ids += prompt.begun
         models = [self.model, *([self.lenvm.backbone] if self.lenvm else [])]
         against = why_unreadable(models, ids, bool(marks), self.processor)
         against = against or why_no_room(models, len(ids), control, sampling.max_tokens)

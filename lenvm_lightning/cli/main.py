@@ -12,7 +12,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import LenVMError
-from . import convert, export, generate, plan, predict, run, sample
+from . import convert, export, generate, plan, predict, run, sample, serve
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ COMMANDS = {
         predict,
         "predict the length of answers to prompts",
         "Predict how many tokens the answer to each prompt will have, before anything is generated.",
+    ),
+    "serve": Command(
+        serve,
+        "serve a model as an OpenAI-compatible server that controls lengths",
+        "Answer requests of the OpenAI protocol, each under a control of its length where it names one.",
     ),
     "export": Command(
         export,

@@ -54,7 +54,7 @@ def tokens(found):
 
 def logprob_of(generator, prompt, completion):
     """Log-probability of a completion by one forward of the whole sequence, without any cache."""
-    ids, inputs = generator._encode(prompt, SamplingParams(max_tokens=1))
+    ids, inputs = generator.encode(prompt, SamplingParams(max_tokens=1))
     all_ids = torch.tensor([ids + completion.token_ids])
     inputs = {name: value for name, value in inputs.items() if name.startswith(("pixel", "image"))}
     if inputs:

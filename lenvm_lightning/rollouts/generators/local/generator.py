@@ -62,6 +62,7 @@ class LocalGenerator:
         lenvm: length value model of the same vocabulary, for requests with a control.
 
     Attributes:
+        tokenizer: that of the processor.
         tokens_written: by all calls of `sample`, those of unfinished completions among them.
     """
 
@@ -81,7 +82,7 @@ class LocalGenerator:
         self.tokens_written = 0
         self.model = model
         self.processor = processor
-        self._tokenizer = tokenizer_of(processor)
+        self.tokenizer = tokenizer_of(processor)
         self._takes_images = hasattr(processor, "image_processor")
         self.lenvm = lenvm
         self._digest = digest
@@ -138,7 +139,7 @@ class LocalGenerator:
         count = _engines_for(self.model, self.rows)
         left = iter(requests)
         first = list(itertools.islice(left, count))
-        engines = self._engines(min(count, max(1, len(first))))
+        engines = self.engines(min(count, max(1, len(first))))
         requests_or_answers = self._requests(itertools.chain(first, left), sampling, engines[0] if engines else None)
         try:
             if not engines:
@@ -161,8 +162,11 @@ class LocalGenerator:
                 f"(rows={max(1, self.rows // 2)}), a smaller max_tokens, or a smaller dtype."
             ) from error
 
-    def _engines(self, count: int) -> "list[Engine[Answer]]":
-        """So many engines; none where the model cannot be decoded in rows and no control needs that.
+    def engines(self, count: int) -> "list[Engine[Any]]":
+        """So many engines over this generator, its rows divided among them.
+
+        Returns:
+            None where the model cannot be decoded in rows and no length value model needs that.
 
         Raises:
             GenerationError: a length value model that cannot be, or a generator beside one.
@@ -197,13 +201,13 @@ class LocalGenerator:
                     f"control {asked.control} needs lenvm, a length value model; {self.name} has none"
                 )
             try:
-                ids, inputs = self._encode(prompt, sampling, asked.control)
+                ids, inputs = self.encode(prompt, sampling, asked.control)
             except (ValueError, TypeError, KeyError, IndexError) as error:
                 reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
                 yield from _failures(asked, reason)
                 continue
             seeds = [completion_seed(sampling.seed, prompt.prompt_id, number) for number in asked.numbers]
-            ends = ends_with_stop(sampling.stop, self._tokenizer)
+            ends = ends_with_stop(sampling.stop, self.tokenizer)
             request = Request(asked, ids, seeds, sampling, asked.control, inputs, ends)
             reason_against = engine.why_not(request) if engine is not None else ""
             if reason_against is None:
@@ -225,14 +229,22 @@ class LocalGenerator:
             result = Failure(str(completion.error), final=True)
         return Answer(asked.prompt.prompt_id, asked.numbers[completion.index], result)
 
-    def _encode(
-        self, prompt: Prompt, sampling: SamplingParams, control: Control | None = None
+    def encode(
+        self, prompt: Prompt | list[int], sampling: SamplingParams, control: Control | None = None
     ) -> tuple[list[int], dict[str, Any]]:
         """Token ids of a prompt, and what the model takes beside them.
+
+        Args:
+            prompt: messages, or ids as they are.
+            sampling: how it is to be answered; there must be room for ``max_tokens``.
+            control: of the length; there must be room for its target.
 
         Raises:
             ValueError: it cannot be answered; the text says why.
         """
+        if isinstance(prompt, list):
+            self._require_answerable(prompt, False, sampling, control)
+            return prompt, {}
         marks = sum(message["content"].count(IMAGE_MARK) for message in prompt.messages)
         if marks != len(prompt.images):
             raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} images")
@@ -240,15 +252,25 @@ class LocalGenerator:
             raise ValueError(f"the prompt has images, but {self.name} reads text only")
         ids, inputs = encode_prompt(self.processor, prompt.messages, [open_image(image) for image in prompt.images])
         ids += prompt.begun
+        self._require_answerable(ids, bool(marks), sampling, control)
+        if marks and ids[-1] in self._placeholders:
+            raise ValueError("the prompt ends with an image: ask something about it, or give the model a chat template")
+        return ids, self._inputs(ids, inputs) if marks else {}
+
+    def _require_answerable(
+        self, ids: list[int], has_images: bool, sampling: SamplingParams, control: Control | None
+    ) -> None:
+        """Refuse ids that the models cannot read, or have no room behind.
+
+        Raises:
+            ValueError: see `encode`.
+        """
         models = [self.model, *([self.lenvm.backbone] if self.lenvm else [])]
-        against = why_unreadable(models, ids, bool(marks), self.processor)
+        against = why_unreadable(models, ids, has_images, self.processor)
         against = against or why_no_room(models, len(ids), control, sampling.max_tokens)
         against = against or contradiction(control, sampling.max_tokens)
         if against:
             raise ValueError(against)
-        if marks and ids[-1] in self._placeholders:
-            raise ValueError("the prompt ends with an image: ask something about it, or give the model a chat template")
-        return ids, self._inputs(ids, inputs) if marks else {}
 
     def _inputs(self, ids: list[int], vision: dict[str, Any]) -> dict[str, Any]:
         """What the model takes for a prompt with images, on its device."""
@@ -266,7 +288,7 @@ class LocalGenerator:
             )
 
     def _text(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _is_of_memory(error: BaseException) -> bool:

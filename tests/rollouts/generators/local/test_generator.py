@@ -108,7 +108,7 @@ def test_greedy_is_that_of_generate(which, request):
     prompts = text_prompts(6) if which == "text" else vision_prompts()
     found = results(generator, requests(prompts, 2), SamplingParams(temperature=0, max_tokens=50))
     for prompt in prompts:
-        ids, inputs = generator._encode(prompt, SamplingParams(max_tokens=50))
+        ids, inputs = generator.encode(prompt, SamplingParams(max_tokens=50))
         inputs = inputs or {"input_ids": torch.tensor([ids])}
         whole = generator.model.generate(**inputs, max_new_tokens=50, do_sample=False)[0, len(ids) :].tolist()
         assert found[prompt.prompt_id, 0].token_ids == whole
@@ -197,7 +197,7 @@ def test_placeholders_are_never_drawn(tiny_vl):
 def test_training_sees_the_ids_that_sampling_fed(text, vision, tmp_path):
     for generator, prompts in ((text, text_prompts(3)), (vision, vision_prompts())):
         for prompt in prompts:
-            ids, _ = generator._encode(prompt, SamplingParams(max_tokens=1))
+            ids, _ = generator.encode(prompt, SamplingParams(max_tokens=1))
             rollout = Rollout(prompt.prompt_id, prompt.messages, [], "")
             assert encode_for_training(generator.processor, rollout, list(prompt.images)) == ids
 
@@ -260,7 +260,7 @@ def test_nan_fails_alone(tiny_text):
     with torch.no_grad():
         model.get_input_embeddings().weight[word[0]] = torch.nan
     after = results(generator, requests(prompts, 3), sampling)
-    encoded = {prompt.prompt_id: generator._encode(prompt, sampling)[0] for prompt in prompts}
+    encoded = {prompt.prompt_id: generator.encode(prompt, sampling)[0] for prompt in prompts}
     for key, result in after.items():
         read = encoded[key[0]] + before[key].token_ids[:-1]
         if word[0] in read:

@@ -36,7 +36,7 @@ def test_other_families_sample_prompt_by_prompt(tiny_text, config):
         greedy = results(generator, requests(prompts, 1), SamplingParams(temperature=0, max_tokens=12))
     assert any("does not work with continuous batching" in str(warning.message) for warning in said)
     for prompt in prompts:
-        ids, _ = generator._encode(prompt, SamplingParams(max_tokens=12))
+        ids, _ = generator.encode(prompt, SamplingParams(max_tokens=12))
         whole = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
         assert greedy[prompt.prompt_id, 0].token_ids == whole
     drawn = results(generator, requests(prompts, 3), SamplingParams(max_tokens=12))

@@ -1,0 +1,167 @@
+"""What clients get: completions put together from tokens, whole or in pieces, in the words of the OpenAI protocol."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from openai.types import Completion, CompletionChoice, CompletionUsage
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionTokenLogprob
+from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
+from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
+from openai.types.completion_choice import Logprobs
+
+from .engine_loop import Job, WrittenToken
+from .text_stream import TextStream
+
+
+@dataclass
+class Answer:
+    """One completion as it grows.
+
+    Attributes:
+        index: among all of its request.
+        stream: its text.
+        token_ids: written so far, the end token included.
+        logprobs: (nats) of them, by the base model.
+        expected: tokens expected before the first one; None without a length value model.
+        remaining: still to come after the last one.
+        finish_reason: None while it is being written.
+    """
+
+    index: int
+    stream: TextStream
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    expected: float | None = None
+    remaining: float | None = None
+    finish_reason: str | None = None
+
+    def take(self, token: WrittenToken) -> str:
+        """Count a token in; returns what can be shown now."""
+        self.expected = token.expected if self.expected is None else self.expected
+        self.remaining, self.finish_reason = token.remaining, token.finish_reason
+        if token.token_id >= 0:
+            self.token_ids.append(token.token_id)
+            self.logprobs.append(token.logprob)
+        return self.stream.add(token.token_id, token.finish_reason is not None)
+
+    def lengths(self) -> dict[str, float]:
+        """What is known of its length: what was expected, and what is still to come; empty without a value model."""
+        known = {"expected_tokens": self.expected, "remaining_tokens": self.remaining}
+        return {name: round(number, 1) for name, number in known.items() if number is not None}
+
+
+class Answers:
+    """All completions of a request.
+
+    Args:
+        jobs: of its prompts.
+        tokenizer: of their vocabulary.
+        model: how the client knows the generator.
+        chat: True = of ``/v1/chat/completions``.
+    """
+
+    def __init__(self, jobs: list[Job], tokenizer: Any, model: str, chat: bool) -> None:
+        self._chat, self._model, self._tokenizer = chat, model, tokenizer
+        self._created = int(time.time())
+        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
+        self.by_job = []
+        count = 0
+        for job in jobs:
+            streams = (TextStream(tokenizer, job.params.stop) for _ in job.seeds)
+            self.by_job.append([Answer(count + k, stream) for k, stream in enumerate(streams)])
+            count += len(job.seeds)
+        self.all = [answer for answers in self.by_job for answer in answers]
+
+    def usage(self) -> CompletionUsage:
+        """Tokens, and what was expected of all completions together, ``expected_completion_tokens``."""
+        written = sum(len(answer.token_ids) for answer in self.all)
+        expected = [answer.expected for answer in self.all if answer.expected is not None]
+        extra: dict[str, Any] = {"expected_completion_tokens": round(sum(expected), 1)} if expected else {}
+        return CompletionUsage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=written,
+            total_tokens=self._prompt_tokens + written,
+            **extra,
+        )
+
+    # -- whole ---
+
+    def whole(self, logprobs: bool) -> dict[str, Any]:
+        """The answer where nothing is streamed."""
+        common: dict[str, Any] = {"id": self.id, "created": self._created, "model": self._model, "usage": self.usage()}
+        if self._chat:
+            choices = [self._chat_choice(answer, logprobs) for answer in self.all]
+            return ChatCompletion(object="chat.completion", choices=choices, **common).model_dump(exclude_none=True)
+        texts = [self._text_choice(answer, logprobs) for answer in self.all]
+        return Completion(object="text_completion", choices=texts, **common).model_dump(exclude_none=True)
+
+    def _chat_choice(self, answer: Answer, logprobs: bool) -> Choice:
+        given: dict[str, Any] = {"message": {"role": "assistant", "content": answer.stream.text}, **_extra(answer)}
+        known = ChoiceLogprobs(content=self._token_logprobs(answer)) if logprobs else None
+        return Choice(index=answer.index, finish_reason=_reason(answer), logprobs=known, **given)
+
+    def _text_choice(self, answer: Answer, logprobs: bool) -> CompletionChoice:
+        known = self._flat_logprobs(answer) if logprobs else None
+        return CompletionChoice(
+            index=answer.index, finish_reason=_reason(answer), text=answer.stream.text, logprobs=known, **_extra(answer)
+        )
+
+    def _token_logprobs(self, answer: Answer) -> list[ChatCompletionTokenLogprob]:
+        pairs = zip(answer.token_ids, answer.logprobs, strict=True)
+        return [
+            ChatCompletionTokenLogprob(token=text, logprob=logprob, top_logprobs=[], bytes=list(text.encode()))
+            for token, logprob in pairs
+            for text in [self._tokenizer.decode([token])]
+        ]
+
+    def _flat_logprobs(self, answer: Answer) -> Logprobs:
+        texts = [self._tokenizer.decode([token]) for token in answer.token_ids]
+        tops: Any = [{text: logprob} for text, logprob in zip(texts, answer.logprobs, strict=True)]
+        return Logprobs(tokens=texts, token_logprobs=list(answer.logprobs), top_logprobs=tops)
+
+    # -- in pieces ---
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """What a chat begins with."""
+        if self._chat:
+            for answer in self.all:
+                yield self._piece(answer, "", role="assistant")
+
+    def piece(self, answer: Answer, shown: str) -> dict[str, Any] | None:
+        """What a token has added; None where that is nothing yet."""
+        return self._piece(answer, shown) if shown or answer.finish_reason else None
+
+    def _piece(self, answer: Answer, shown: str, role: str | None = None) -> dict[str, Any]:
+        reason = _reason(answer) if answer.finish_reason else None
+        common: dict[str, Any] = {"id": self.id, "created": self._created, "model": self._model}
+        if self._chat:
+            delta: Any = {"content": shown} if role is None else {"role": role, "content": shown}
+            choice = ChunkChoice(index=answer.index, delta=delta, finish_reason=reason, **_extra(answer))
+            chunk = ChatCompletionChunk(object="chat.completion.chunk", choices=[choice], **common)
+            return chunk.model_dump(exclude_none=True)
+        text: Any = CompletionChoice.model_construct(
+            index=answer.index, text=shown, finish_reason=reason, **_extra(answer)
+        )
+        return Completion.model_construct(object="text_completion", choices=[text], **common).model_dump(
+            exclude_none=True
+        )
+
+    def closing(self) -> dict[str, Any]:
+        """The piece with the usage, where the client asked for it."""
+        common = {"id": self.id, "created": self._created, "model": self._model, "usage": self.usage().model_dump()}
+        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        return {"object": kind, "choices": [], **common}
+
+
+def _reason(answer: Answer) -> Any:
+    return "length" if answer.finish_reason == "length" else "stop"
+
+
+def _extra(answer: Answer) -> dict[str, Any]:
+    """What this server tells beside the protocol; clients ignore fields they do not know."""
+    known = answer.lengths()
+    return {"lenvm": known} if known else {}

@@ -1,0 +1,274 @@
+"""The HTTP side: routes, keys, limits and errors, all of them in the words of the OpenAI protocol."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.sse import format_sse_event
+from openai.types import Model
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import LenVMError
+from ..rollouts.generators.interface import Prompt
+from .answers import Answer, Answers
+from .engine_loop import Job, QueueFullError, WrittenToken
+from .metrics import ServerMetrics
+from .requests import ChatRequest, CompletionRequest, GenerationRequest, LengthsRequest
+from .service import Service
+
+_BODY = 32 * 2**20  # bytes: images are in it
+_RETRY_AFTER = 1  # seconds
+_OPEN = ("/health",)  # what a load balancer asks without a key
+
+
+class CompletionFailedError(LenVMError):
+    """The engine could not write a completion."""
+
+
+def build_app(service: Service, api_key: str | None = None) -> FastAPI:
+    """The application of one service.
+
+    Args:
+        service: entered already; whoever runs the server leaves it.
+        api_key: that every request must carry as ``Authorization: Bearer KEY``; None asks for none.
+    """
+    app = FastAPI(title="lenvm", max_body_size=_BODY, docs_url=None, redoc_url=None)
+    metrics = ServerMetrics(service.engine_loop)
+    app.add_middleware(_Gate, api_key=api_key, metrics=metrics)
+    name = service.generator.name
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _error(400, "; ".join(map(_told, error.errors()[:5])))
+
+    @app.exception_handler(ValueError)
+    async def refused(request: Request, error: ValueError) -> JSONResponse:
+        return _error(400, str(error))
+
+    @app.exception_handler(QueueFullError)
+    async def full(request: Request, error: QueueFullError) -> JSONResponse:
+        answer = _error(429, f"{error}. Ask again in a moment.", "rate_limit_error")
+        answer.headers["Retry-After"] = str(_RETRY_AFTER)
+        return answer
+
+    @app.exception_handler(LenVMError)
+    async def failed(request: Request, error: LenVMError) -> JSONResponse:
+        return _error(503, str(error), "server_error")
+
+    @app.exception_handler(HTTPException)
+    async def other(request: Request, error: HTTPException) -> JSONResponse:
+        return _error(error.status_code, str(error.detail))
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = Model(id=name, created=0, object="model", owned_by="lenvm")
+        return {"object": "list", "data": [model.model_dump()]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        _require_model(body, name)
+        prompt = await service.prepared(service.chat, body.messages)
+        jobs = await service.submit(body, [prompt], body.most_tokens)
+        return await _answer(service, metrics, request, body, jobs, chat=True, logprobs=bool(body.logprobs))
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        _require_model(body, name)
+        if body.echo:
+            raise ValueError("echo: this server does not read prompts back")
+        if body.max_tokens == 0:
+            raise ValueError("max_tokens: at least 1")
+        tokenizer = service.tokenizer
+        prompts: list[Prompt | list[int]] = [
+            one if isinstance(one, list) else await service.prepared(lambda text: tokenizer(text)["input_ids"], one)
+            for one in body.prompts
+        ]
+        jobs = await service.submit(body, prompts, body.max_tokens)
+        return await _answer(service, metrics, request, body, jobs, chat=False, logprobs=body.logprobs is not None)
+
+    @app.post("/v1/lengths")
+    async def lengths(body: LengthsRequest) -> dict[str, Any]:
+        if body.messages is not None:
+            prompts = [await service.prepared(service.chat, body.messages)]
+        else:
+            prompts = [Prompt(str(k), [{"role": "user", "content": text}]) for k, text in enumerate(body.prompts or ())]
+        if len(prompts) > service.limits.n:
+            raise ValueError(f"{len(prompts)} prompts are more than {service.limits.n}")
+        found = await service.prepared(service.lengths, prompts, body.completion)
+        return {"object": "list", "model": name, "data": found}
+
+    return app
+
+
+class _Gate:
+    """Asks for the key and counts answers. Plain ASGI, so that streams and clients that leave pass untouched."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None, metrics: ServerMetrics) -> None:
+        self._app, self._metrics = app, metrics
+        self._expected = None if api_key is None else f"Bearer {api_key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                endpoint = getattr(scope.get("route"), "path", "other")
+                self._metrics.requests.labels(endpoint, message["status"]).inc()
+            await send(message)
+
+        if self._may_pass(scope):
+            await self._app(scope, receive, counted)
+        else:
+            refusal = _error(401, "this server asks for a key: Authorization: Bearer KEY", "authentication_error")
+            await refusal(scope, receive, counted)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if self._expected is None or scope["path"] in _OPEN:
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return secrets.compare_digest(given, self._expected)
+
+
+def _require_model(body: GenerationRequest, name: str) -> None:
+    if body.model is not None and body.model != name:
+        raise HTTPException(404, f"there is no model {body.model!r} here; this server has {name!r}")
+
+
+async def _answer(
+    service: Service,
+    metrics: ServerMetrics,
+    request: Request,
+    body: GenerationRequest,
+    jobs: list[Job],
+    *,
+    chat: bool,
+    logprobs: bool,
+) -> Response:
+    """The response to a request whose jobs are under way."""
+    answers = Answers(jobs, service.tokenizer, service.generator.name, chat)
+    tokens = _tokens(jobs, answers, metrics)
+    if body.stream:
+        if logprobs:
+            for job in jobs:
+                job.cancel()
+            raise ValueError("logprobs come with whole answers only: leave out stream, or logprobs")
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return StreamingResponse(_pieces(jobs, answers, tokens, usage), media_type="text/event-stream")
+    reading = asyncio.ensure_future(_read(tokens))
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            return Response(status_code=499)  # nobody reads it
+        reading.result()
+        return JSONResponse(answers.whole(logprobs))
+    finally:
+        for task in (reading, leaving):
+            task.cancel()
+        for job in jobs:
+            job.cancel()  # those that have ended do not mind
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(tokens: "AsyncIterator[tuple[Answer, str]]") -> None:
+    async for _ in tokens:
+        pass
+
+
+async def _tokens(
+    jobs: list[Job], answers: Answers, metrics: ServerMetrics
+) -> AsyncGenerator[tuple[Answer, str], None]:
+    """Completions, each with what a token has added to its text, until all have ended.
+
+    Raises:
+        CompletionFailedError: one of them failed.
+    """
+    began, first = time.monotonic(), True
+    merged: asyncio.Queue[tuple[Answer, WrittenToken]] = asyncio.Queue()
+
+    async def forward(job: Job, of_job: list[Answer]) -> None:
+        left = len(of_job)
+        while left:
+            token = await job.tokens.get()
+            left -= token.finish_reason is not None
+            merged.put_nowait((of_job[token.index], token))
+
+    readers = [asyncio.ensure_future(forward(*pair)) for pair in zip(jobs, answers.by_job, strict=True)]
+    guided = jobs[0].control is not None
+    try:
+        left = len(answers.all)
+        while left:
+            answer, token = await merged.get()
+            if first:
+                metrics.first_token.observe(time.monotonic() - began)
+                first = False
+            if token.finish_reason == "error":
+                raise CompletionFailedError(token.error or "it could not be written")
+            shown = answer.take(token)
+            if token.finish_reason is not None:
+                left -= 1
+                comparable = not guided and token.finish_reason == "stop"
+                metrics.ended(len(answer.token_ids), answer.expected, comparable)
+            yield answer, shown
+    finally:
+        for reader in readers:
+            reader.cancel()
+
+
+async def _pieces(
+    jobs: list[Job], answers: Answers, tokens: "AsyncGenerator[tuple[Answer, str], None]", usage: bool
+) -> AsyncIterator[bytes]:
+    """Server-sent events of a streamed answer; closed by a client that leaves, it frees the rows."""
+    try:
+        for piece in answers.opening():
+            yield _event(piece)
+        async for answer, shown in tokens:
+            found = answers.piece(answer, shown)
+            if found is not None:
+                yield _event(found)
+        if usage:
+            yield _event(answers.closing())
+    except LenVMError as error:  # the status is sent already
+        yield _event(json.loads(bytes(_error(503, str(error), "server_error").body)))
+    finally:
+        for job in jobs:
+            job.cancel()
+        await tokens.aclose()
+    yield format_sse_event(data_str="[DONE]")
+
+
+def _event(piece: dict[str, Any]) -> bytes:
+    return format_sse_event(data_str=json.dumps(piece, ensure_ascii=False))
+
+
+def _error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+
+
+def _told(error: Any) -> str:
+    """One problem of a body: where it is, and what it is."""
+    place = ".".join(str(part) for part in error["loc"] if part != "body")
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

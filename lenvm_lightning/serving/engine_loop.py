@@ -1,0 +1,229 @@
+"""The engine in a thread of its own, for requests that come at any time and clients that leave.
+
+The engine takes requests as rows are free, so all that a server adds is a source that is empty now and then, and the
+way back: what a step has written goes to the event loop of whoever asked, once a step.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..decoding.engine import Engine, FinishReason, RunningCompletion
+from ..decoding.prefill import Request
+from ..decoding.sampling_params import SamplingParams
+from ..errors import LenVMError
+from ..guidance import Control
+
+
+class QueueFullError(LenVMError):
+    """As many completions are under way or wait as there may be: ask again later."""
+
+
+@dataclass(frozen=True)
+class WrittenToken:
+    """A token of a completion, as it comes.
+
+    Attributes:
+        index: which of the request's completions it is of.
+        token_id: -1 where there is none, for an error.
+        logprob: (nats) that the generator gave it, before temperature, truncation and control.
+        expected: tokens of the whole completion, by the length value model before the first was written; None but at
+            the first token, and without such a model.
+        remaining: tokens still to come after it.
+        finish_reason: of the completion, where this is its last token.
+        error: why it failed.
+    """
+
+    index: int
+    token_id: int
+    logprob: float
+    expected: float | None
+    remaining: float | None
+    finish_reason: FinishReason | None
+    error: str | None = None
+
+
+@dataclass
+class Job:
+    """A request on its way through the engine.
+
+    Attributes:
+        prompt_ids: of the prompt.
+        seeds: of its completions.
+        params: how tokens are sampled.
+        control: of the length; None for the base model.
+        inputs: what a model takes for images.
+        ends: see `Request`.
+        loop: that reads ``tokens``.
+        tokens: of all its completions, as they are written; each completion ends with a finish reason.
+    """
+
+    prompt_ids: list[int]
+    seeds: list[int]
+    params: SamplingParams
+    control: Control | None
+    inputs: dict[str, Any]
+    ends: Callable[[list[int]], bool] | None
+    loop: asyncio.AbstractEventLoop
+    tokens: "asyncio.Queue[WrittenToken]" = field(default_factory=asyncio.Queue)
+    left: int = 0
+    cancelled: bool = False
+    logprobs: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+
+    def cancel(self) -> None:
+        """Nobody reads it any longer: its rows are freed with their next token."""
+        self.cancelled = True
+
+    def as_request(self) -> Request:
+        """As the engine takes it."""
+
+        def ends(ids: list[int]) -> bool:
+            return self.cancelled or (self.ends is not None and self.ends(ids))
+
+        return Request(self, self.prompt_ids, self.seeds, self.params, self.control, self.inputs, ends)
+
+
+class EngineLoop:
+    """Runs an engine until it is closed. A context manager.
+
+    Args:
+        engine: nobody else uses it.
+        most: completions under way and waiting that there are at most.
+    """
+
+    def __init__(self, engine: "Engine[Any]", most: int) -> None:
+        self._engine = engine
+        self._most = most
+        self._changed = threading.Condition()
+        self._arrived: deque[Job] = deque()
+        self._running: dict[int, Job] = {}  # by id
+        self._completions = 0
+        self._closing = False
+        self.tokens_written = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def __enter__(self) -> "EngineLoop":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write what is under way to its end, and take nothing new."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def completions(self) -> int:
+        """Under way and waiting."""
+        return self._completions
+
+    def submit(self, job: Job) -> None:
+        """Put a request among those that wait.
+
+        Raises:
+            QueueFullError: there are too many, or the server is about to end.
+        """
+        count = len(job.seeds)
+        with self._changed:
+            if self._closing:
+                raise QueueFullError("the server is about to end")
+            if self._completions + count > self._most:
+                raise QueueFullError(f"{self._completions} completions are under way or wait, of {self._most} at most")
+            job.left = count
+            self._completions += count
+            self._arrived.append(job)
+            self._changed.notify()
+
+    # -- the thread ---
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._arrived and not self._closing:
+                    self._changed.wait()
+                if not self._arrived:
+                    return
+            try:
+                with contextlib.closing(self._engine.steps(_Arrivals(self))) as steps:
+                    for written in steps:
+                        self._deliver([self._told(one) for one in written])
+            except Exception as error:  # such as no memory left: those under way fail, and the next ones are served
+                self._fail(error)
+
+    def next_request(self) -> Request | None:
+        """The next request that somebody still waits for; None where there is none now."""
+        while True:
+            with self._changed:
+                if not self._arrived:
+                    return None
+                job = self._arrived.popleft()
+                if not job.cancelled:
+                    self._running[id(job)] = job
+                    return job.as_request()
+                self._completions -= job.left
+
+    def _told(self, one: RunningCompletion) -> tuple[Job, WrittenToken]:
+        job: Job = one.request.key
+        self.tokens_written += 1
+        logprob, job.logprobs[one.index] = one.logprob - job.logprobs[one.index], one.logprob
+        # Taken from the device once a completion, for it is a wait.
+        expected = float(one.result.before[one.place]) if one.result is not None and len(one.token_ids) == 1 else None
+        if one.finish_reason is not None:
+            self._count_out(job, 1)
+        token = one.last_token
+        return job, WrittenToken(one.index, token, logprob, expected, one.remaining, one.finish_reason, one.error)
+
+    def _count_out(self, job: Job, completions: int) -> None:
+        with self._changed:
+            job.left -= completions
+            self._completions -= completions
+            if not job.left:
+                self._running.pop(id(job), None)
+
+    def _deliver(self, told: list[tuple[Job, WrittenToken]]) -> None:
+        """Once for each event loop, since to wake it costs more than to write a token."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, WrittenToken]]] = defaultdict(list)
+        for job, token in told:
+            by_loop[job.loop].append((job, token))
+        for loop, some in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # it is closed, and nobody waits
+                loop.call_soon_threadsafe(_put, some)
+
+    def _fail(self, error: Exception) -> None:
+        memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        reason = (
+            "there is not enough memory" if memory else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        )
+        told = []
+        for job in list(self._running.values()):
+            told += [(job, WrittenToken(i, -1, 0.0, None, None, "error", reason)) for i in range(len(job.seeds))]
+            self._count_out(job, job.left)
+        self._deliver(told)
+
+
+class _Arrivals:
+    """The requests that are there now. An iterator that may go on after it has stopped."""
+
+    def __init__(self, loop: EngineLoop) -> None:
+        self._loop = loop
+
+    def __iter__(self) -> "_Arrivals":
+        return self
+
+    def __next__(self) -> Request:
+        request = self._loop.next_request()
+        if request is None:
+            raise StopIteration
+        return request
+
+
+def _put(told: list[tuple[Job, WrittenToken]]) -> None:
+    for job, token in told:
+        job.tokens.put_nowait(token)

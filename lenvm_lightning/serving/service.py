@@ -1,0 +1,178 @@
+"""What the server does, without HTTP: prompts to jobs, and what is known of lengths before anything is written."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ..decoding.arguments import ends_with_stop
+from ..decoding.limits import context_window
+from ..decoding.sampling_params import SamplingParams, completion_seed
+from ..errors import GenerationError
+from ..evaluation.rollout_values import values_of
+from ..guidance import Control, target_of
+from ..rollouts.generators.interface import Prompt
+from ..rollouts.generators.local import LocalGenerator
+from ..utils.images import open_image
+from .engine_loop import EngineLoop, Job
+from .requests import GenerationRequest, Message
+
+_ROOM_FACTOR, _ROOM = 2, 16  # beside a target, as `generate` has it
+_MAX_TOKENS = 512  # of an answer in a chat where nobody says, as `lenvm generate` has it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one client may ask for.
+
+    Attributes:
+        n: completions of a request, all prompts together.
+        max_tokens: of a completion.
+        images: of a request.
+        waiting: completions that wait beside those that are written; more are refused with 429.
+    """
+
+    n: int = 64
+    max_tokens: int = 32768
+    images: int = 8
+    waiting: int = 1024
+
+
+class Service:
+    """Generator, length value model and engine behind the endpoints. A context manager.
+
+    Args:
+        generator: with its length value model, where it has one.
+        limits: of requests.
+    """
+
+    def __init__(self, generator: LocalGenerator, limits: Limits) -> None:
+        self.generator = generator
+        self.limits = limits
+        self.tokenizer = generator.tokenizer
+        [engine] = generator.engines(1)
+        self.engine_loop = EngineLoop(engine, generator.rows + limits.waiting)
+        # Prompts are made ready one after the other: tokenizers and processors are not to be shared by threads.
+        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+
+    def __enter__(self) -> "Service":
+        self.engine_loop.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.engine_loop.__exit__(*error)
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+
+    async def prepared(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do what needs tokenizer, processor or models, beside the event loop and not all at once."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *arguments)
+
+    async def submit(
+        self, asked: GenerationRequest, prompts: Sequence[Prompt | list[int]], most: int | None
+    ) -> list[Job]:
+        """Begin to write the completions of some prompts.
+
+        Args:
+            asked: how.
+            prompts: chats, or ids.
+            most: tokens of a completion; None where nobody says.
+
+        Raises:
+            ValueError: they cannot be answered; the text says why.
+            QueueFullError: there is no room for them now.
+        """
+        control = asked.control()
+        if control is not None and self.generator.lenvm is None:
+            raise ValueError("lenvm: there is no length value model here; start the server with --lenvm")
+        n = asked.n or 1
+        if n * len(prompts) > self.limits.n:
+            raise ValueError(f"{n * len(prompts)} completions are more than {self.limits.n} (n times prompts)")
+        if most is not None and most > self.limits.max_tokens:
+            raise ValueError(f"max_tokens={most} is more than this server allows, {self.limits.max_tokens}")
+        loop = asyncio.get_running_loop()
+        jobs = []
+        for number, prompt in enumerate(prompts):
+            ids, inputs, sampling = await self.prepared(self._encode, asked, prompt, control, most)
+            seeds = [completion_seed(sampling.seed, str(number or ""), k) for k in range(n)]  # as `generate` has them
+            ends = ends_with_stop(sampling.stop, self.tokenizer)
+            jobs.append(Job(ids, seeds, sampling, control, inputs, ends, loop))
+        begun: list[Job] = []
+        try:
+            for job in jobs:
+                self.engine_loop.submit(job)
+                begun.append(job)
+        except BaseException:
+            for job in begun:
+                job.cancel()
+            raise
+        return jobs
+
+    def _encode(
+        self, asked: GenerationRequest, prompt: Prompt | list[int], control: Control | None, most: int | None
+    ) -> tuple[list[int], dict[str, Any], SamplingParams]:
+        """Ids, tensors of images, and sampling: as much as there is room for, where nobody says.
+
+        Raises:
+            ValueError: it cannot be answered.
+        """
+        guided = control is not None
+        sampling = asked.sampling(1 if most is None else most, guided)
+        try:
+            ids, inputs = self.generator.encode(prompt, sampling, control if most is not None else None)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise ValueError(str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}") from error
+        if most is None:
+            room = min(self._window() - len(ids), self.limits.max_tokens)
+            target = target_of(control)
+            wanted = _MAX_TOKENS if target is None else _ROOM_FACTOR * target + _ROOM
+            if target is not None and room < target:
+                raise ValueError(f"lenvm: a target of {target} tokens, and room for {room:g} behind this prompt")
+            sampling = asked.sampling(int(min(room, wanted)), guided)
+        return ids, inputs, sampling
+
+    def _window(self) -> float:
+        lenvm = self.generator.lenvm
+        return context_window([self.generator.model, *([lenvm.backbone] if lenvm else [])])
+
+    def chat(self, messages: Sequence[Message], prompt_id: str = "chat") -> Prompt:
+        """A chat as a prompt, its images opened.
+
+        Raises:
+            ValueError: an image that cannot be read, or too many of them.
+        """
+        contents: list[bytes] = []
+        read = [message.read(contents) for message in messages]
+        if len(contents) > self.limits.images:
+            raise ValueError(f"{len(contents)} images are more than {self.limits.images}")
+        return Prompt(prompt_id, read, tuple(open_image(content) for content in contents))
+
+    def lengths(self, prompts: Sequence[Prompt], completion: str | None) -> list[dict[str, Any]]:
+        """Expected lengths before anything is written, and along a completion where one is given.
+
+        Raises:
+            ValueError: a prompt that cannot be read, or no length value model.
+        """
+        lenvm = self.generator.lenvm
+        if lenvm is None:
+            raise ValueError("there is no length value model here; start the server with --lenvm")
+        ids = [] if completion is None else self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+        found: dict[int, Any] = dict(values_of(lenvm, self.generator.processor, ((prompt, ids) for prompt in prompts)))
+        told = []
+        for number in range(len(prompts)):
+            logits = found[number]
+            if isinstance(logits, str):
+                raise ValueError(f"prompt {number}: {logits}")
+            remaining, value = lenvm.remaining(logits).tolist(), lenvm.value(logits).tolist()
+            if not all(map(math.isfinite, remaining)):
+                raise GenerationError("the length value model gives no number here: it is broken")
+            one: dict[str, Any] = {"index": number, "expected_tokens": remaining[0]}
+            if completion is not None:
+                texts = [self.tokenizer.decode([token]) for token in ids]
+                one["tokens"] = [
+                    {"id": token, "text": text, "remaining": after, "value": of_state}
+                    for token, text, after, of_state in zip(ids, texts, remaining[1:], value[1:], strict=True)
+                ]
+            told.append(one)
+        return told

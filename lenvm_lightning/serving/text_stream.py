@@ -1,0 +1,55 @@
+"""Tokens to text, as they come: no half characters, nothing behind a stop text, and no token read twice."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_HALF = "\ufffd"  # what a decoder says of half a character
+_MOST_BYTES = 4  # of one
+
+
+class TextStream:
+    """The text of one completion.
+
+    Args:
+        tokenizer: of its vocabulary.
+        stops: texts after which it ends; they are not part of it.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._held = max(map(len, stops), default=1) - 1  # characters that may be the beginning of a stop text
+        self._ids: list[int] = []  # of which the text is not settled yet, and some before them
+        self._settled = 0  # characters of theirs that are in `text`
+        self.text = ""
+        self._shown = 0
+        self._stopped = False
+
+    def add(self, token_id: int, last: bool) -> str:
+        """Take a token in.
+
+        Args:
+            token_id: the token; below 0 for none.
+            last: True = none comes after it.
+
+        Returns:
+            What can be shown now that could not before.
+        """
+        if self._stopped:
+            return ""
+        if token_id >= 0:
+            self._ids.append(token_id)
+        known = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        if last or not known.endswith(_HALF) or len(self._ids) > 2 * _MOST_BYTES:
+            self.text += known[self._settled :]
+            # Decoded again with the token before it: a tokenizer may need it to know about a blank.
+            self._ids = self._ids[-1:]
+            self._settled = len(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        end = len(self.text) if last else max(self._shown, len(self.text) - self._held)
+        stopped = [place for stop in self._stops if (place := self.text.find(stop)) >= 0]
+        if stopped:
+            self.text = self.text[: min(stopped)]
+            end = len(self.text)
+            self._stopped = True
+        shown, self._shown = self.text[self._shown : end], max(self._shown, end)
+        return shown

@@ -164,8 +164,10 @@ def _row(ids: list[int]) -> Any:
 
 def _show_stream(tokens: Any, tokenizer: Any, control: "Control | None") -> int:
     """Print text as it is written, and beside it on a terminal what remains."""
+    from ..decoding.text_stream import TextStream
+
     ids: list[int] = []
-    shown, began, finish = "", time.perf_counter(), None
+    text, began, finish = TextStream(tokenizer), time.perf_counter(), None
     first: float | None = None
     for token in tokens:
         if token.token_id >= 0:
@@ -173,10 +175,7 @@ def _show_stream(tokens: Any, tokenizer: Any, control: "Control | None") -> int:
         finish = token.finish_reason
         if first is None and token.remaining is not None:
             first = token.remaining + 1
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half a character
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
+        print(text.add(token.token_id, last=finish is not None), end="", flush=True)
         if token.remaining is not None:
             _show_remaining(f"{len(ids)} written, about {token.remaining:.0f} to come")
     _show_remaining("")

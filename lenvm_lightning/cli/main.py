@@ -12,7 +12,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import LenVMError
-from . import convert, export, generate, plan, predict, run, sample, serve
+from . import convert, export, generate, inspect, plan, predict, run, sample, serve
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ COMMANDS = {
         serve,
         "serve a model as an OpenAI-compatible server that controls lengths",
         "Answer requests of the OpenAI protocol, each under a control of its length where it names one.",
+    ),
+    "inspect": Command(
+        inspect,
+        "show what a length value model thinks at every token",
+        "Read completions with a length value model: as JSON, or as a page that colours what moved the length.",
     ),
     "export": Command(
         export,

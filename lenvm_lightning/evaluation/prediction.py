@@ -5,9 +5,9 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..inspection.rollout_values import values_of
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.interface import Prompt
-from .rollout_values import values_of
 
 
 def predict_lengths(

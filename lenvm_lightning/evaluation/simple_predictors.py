@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..inspection.rollout_values import values_of
 from ..models.backbone import load_backbone, load_config
 from ..models.lenvm_config import LenVMConfig
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.interface import Prompt
 from ..rollouts.prompting import encode_prompt
-from ..rollouts.record import parse_record
+from ..rollouts.read import read_rollouts
 from ..utils.images import open_image
-from ..utils.json_input import parse_json
-from .rollout_values import values_of
 
 Floats = NDArray[np.float64]
 Completion = tuple[Prompt, Sequence[int]]
@@ -163,13 +162,8 @@ def ended_completions(file: Path) -> list[Completion]:
     """
     prompts: dict[str, Prompt] = {}
     found: list[Completion] = []
-    try:
-        with open(file, "rb") as lines:
-            for line in lines:
-                for rollout in parse_record(parse_json(line), file.parent)[0]:
-                    prompt = Prompt(rollout.prompt_id, rollout.messages, tuple(rollout.images))
-                    if rollout.token_ids and not rollout.censored:
-                        found.append((prompts.setdefault(rollout.prompt_id, prompt), rollout.token_ids))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as rollouts: {error}") from error
+    for rollout in read_rollouts(file):
+        prompt = Prompt(rollout.prompt_id, rollout.messages, tuple(rollout.images))
+        if rollout.token_ids and not rollout.censored:
+            found.append((prompts.setdefault(rollout.prompt_id, prompt), rollout.token_ids))
     return found

@@ -12,8 +12,8 @@ from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
 from openai.types.completion_choice import Logprobs
 
+from ..decoding.text_stream import TextStream
 from .engine_loop import Job, WrittenToken
-from .text_stream import TextStream
 
 
 @dataclass

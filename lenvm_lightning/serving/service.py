@@ -11,8 +11,8 @@ from ..decoding.arguments import ends_with_stop
 from ..decoding.limits import context_window
 from ..decoding.sampling_params import SamplingParams, completion_seed
 from ..errors import GenerationError
-from ..evaluation.rollout_values import values_of
 from ..guidance import Control, target_of
+from ..inspection.rollout_values import values_of
 from ..rollouts.generators.interface import Prompt
 from ..rollouts.generators.local import LocalGenerator
 from ..utils.images import open_image

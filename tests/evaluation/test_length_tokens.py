@@ -9,7 +9,7 @@ import torch
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.evaluation.length_tokens import DIRECTIONS, LengthTokens, Words, plot_words, residuals
 from lenvm_lightning.evaluation.plots import as_pixels, as_png
-from lenvm_lightning.evaluation.rollout_values import values_of
+from lenvm_lightning.inspection.rollout_values import values_of
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.objectives import LengthTarget

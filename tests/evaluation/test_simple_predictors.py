@@ -63,7 +63,7 @@ def test_the_probe_reads_what_is_written():
 def test_rollouts_that_are_none(tmp_path):
     file = tmp_path / "rollouts.jsonl"
     file.write_text('{"prompt_id": 3}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"rollouts.jsonl cannot be read as rollouts"):
+    with pytest.raises(DataError, match=r"rollouts.jsonl, line 1: it cannot be read as rollouts"):
         ended_completions(file)
 
 

@@ -96,7 +96,7 @@ def read_states(measured: Measured) -> "Iterator[tuple[Sample, Tensor]]":
             cache[sample.prompt_id] = measured.prompts[places[sample.prompt_id]]
         return cache[sample.prompt_id]
 
-    from ..rollout_values import values_of
+    from ...inspection.rollout_values import values_of
 
     assert measured.lenvm is not None
     pairs = ((prompt_of(sample), sample.token_ids) for sample in samples)

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from lenvm_lightning.decoding.text_stream import TextStream
 from lenvm_lightning.models.processors import load_processor
-from lenvm_lightning.serving.text_stream import TextStream
 
 TOKENIZER = load_processor("tiny-text")
 

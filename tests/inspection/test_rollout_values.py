@@ -8,7 +8,7 @@ import torch
 
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.evaluation.prediction import predict_lengths
-from lenvm_lightning.evaluation.rollout_values import values_of
+from lenvm_lightning.inspection.rollout_values import values_of
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, Prompt, PromptRequest

@@ -5,12 +5,14 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.sse import format_sse_event
+from fastapi.staticfiles import StaticFiles
 from openai.types import Model
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +27,10 @@ from .service import Service
 
 _BODY = 32 * 2**20  # bytes: images are in it
 _RETRY_AFTER = 1  # seconds
-_OPEN = ("/health",)  # what a load balancer asks without a key
+_PAGE = Path(__file__).parent / "page"
+_PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"}
+# Without a key: what a load balancer asks, and the playground, whose files everybody has and which asks for the key.
+_OPEN = ("/health", "/", *(f"/page/{file}" for file in ("page.js", "style.css")))
 
 
 class CompletionFailedError(LenVMError):
@@ -65,6 +70,12 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> JSONResponse:
         return _error(error.status_code, str(error.detail))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(_PAGE / "index.html", headers=_PAGE_HEADERS)
+
+    app.mount("/page", StaticFiles(directory=_PAGE))
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -207,6 +207,16 @@ def test_a_key_is_asked_of_every_path():
             chat(server)
 
 
+def test_the_playground_is_served_and_may_fetch_from_here_alone(tiny_server):
+    status, headers, page = tiny_server.ask("/")
+    assert status == 200
+    assert headers["content-security-policy"].startswith("default-src 'self'")
+    for file in ("style.css", "page.js"):
+        assert f'"page/{file}"' in page
+        assert tiny_server.ask(f"/page/{file}")[0] == 200
+    assert tiny_server.ask("/page/../app.py")[0] == 404
+
+
 def test_a_queue_that_is_full_says_when_to_come_again():
     with serving(generator_of(rows=1), Limits(waiting=1, max_tokens=2000)) as server:
         streams = [chat(server, stream=True, max_tokens=1500, temperature=2.0) for _ in range(2)]

@@ -47,6 +47,8 @@ def execute(arguments: argparse.Namespace) -> int:
         raise DataError(f"--out: {arguments.out} must end in .html")
     if arguments.out is not None and not arguments.out.absolute().parent.is_dir():
         raise DataError(f"--out: there is no folder {arguments.out.absolute().parent}")
+    if arguments.limit < 1:
+        raise DataError(f"--limit {arguments.limit}: at least 1")
     from ..inspection.page import write_page
     from ..inspection.read import Written, as_json, completions_of, read_completions
     from ..models.processors import load_processor

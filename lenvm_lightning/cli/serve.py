@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 from ..errors import GenerationError
 from ..models import embedded
@@ -21,6 +22,7 @@ Requests name a control by `lenvm` (or `vllm_xargs`), such as "at-most:64"; answ
 $LENVM_API_KEY is asked of every request, where it is set.
 """
 _KEY = "LENVM_API_KEY"
+_UVICORN: dict[str, Any] = {"log_level": "warning", "timeout_graceful_shutdown": 300}  # for a client that reads no more
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")
 
 
@@ -51,6 +53,8 @@ def execute(arguments: argparse.Namespace) -> int:
         )
     if not 0 <= arguments.port < 2**16:
         raise GenerationError(f"--port {arguments.port} is none: 0 to 65535")
+    if (arguments.waiting or 0) < 0 or (arguments.max_tokens is not None and arguments.max_tokens < 1):
+        raise GenerationError("--waiting is at least 0, --max-tokens at least 1")
     name = arguments.generator or "tiny-text"
     guided = arguments.lenvm is not None or embedded.value_model_of(name) is not None
     import uvicorn
@@ -75,7 +79,7 @@ def execute(arguments: argparse.Namespace) -> int:
         # uvicorn raises the signal that has stopped it once more, when everything is written: then it is no news.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        uvicorn.run(build_app(service, api_key), host=arguments.host, port=arguments.port, log_level="warning")
+        uvicorn.run(build_app(service, api_key), host=arguments.host, port=arguments.port, **_UVICORN)
     return 0
 
 

@@ -19,12 +19,11 @@ from .engine import Engine, RunningCompletion
 from .limits import context_window, contradiction, why_no_room, why_unreadable
 from .prefill import Request
 from .sampling_params import GUIDED_SAMPLING, SamplingParams, completion_seed
-from .vocabulary import embedding_rows, stop_ids_of
+from .vocabulary import SPARE_IDS, embedding_rows, stop_ids_of
 
 MAX_TOKENS = 512  # of a completion without a target
 _ROOM_FACTOR, _ROOM = 2, 16  # beside a target: one that is missed is better seen missed than truncated
 _MAX_ROWS = 256  # completions written side by side, where nobody says: more take memory and were never measured
-_SPARE_IDS = 1024  # by so many rows may the embeddings of one vocabulary differ: they are padded to round numbers
 
 
 @dataclass
@@ -133,7 +132,7 @@ class RequestBatch:
             if _has_images(self._vision) and not reads_images(model):
                 self._problems.append(f"inputs has images, but {who} ({type(model).__name__}) reads text only")
         sizes = [embedding_rows(model) for model in self._models.values()]
-        if abs(sizes[0] - sizes[-1]) >= _SPARE_IDS:
+        if abs(sizes[0] - sizes[-1]) >= SPARE_IDS:
             self._problems.append(
                 f"generator and lenvm have different vocabularies ({sizes[0]:,} and {sizes[1]:,} tokens): a length "
                 "value model serves generators that share its tokenizer"

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 
+SPARE_IDS = 1024  # by fewer rows may the embeddings of one vocabulary differ: they are padded to round numbers
+
 
 def embedding_rows(model: Any) -> int:
     """Rows of the input embedding: tokens, and often a few spare ones."""

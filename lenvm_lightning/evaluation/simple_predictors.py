@@ -50,10 +50,11 @@ class LogLinear:
             w = _solve(x[~held], y[~held], ridge)
             errors[ridge] = np.abs(np.expm1(x[held] @ w) - remaining[held]).mean() if held.any() else 0.0
         self._weights = _solve(x, y, min(errors, key=lambda ridge: errors[ridge]))
+        self._most = remaining.max()  # beyond what was ever seen an exponential knows nothing
 
     def predict(self, features: Floats) -> Tensor:
-        """Remaining tokens, at least 0. Shape (N,)."""
-        return torch.from_numpy(np.expm1(self._standard(features) @ self._weights).clip(min=0.0))
+        """Remaining tokens, at least 0 and at most what was seen in training. Shape (N,)."""
+        return torch.from_numpy(np.expm1(self._standard(features) @ self._weights).clip(0.0, self._most))
 
     def _standard(self, features: Floats) -> Floats:
         return np.concatenate([(features - self._mean) / self._scale, np.ones((len(features), 1))], axis=1)
@@ -80,6 +81,7 @@ class Regression:
         self._processor = processor
         self._lengths: dict[str, int] = {}
         self._model = _fit([self._features(prompt, len(ids)) for prompt, ids in completions], completions)
+        self._lengths.clear()  # other prompts may have the same ids
 
     def predict(self, prompt: Prompt, length: int) -> Tensor:
         """Remaining tokens at s_0 … s_L. Shape (L + 1,)."""

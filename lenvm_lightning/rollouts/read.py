@@ -1,15 +1,18 @@
 """Completions of a file of rollouts, one by one."""
 
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError
+from ..utils.images import ImageFolders
 from ..utils.json_input import parse_json
 from .record import Rollout, parse_record
 
 
 def read_rollouts(file: Path) -> Iterator[Rollout]:
-    """Rollouts in a JSONL file, in its order.
+    """Rollouts in a JSONL file, in its order. Images that they name must lie in the folder of the file.
 
     Args:
         file: in any layout that `parse_record` reads.
@@ -18,10 +21,13 @@ def read_rollouts(file: Path) -> Iterator[Rollout]:
         DataError: it cannot be read; the text says which line.
     """
     place = str(file)
+    folders = ImageFolders(file.absolute().parent)
     try:
         with open(file, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 place = f"{file}, line {number}"
-                yield from parse_record(parse_json(line), file.parent)[0]
+                for rollout in parse_record(parse_json(line), file.parent)[0]:
+                    images = [folders.find(os.path.abspath(image)) for image in rollout.images]
+                    yield replace(rollout, images=images)
     except (OSError, ValueError) as error:
         raise DataError(f"{place}: it cannot be read as rollouts: {error}") from error

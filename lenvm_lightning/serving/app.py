@@ -104,12 +104,13 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
             raise ValueError("echo: this server does not read prompts back")
         if body.max_tokens == 0:
             raise ValueError("max_tokens: at least 1")
+        service.require_few(len(body.prompts) * (body.n or 1))
         tokenizer = service.tokenizer
         prompts: list[Prompt | list[int]] = [
             one if isinstance(one, list) else await service.prepared(lambda text: tokenizer(text)["input_ids"], one)
             for one in body.prompts
         ]
-        jobs = await service.submit(body, prompts, body.max_tokens)
+        jobs = await service.submit(body, prompts, body.most_tokens)
         return await _answer(service, metrics, request, body, jobs, chat=False, logprobs=body.logprobs is not None)
 
     @app.post("/v1/lengths")
@@ -118,8 +119,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
             prompts = [await service.prepared(service.chat, body.messages)]
         else:
             prompts = [Prompt(str(k), [{"role": "user", "content": text}]) for k, text in enumerate(body.prompts or ())]
-        if len(prompts) > service.limits.n:
-            raise ValueError(f"{len(prompts)} prompts are more than {service.limits.n}")
+        service.require_few(len(prompts))
         found = await service.prepared(service.lengths, prompts, body.completion)
         return {"object": "list", "model": name, "data": found}
 

@@ -8,7 +8,7 @@ import binascii
 import random
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..decoding.control_text import parse_control
 from ..decoding.sampling_params import GUIDED_SAMPLING, SamplingParams
@@ -17,6 +17,9 @@ from ..guidance import Control
 from ..rollouts.record import IMAGE_MARK
 
 _LONGEST_STOP, _MOST_STOPS = 200, 16
+_LONGEST_CONTROL = 200
+_SHORT = 16  # tokens
+_MOST_PROMPTS, _MOST_IDS, _MOST_MESSAGES, _MOST_PARTS = 1024, 2**17, 1024, 64
 # Of the protocol, without a meaning here unless they are as they would be if left out.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -39,6 +42,22 @@ Stop = Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP)]
 MaxTokens = Annotated[int, Field(ge=1)]
 
 
+def _whole(text: str) -> str:
+    """A text without half characters, which no tokenizer reads.
+
+    Raises:
+        ValueError: it holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds half of a character (a lone surrogate)") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+
+
 class StreamOptions(BaseModel):
     """How to stream."""
 
@@ -56,11 +75,11 @@ class GenerationRequest(BaseModel):
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, lt=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=_MOST_STOPS)] | None = None
-    lenvm: str | None = Field(None, max_length=200)
+    lenvm: str | None = Field(None, max_length=_LONGEST_CONTROL)
     vllm_xargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -85,8 +104,8 @@ class GenerationRequest(BaseModel):
         text = self.lenvm if self.lenvm is not None else in_xargs
         if text is None:
             return None
-        if not isinstance(text, str):
-            raise ValueError(f"vllm_xargs.lenvm must be a text such as 'equal-to:128', found {text!r}")
+        if not isinstance(text, str) or len(text) > _LONGEST_CONTROL:
+            raise ValueError("vllm_xargs.lenvm must be a text such as 'equal-to:128'")
         try:
             return parse_control(text)
         except GenerationError as error:
@@ -111,7 +130,7 @@ class TextPart(BaseModel):
     """A piece of text in a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImageAddress(BaseModel):
@@ -127,11 +146,14 @@ class ImagePart(BaseModel):
     image_url: ImageAddress
 
 
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
 class Message(BaseModel):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Text | Annotated[list[Part], Field(fail_fast=True, max_length=_MOST_PARTS)]
 
     def read(self, images: list[bytes]) -> dict[str, str]:
         """The message as everything here takes it; its images are appended to ``images``.
@@ -157,7 +179,7 @@ class Message(BaseModel):
 class ChatRequest(GenerationRequest):
     """The body of ``/v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(fail_fast=True, min_length=1, max_length=_MOST_MESSAGES)
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = False
@@ -169,16 +191,32 @@ class ChatRequest(GenerationRequest):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True, min_length=1, max_length=_MOST_IDS)
+]
+ListsOfIds = Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
+Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
 
 
 class CompletionRequest(GenerationRequest):
     """The body of ``/v1/completions``."""
 
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=0)] | None = 16
+    prompt: (
+        Text
+        | TokenIds
+        | Texts
+        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
+    )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: int | None = Field(None, ge=0, le=1)
     echo: bool | None = False
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Limit of a completion: 16, as in the protocol, where nobody says; None beside a control."""
+        if self.max_tokens is None and self.control() is None:
+            return _SHORT
+        return self.max_tokens
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -190,9 +228,9 @@ class CompletionRequest(GenerationRequest):
 class LengthsRequest(BaseModel):
     """The body of ``/v1/lengths``: prompts, or one prompt and the answer to be read beside it."""
 
-    messages: list[Message] | None = None
-    prompts: list[str] | None = Field(None, min_length=1)
-    completion: str | None = None
+    messages: list[Message] | None = Field(None, fail_fast=True, max_length=_MOST_MESSAGES)
+    prompts: Texts | None = None
+    completion: Text | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> "LengthsRequest":

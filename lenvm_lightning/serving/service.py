@@ -52,7 +52,10 @@ class Service:
         self.generator = generator
         self.limits = limits
         self.tokenizer = generator.tokenizer
-        [engine] = generator.engines(1)
+        engines = generator.engines(1)
+        if not engines:
+            raise GenerationError(f"{generator.name} cannot be decoded in rows of a cache, as a server does")
+        [engine] = engines
         self.engine_loop = EngineLoop(engine, generator.rows + limits.waiting)
         # Prompts are made ready one after the other: tokenizers and processors are not to be shared by threads.
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prompts")
@@ -87,15 +90,14 @@ class Service:
         if control is not None and self.generator.lenvm is None:
             raise ValueError("lenvm: there is no length value model here; start the server with --lenvm")
         n = asked.n or 1
-        if n * len(prompts) > self.limits.n:
-            raise ValueError(f"{n * len(prompts)} completions are more than {self.limits.n} (n times prompts)")
+        self.require_few(n * len(prompts))
         if most is not None and most > self.limits.max_tokens:
             raise ValueError(f"max_tokens={most} is more than this server allows, {self.limits.max_tokens}")
         loop = asyncio.get_running_loop()
         jobs = []
         for number, prompt in enumerate(prompts):
             ids, inputs, sampling = await self.prepared(self._encode, asked, prompt, control, most)
-            seeds = [completion_seed(sampling.seed, str(number or ""), k) for k in range(n)]  # as `generate` has them
+            seeds = [completion_seed(sampling.seed + number, "", k) for k in range(n)]
             ends = ends_with_stop(sampling.stop, self.tokenizer)
             jobs.append(Job(ids, seeds, sampling, control, inputs, ends, loop))
         begun: list[Job] = []
@@ -108,6 +110,15 @@ class Service:
                 job.cancel()
             raise
         return jobs
+
+    def require_few(self, completions: int) -> None:
+        """Refuse more completions than one request may have.
+
+        Raises:
+            ValueError: they are more.
+        """
+        if completions > self.limits.n:
+            raise ValueError(f"{completions} completions are more than {self.limits.n} (n times prompts)")
 
     def _encode(
         self, asked: GenerationRequest, prompt: Prompt | list[int], control: Control | None, most: int | None

@@ -106,7 +106,7 @@ class EngineLoop:
         self._completions = 0
         self._closing = False
         self.tokens_written = 0
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="serving", daemon=True)
 
     def __enter__(self) -> "EngineLoop":
         self._thread.start()

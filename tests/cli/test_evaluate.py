@@ -9,7 +9,7 @@ from lenvm_lightning.cli.evaluate import main
 
 MISTAKES = {
     "--task lifebench --systems base paper-equl": r"'paper-equl'; did you mean 'paper-equal'\?",
-    "--task gsm8k --systems base ours": r"'ours'.*known: base, base\+min-p, or a control",
+    "--task gsm8k --systems base ours": r"'ours'.*known: base, base\+min-p, countdown:N, feedback:N, or a control",
     "--task gsm8k --systems tilt:x": r"'tilt:x'.*not a number|control 'tilt:x'",
     "--task gsm8k --generator MODEL --data tiny --systems base tilt:-5": r"tilt:-5: --lenvm is missing",
     "--task length --generator MODEL --data tiny": r"length measures a length value model: --lenvm is missing",

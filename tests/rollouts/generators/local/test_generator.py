@@ -131,7 +131,7 @@ def test_first_tokens_come_as_often_as_they_are_likely(text):
     found = results(
         text, [PromptRequest(prompt, tuple(range(count)))], SamplingParams(temperature=0.5, max_tokens=1, seed=3)
     )
-    ids, _ = text._encode(prompt, SamplingParams(max_tokens=1))
+    ids, _ = text.encode(prompt, SamplingParams(max_tokens=1))
     with torch.inference_mode():
         likely = (text.model(torch.tensor([ids])).logits[0, -1].double() / 0.5).softmax(-1)
     drawn = torch.bincount(torch.tensor([c.token_ids[0] for c in found.values()]), minlength=len(likely)).double()

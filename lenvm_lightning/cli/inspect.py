@@ -56,7 +56,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     if file is None:
         prompt = Prompt("prompt", [{"role": "user", "content": arguments.prompt}])
-        given = [Written(prompt, None, arguments.text, "text")]
+        given = [Written(prompt, None, arguments.text, "text", truncated=True)]  # nobody says that it ends here
     else:
         given = list(itertools.islice(completions_of(file), arguments.limit))
     if not given:

@@ -126,6 +126,8 @@ def read_completions(
         remaining, value = lenvm.remaining(logits).tolist(), lenvm.value(logits).tolist()
         if not all(map(math.isfinite, remaining)):
             raise DataError(f"the length value model gives no number for prompt {one.prompt.prompt_id!r}: it is broken")
+        if of_one and not one.truncated:  # nothing follows an end, by definition and not by prediction
+            remaining[-1] = value[-1] = 0.0
         tokens = [
             TokenReading(
                 token,

@@ -12,8 +12,9 @@ from .hub_files import read_tensors
 def norms_of(folder: Path) -> str | None:
     """Digest of the norms in a model directory, at bfloat16; None where there are none or its files are damaged.
 
-    Norms are what quantised files (GGUF, bitsandbytes, GPTQ) leave as they are, and what fine-tuning changes: a copy
-    that went through four bits has the digest of the original, another model of the same shape has not.
+    Quantised files (GGUF, bitsandbytes, GPTQ) leave norms as they are, so a copy that went through four bits has the
+    digest of the original, and a model of the same shape that was trained otherwise has not. Adapters merged into a
+    model (LoRA) leave its norms too: such a model cannot be told from its base by this.
     """
     found = hashlib.blake2b(digest_size=12)
     try:

@@ -142,12 +142,12 @@ class Answers:
             delta: Any = {"content": shown} if role is None else {"role": role, "content": shown}
             choice = ChunkChoice(index=answer.index, delta=delta, finish_reason=reason, **_extra(answer))
             chunk = ChatCompletionChunk(object="chat.completion.chunk", choices=[choice], **common)
-            return chunk.model_dump(exclude_none=True)
+            return chunk.model_dump(exclude_unset=True)
         text: Any = CompletionChoice.model_construct(
             index=answer.index, text=shown, finish_reason=reason, **_extra(answer)
         )
         return Completion.model_construct(object="text_completion", choices=[text], **common).model_dump(
-            exclude_none=True
+            exclude_unset=True
         )
 
     def closing(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         else:
             prompts = [Prompt(str(k), [{"role": "user", "content": text}]) for k, text in enumerate(body.prompts or ())]
         service.require_few(len(prompts))
-        found = await service.prepared(service.lengths, prompts, body.completion)
+        found = await service.lengths(prompts, body.completion)
         return {"object": "list", "model": name, "data": found}
 
     return app
@@ -177,11 +177,10 @@ async def _answer(
     tokens = _tokens(jobs, answers, metrics)
     if body.stream:
         if logprobs:
-            for job in jobs:
-                job.cancel()
+            service.cancel(jobs)
             raise ValueError("logprobs come with whole answers only: leave out stream, or logprobs")
         usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(_pieces(jobs, answers, tokens, usage), media_type="text/event-stream")
+        return StreamingResponse(_pieces(service, jobs, answers, tokens, usage), media_type="text/event-stream")
     reading = asyncio.ensure_future(_read(tokens))
     leaving = asyncio.ensure_future(_left(request))
     try:
@@ -193,8 +192,7 @@ async def _answer(
     finally:
         for task in (reading, leaving):
             task.cancel()
-        for job in jobs:
-            job.cancel()  # those that have ended do not mind
+        service.cancel(jobs)  # those that have ended do not mind
 
 
 async def _left(request: Request) -> None:
@@ -227,7 +225,7 @@ async def _tokens(
             merged.put_nowait((of_job[token.index], token))
 
     readers = [asyncio.ensure_future(forward(*pair)) for pair in zip(jobs, answers.by_job, strict=True)]
-    guided = jobs[0].control is not None
+    by_itself = jobs[0].control is None and not jobs[0].params.stop
     try:
         left = len(answers.all)
         while left:
@@ -240,7 +238,7 @@ async def _tokens(
             shown = answer.take(token)
             if token.finish_reason is not None:
                 left -= 1
-                comparable = not guided and token.finish_reason == "stop"
+                comparable = by_itself and token.finish_reason == "stop"
                 metrics.ended(len(answer.token_ids), answer.expected, comparable)
             yield answer, shown
     finally:
@@ -249,7 +247,11 @@ async def _tokens(
 
 
 async def _pieces(
-    jobs: list[Job], answers: Answers, tokens: "AsyncGenerator[tuple[Answer, str], None]", usage: bool
+    service: Service,
+    jobs: list[Job],
+    answers: Answers,
+    tokens: "AsyncGenerator[tuple[Answer, str], None]",
+    usage: bool,
 ) -> AsyncIterator[bytes]:
     """Server-sent events of a streamed answer; closed by a client that leaves, it frees the rows."""
     try:
@@ -264,8 +266,7 @@ async def _pieces(
     except LenVMError as error:  # the status is sent already
         yield _event(json.loads(bytes(_error(503, str(error), "server_error").body)))
     finally:
-        for job in jobs:
-            job.cancel()
+        service.cancel(jobs)
         await tokens.aclose()
     yield format_sse_event(data_str="[DONE]")
 

@@ -9,6 +9,7 @@ import contextlib
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +50,7 @@ class WrittenToken:
     error: str | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A request on its way through the engine.
 
@@ -76,10 +77,6 @@ class Job:
     cancelled: bool = False
     logprobs: dict[int, float] = field(default_factory=lambda: defaultdict(float))
 
-    def cancel(self) -> None:
-        """Nobody reads it any longer: its rows are freed with their next token."""
-        self.cancelled = True
-
     def as_request(self) -> Request:
         """As the engine takes it."""
 
@@ -103,6 +100,7 @@ class EngineLoop:
         self._changed = threading.Condition()
         self._arrived: deque[Job] = deque()
         self._running: dict[int, Job] = {}  # by id
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._completions = 0
         self._closing = False
         self.tokens_written = 0
@@ -141,19 +139,43 @@ class EngineLoop:
             self._arrived.append(job)
             self._changed.notify()
 
+    def cancel(self, job: Job) -> None:
+        """Nobody reads a request any longer: it waits no more, or its rows are freed with their next token."""
+        job.cancelled = True
+        with self._changed:
+            if job in self._arrived:
+                self._arrived.remove(job)
+                self._completions -= job.left
+
+    def call(self, work: Callable[[], Any]) -> "Future[Any]":
+        """Do what needs the models between two steps, in the engine's thread: threads must not share them.
+
+        Raises:
+            QueueFullError: the server is about to end.
+        """
+        done: Future[Any] = Future()
+        with self._changed:
+            if self._closing:
+                raise QueueFullError("the server is about to end")
+            self._calls.append((done, work))
+            self._changed.notify()
+        return done
+
     # -- the thread ---
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._arrived and not self._closing:
+                while not (self._arrived or self._calls or self._closing):
                     self._changed.wait()
-                if not self._arrived:
+                if not (self._arrived or self._calls):
                     return
+            self._make_calls()
             try:
                 with contextlib.closing(self._engine.steps(_Arrivals(self))) as steps:
                     for written in steps:
-                        self._deliver([self._told(one) for one in written])
+                        self._tell(written)
+                        self._make_calls()
             except Exception as error:  # such as no memory left: those under way fail, and the next ones are served
                 self._fail(error)
 
@@ -169,14 +191,29 @@ class EngineLoop:
                     return job.as_request()
                 self._completions -= job.left
 
+    def _make_calls(self) -> None:
+        while self._calls:
+            done, work = self._calls.popleft()
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(work())
+                except Exception as error:  # of whoever called, and no reason to end
+                    done.set_exception(error)
+
+    def _tell(self, written: list[RunningCompletion]) -> None:
+        """Count in what a step has written, all of it or, where that fails, nothing."""
+        told = [self._told(one) for one in written]
+        for job, token in told:
+            if token.finish_reason is not None:
+                self._count_out(job, 1)
+        self._deliver(told)
+
     def _told(self, one: RunningCompletion) -> tuple[Job, WrittenToken]:
         job: Job = one.request.key
         self.tokens_written += 1
         logprob, job.logprobs[one.index] = one.logprob - job.logprobs[one.index], one.logprob
         # Taken from the device once a completion, for it is a wait.
         expected = float(one.result.before[one.place]) if one.result is not None and len(one.token_ids) == 1 else None
-        if one.finish_reason is not None:
-            self._count_out(job, 1)
         token = one.last_token
         return job, WrittenToken(one.index, token, logprob, expected, one.remaining, one.finish_reason, one.error)
 

@@ -106,10 +106,14 @@ class Service:
                 self.engine_loop.submit(job)
                 begun.append(job)
         except BaseException:
-            for job in begun:
-                job.cancel()
+            self.cancel(begun)
             raise
         return jobs
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Nobody reads them any longer."""
+        for job in jobs:
+            self.engine_loop.cancel(job)
 
     def require_few(self, completions: int) -> None:
         """Refuse more completions than one request may have.
@@ -159,12 +163,16 @@ class Service:
             raise ValueError(f"{len(contents)} images are more than {self.limits.images}")
         return Prompt(prompt_id, read, tuple(open_image(content) for content in contents))
 
-    def lengths(self, prompts: Sequence[Prompt], completion: str | None) -> list[dict[str, Any]]:
+    async def lengths(self, prompts: Sequence[Prompt], completion: str | None) -> list[dict[str, Any]]:
         """Expected lengths before anything is written, and along a completion where one is given.
 
         Raises:
             ValueError: a prompt that cannot be read, or no length value model.
+            QueueFullError: the server is about to end.
         """
+        return await asyncio.wrap_future(self.engine_loop.call(lambda: self._lengths(prompts, completion)))
+
+    def _lengths(self, prompts: Sequence[Prompt], completion: str | None) -> list[dict[str, Any]]:
         lenvm = self.generator.lenvm
         if lenvm is None:
             raise ValueError("there is no length value model here; start the server with --lenvm")

@@ -1,6 +1,7 @@
 """The engine in its thread: the same tokens as everywhere, clients that leave, queues that are full, failures."""
 
 import asyncio
+import threading
 
 import pytest
 from served import generator_of
@@ -73,8 +74,8 @@ def test_a_client_that_leaves_frees_its_rows_and_nobody_waits_for_one_that_waite
             loop.submit(job)
         assert loop.completions == 3
         await first.tokens.get()
-        first.cancel()
-        second.cancel()
+        loop.cancel(first)
+        loop.cancel(second)
         _, ended = await read(third)
         assert ended == ["stop"]
         assert second.tokens.qsize() <= 1  # its prompt may have been read ahead
@@ -146,3 +147,71 @@ def test_a_failure_is_told_to_those_under_way_and_the_next_are_served(monkeypatc
         _, ended = asyncio.run(ask())
     assert set(ended) <= {"stop", "length"}
     assert loop.completions == 0
+
+
+def test_a_step_that_cannot_be_told_is_told_as_a_failure_to_all(monkeypatch):
+    generator = generator_of(rows=2)
+
+    async def ask():
+        job = job_of(generator, PROMPTS[0], n=2)
+        loop.submit(job)
+        return [await asyncio.wait_for(job.tokens.get(), 60) for _ in range(2)]
+
+    with EngineLoop(generator.engines(1)[0], most=9) as loop:
+        told, count = loop._told, []
+
+        def fail_at_the_second(one):
+            count.append(one)
+            if len(count) == 2:
+                raise RuntimeError("no number came from the device")
+            return told(one)
+
+        monkeypatch.setattr(loop, "_told", fail_at_the_second)
+        tokens = asyncio.run(ask())
+        assert {(token.finish_reason, token.error) for token in tokens} == {
+            ("error", "RuntimeError: no number came from the device")
+        }
+        assert loop.completions == 0
+
+
+def test_one_that_waits_gives_its_place_to_others_when_its_client_leaves():
+    generator = generator_of(rows=1)
+    engine = generator.engines(1)[0]
+    waiting = threading.Event()
+
+    async def leave():
+        loop.call(waiting.wait)  # nothing is begun until this ends
+        jobs = [job_of(generator, prompt) for prompt in PROMPTS[:3]]
+        loop.submit(jobs[0])
+        loop.submit(jobs[1])
+        with pytest.raises(QueueFullError):
+            loop.submit(jobs[2])
+        loop.cancel(jobs[1])
+        assert loop.completions == 1
+        loop.submit(jobs[2])
+        waiting.set()
+        await read(jobs[2])
+
+    with EngineLoop(engine, most=2) as loop:
+        asyncio.run(leave())
+        assert loop.completions == 0
+
+
+def test_what_needs_the_models_is_done_between_steps_by_the_thread_that_runs_them():
+    generator = generator_of(rows=2)
+
+    async def ask():
+        job = job_of(generator, PROMPTS[0], n=2)
+        loop.submit(job)
+        calls = [loop.call(lambda: threading.current_thread().name) for _ in range(3)]
+        failing = loop.call(lambda: 1 / 0)
+        await read(job)
+        assert [call.result(60) for call in calls] == ["serving"] * 3
+        with pytest.raises(ZeroDivisionError):
+            failing.result(60)
+
+    with EngineLoop(generator.engines(1)[0], most=9) as loop:
+        asyncio.run(ask())
+        assert loop.call(lambda: 5).result(60) == 5  # when nothing is written, too
+    with pytest.raises(QueueFullError, match="about to end"):
+        loop.call(lambda: 5)

@@ -166,7 +166,7 @@ class LocalGenerator:
         """So many engines over this generator, its rows divided among them.
 
         Returns:
-            None where the model cannot be decoded in rows and no length value model needs that.
+            An empty list where the model cannot be decoded in rows and no length value model needs that.
 
         Raises:
             GenerationError: a length value model that cannot be, or a generator beside one.

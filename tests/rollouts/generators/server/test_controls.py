@@ -4,12 +4,12 @@ import pytest
 import torch
 from scripted_server import generator, models, prompts
 
+from lenvm_lightning.decoding.custom_params import write_custom_params
 from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GenerationError, GeneratorError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
 from lenvm_lightning.rollouts.generators.interface import GeneratedText, PromptRequest
 from lenvm_lightning.rollouts.generators.server.backends import BACKENDS
-from lenvm_lightning.rollouts.generators.server.controls import custom_params
 
 WIRE = [
     (Tilt(-5), {"value_mode": "centered_exp", "value_scale": -5.0}),
@@ -44,8 +44,8 @@ def ask(server, requests, sampling=SHORTLIST, /, **options):
 
 @pytest.mark.parametrize(("control", "expected"), WIRE)
 def test_a_control_is_sent_with_its_request(server, control, expected):
-    assert custom_params(control) == expected
-    assert custom_params(control, 0.999) == {**expected, "gamma": 0.999}
+    assert write_custom_params(control) == expected
+    assert write_custom_params(control, 0.999) == {**expected, "gamma": 0.999}
     answers = ask(server, under(control), gamma=0.999)
     assert all(isinstance(answer.result, GeneratedText) for answer in answers)
     assert [body["custom_params"] for body in server.bodies] == 2 * [{**expected, "gamma": 0.999}]

@@ -40,6 +40,11 @@ class EvaluationError(LenVMError):
     """An evaluation that cannot be made as asked."""
 
 
+def named(error: BaseException) -> str:
+    """Kind and first line of an error of another library."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped word: ``; did you mean 'x'?``, or an empty string where nothing is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import GenerationError
+from ..errors import GenerationError, named
 from ..models.value_model import LengthValueModel
 from .candidate_scorer import CandidateScorer
 from .kv_cache import FEWEST_ROWS
@@ -72,7 +72,7 @@ def _opened(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a family does that works otherwise
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        reason = named(error)
     if reason:
         name = type(model.backbone if isinstance(model, LengthValueModel) else model).__name__
         raise GenerationError(f"{who}: {name} cannot be decoded in rows of a cache: {reason}")
@@ -142,7 +142,7 @@ def _reason(model: nn.Module, key: Any, difference: Callable[[], float]) -> str 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a family does that works otherwise
-            found[key] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            found[key] = named(error)
         else:
             # NaN is no reason: it is told where tokens are sampled.
             wrong = apart > _LARGEST_DIFFERENCE.get(dtype, _LARGEST_DIFFERENCE_OF_HALF)

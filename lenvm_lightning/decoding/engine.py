@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..errors import GenerationError
+from ..errors import GenerationError, named
 from ..models.value_model import LengthValueModel
 from ..utils.threads import is_small, one_thread
 from . import compatibility
@@ -51,6 +51,7 @@ class RunningCompletion:
         remaining: tokens still to come, by the length value model; None without one.
         finish_reason: ``stop`` = an end token or a stop string, ``length`` = truncated at ``max_tokens``, ``error`` =
             see ``error``; None while it is being written.
+        unread: why a model cannot read its prompt; None where it can.
         result: what the last step decided for all rows, and ``place``, which of them this is; None without a scorer.
     """
 
@@ -62,6 +63,7 @@ class RunningCompletion:
     logprob: float = 0.0
     remaining: float | None = None
     finish_reason: FinishReason | None = None
+    unread: str | None = None
     result: StepResult | None = None
     place: int = 0
 
@@ -88,11 +90,17 @@ class RunningCompletion:
         """One that begins: its first step feeds the last token of the prompt."""
         return cls(request, index, request.prompt_ids[-1], Random(request.seeds[index]))
 
+    @classmethod
+    def failed(cls, request: Request, reason: str) -> "list[RunningCompletion]":
+        """Those of a prompt that cannot be read: they end before they begin."""
+        count = range(len(request.seeds))
+        return [cls(request, k, -1, Random(), finish_reason="error", unread=reason) for k in count]
+
     @property
     def error(self) -> str | None:
         """Why it failed; None where it did not."""
-        if self.finish_reason != "error":
-            return None
+        if self.finish_reason != "error" or self.unread is not None:
+            return self.unread
         return BROKEN if self.request.control is None else BROKEN_UNDER_CONTROL
 
 
@@ -175,7 +183,10 @@ class Engine(Generic[Passed]):
                     if not self._prompts.has_unread:
                         break
                     with one_thread(self._one_thread):
-                        self._prompts.prefill()
+                        unread = self._prompts.prefill()
+                    for request, reason in unread:
+                        yield RunningCompletion.failed(request, reason)
+                    continue
                 if not self._fill_rows():
                     break
             if not self._running:
@@ -257,7 +268,7 @@ class Engine(Generic[Passed]):
         except GenerationError as error:
             return str(error)
         except (ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
-            return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            return named(error)
         return None
 
     def prefill_batch(self, inputs: dict[str, Any], requests: Sequence[Request], places: Sequence[int]) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from ..errors import GenerationError, named
 from ..guidance import Control
 from ..models.value_model import LengthValueModel
+from ..utils.memory import is_of_memory
 from .compatibility import require_same_after_images
 from .kv_layout import round_up
 from .model_runner import PADDING, ModelRunner, Prefill, moved_to
@@ -107,22 +109,43 @@ class Prefiller:
             else:
                 yield item
 
-    @torch.inference_mode()
-    def prefill(self) -> None:
-        """Prefill the first prompt that waits, and with it others that are padded to the same width."""
+    def prefill(self) -> list[tuple[Request, str]]:
+        """Prefill the first prompt that waits, and with it others that are padded to the same width.
+
+        Returns:
+            Those that a model cannot read, and why; the others go on.
+        """
         first = self._waiting[0]
         group = [first]
-        if not first.prefills and first.inputs:
-            self.prefill_batch(first.inputs, [first], [0])
-        elif not first.prefills:
+        if first.is_plain_text:
             alike = [one for one in self._waiting if one.is_plain_text and one.width == first.width]
             group = alike[: max(1, _PREFILL_TOKENS // max(first.width, 1))]
-            caches = [runner.prefill([one.prompt_ids[:-1] for one in group]) for runner, _ in self._readers]
-            for row, request in enumerate(group):
-                request.prefills = [Prefill(cache, row) for cache in caches]
         taken = set(map(id, group))
         self._waiting = [request for request in self._waiting if id(request) not in taken]
-        self.prefilled.extend(PrefilledPrompt(one, deque(range(len(one.seeds)))) for one in group)
+        failed = self._read(group)
+        wrong = {id(request) for request, _ in failed}
+        read = (request for request in group if id(request) not in wrong)
+        self.prefilled.extend(PrefilledPrompt(one, deque(range(len(one.seeds)))) for one in read)
+        return failed
+
+    @torch.inference_mode()
+    def _read(self, group: Sequence[Request]) -> list[tuple[Request, str]]:
+        """Run prompts through all models, together; where that fails, each on its own, to find those that fail."""
+        first = group[0]
+        try:
+            if not first.prefills and first.inputs:
+                self.prefill_batch(first.inputs, [first], [0])
+            elif not first.prefills:
+                caches = [runner.prefill([one.prompt_ids[:-1] for one in group]) for runner, _ in self._readers]
+                for row, request in enumerate(group):
+                    request.prefills = [Prefill(cache, row) for cache in caches]
+        except Exception as error:
+            if is_of_memory(error):  # no prompt's fault alone
+                raise
+            if len(group) == 1:
+                return [(first, str(error) if isinstance(error, GenerationError) else named(error))]
+            return [failure for request in group for failure in self._read([request])]
+        return []
 
     @torch.inference_mode()
     def prefill_batch(self, inputs: dict[str, Any], requests: Sequence[Request], places: Sequence[int]) -> None:

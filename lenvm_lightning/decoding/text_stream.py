@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-_HALF = "\ufffd"  # what a decoder says of half a character
+HALF = "\ufffd"  # what a decoder says of half a character
 _MOST_BYTES = 4  # of one
 
 
@@ -40,7 +40,7 @@ class TextStream:
         if token_id >= 0:
             self._ids.append(token_id)
         known = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-        if last or not known.endswith(_HALF) or len(self._ids) > 2 * _MOST_BYTES:
+        if last or not known.endswith(HALF) or len(self._ids) > 2 * _MOST_BYTES:
             self.text += known[self._settled :]
             # Decoded again with the token before it: a tokenizer may need it to know about a blank.
             self._ids = self._ids[-1:]

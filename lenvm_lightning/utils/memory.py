@@ -1,10 +1,16 @@
-"""How much memory a process may still take."""
+"""How much memory a process may still take, and whether that was the trouble."""
 
 from pathlib import Path
 
 import psutil
+import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def free_memory(cgroup: Path = _CGROUP) -> int:

@@ -34,7 +34,7 @@ from ....guidance import Control
 from ....models.processors import load_processor, tokenizer_of
 from ....models.value_model import LengthValueModel
 from ....utils.images import open_image
-from ....utils.memory import free_memory
+from ....utils.memory import free_memory, is_of_memory
 from ....utils.threads import is_small
 from ...prompting import encode_prompt
 from ...record import IMAGE_MARK
@@ -63,6 +63,8 @@ class LocalGenerator:
 
     Attributes:
         tokenizer: that of the processor.
+        takes_images: whether it reads more than text.
+        stop_ids: that end a completion.
         tokens_written: by all calls of `sample`, those of unfinished completions among them.
     """
 
@@ -83,11 +85,11 @@ class LocalGenerator:
         self.model = model
         self.processor = processor
         self.tokenizer = tokenizer_of(processor)
-        self._takes_images = hasattr(processor, "image_processor")
+        self.takes_images = hasattr(processor, "image_processor")
         self.lenvm = lenvm
         self._digest = digest
         self._placeholders = placeholder_ids(model, processor)
-        self._stop_ids = stop_ids_of(model, processor)
+        self.stop_ids = stop_ids_of(model, processor)
         self._warned: set[str] = set()
         self.rows = rows or _rows_for(model)
 
@@ -155,7 +157,7 @@ class LocalGenerator:
                 self.tokens_written += item.tokens
                 yield from map(self._answer, item.ended)
         except (RuntimeError, MemoryError) as error:
-            if not _is_of_memory(error):
+            if not is_of_memory(error):
                 raise
             raise GeneratorError(
                 f"{self.name} ran out of memory on {self.model.device} with {self.rows} rows. Use fewer "
@@ -178,7 +180,7 @@ class LocalGenerator:
                     self.model,
                     self.lenvm,
                     processor=self.processor,
-                    stop_ids=self._stop_ids,
+                    stop_ids=self.stop_ids,
                     max_rows=self.rows // count,
                     fewest_rows=fewest,
                 )
@@ -215,7 +217,7 @@ class LocalGenerator:
             elif self.lenvm is None:
                 self._warn_slow(reason_against)
                 forbidden = forbidden_ids(self.model, None, self.processor)
-                yield from write_with_generate(self.model, request, self._stop_ids, forbidden, self._text)
+                yield from write_with_generate(self.model, request, self.stop_ids, forbidden, self._text)
             else:
                 yield from _failures(asked, f"{reason_against}, and guided decoding knows no other way")
 
@@ -248,7 +250,7 @@ class LocalGenerator:
         marks = sum(message["content"].count(IMAGE_MARK) for message in prompt.messages)
         if marks != len(prompt.images):
             raise ValueError(f"{marks} {IMAGE_MARK} marks in the prompt but {len(prompt.images)} images")
-        if marks and not self._takes_images:
+        if marks and not self.takes_images:
             raise ValueError(f"the prompt has images, but {self.name} reads text only")
         ids, inputs = encode_prompt(self.processor, prompt.messages, [open_image(image) for image in prompt.images])
         ids += prompt.begun
@@ -289,10 +291,6 @@ class LocalGenerator:
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _is_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _failures(asked: PromptRequest, reason: str) -> Iterator[Answer]:

@@ -51,6 +51,8 @@ def execute(arguments: argparse.Namespace) -> int:
             f"--host {arguments.host}: anybody who reaches this machine could use it. Set ${_KEY} to the key that "
             "clients must send, or say --without-key"
         )
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise GenerationError(f"${_KEY} holds blanks or characters beyond ASCII, which no client can send in a header")
     if not 0 <= arguments.port < 2**16:
         raise GenerationError(f"--port {arguments.port} is none: 0 to 65535")
     if (arguments.waiting or 0) < 0 or (arguments.max_tokens is not None and arguments.max_tokens < 1):

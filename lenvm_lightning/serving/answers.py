@@ -1,8 +1,9 @@
 """What clients get: completions put together from tokens, whole or in pieces, in the words of the OpenAI protocol."""
 
+import itertools
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,34 @@ from openai.types import Completion, CompletionChoice, CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion import Choice, ChoiceLogprobs
 from openai.types.chat.chat_completion_chunk import Choice as ChunkChoice
+from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from openai.types.completion_choice import Logprobs
 
-from ..decoding.text_stream import TextStream
+from ..decoding.read_back import ReadToken
+from ..decoding.text_stream import HALF, TextStream
 from .engine_loop import Job, WrittenToken
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an answer tells beside its text.
+
+    Attributes:
+        chat: True = in the words of ``/v1/chat/completions``.
+        logprobs: True = log-probabilities of its tokens.
+        likeliest: so many tokens that were likeliest in the place of each.
+        echo: True = the prompt before it, with its log-probabilities.
+    """
+
+    chat: bool
+    logprobs: bool = False
+    likeliest: int = 0
+    echo: bool = False
+
+    @property
+    def from_reading(self) -> bool:
+        """Whether the text has to be read for that once it is written."""
+        return self.logprobs and (self.echo or self.likeliest > 0)
 
 
 @dataclass
@@ -22,21 +47,33 @@ class Answer:
 
     Attributes:
         index: among all of its request.
+        prompt_ids: of its prompt.
         stream: its text.
+        echoed: text of its prompt, where that is wanted.
         token_ids: written so far, the end token included.
         logprobs: (nats) of them, by the base model.
         expected: tokens expected before the first one; None without a length value model.
         remaining: still to come after the last one.
         finish_reason: None while it is being written.
+        read: prompt and completion, read back; None where nobody did.
     """
 
     index: int
+    prompt_ids: list[int]
     stream: TextStream
+    echoed: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     expected: float | None = None
     remaining: float | None = None
     finish_reason: str | None = None
+    read: list[ReadToken] | None = None
+
+    def told_tokens(self, echo: bool) -> list[ReadToken]:
+        """The tokens whose log-probabilities are told: its own, with ``echo`` those of the prompt before them."""
+        if self.read is not None:
+            return self.read[0 if echo else len(self.prompt_ids) :]
+        return list(map(ReadToken, self.token_ids, self.logprobs))
 
     def take(self, token: WrittenToken) -> str:
         """Count a token in; returns what can be shown now."""
@@ -60,19 +97,21 @@ class Answers:
         jobs: of its prompts.
         tokenizer: of their vocabulary.
         model: how the client knows the generator.
-        chat: True = of ``/v1/chat/completions``.
+        wanted: what they tell.
+        echoed: texts of the prompts, where they are wanted.
     """
 
-    def __init__(self, jobs: list[Job], tokenizer: Any, model: str, chat: bool) -> None:
-        self._chat, self._model, self._tokenizer = chat, model, tokenizer
+    def __init__(self, jobs: list[Job], tokenizer: Any, model: str, wanted: Wanted, echoed: Sequence[str] = ()) -> None:
+        self.wanted, self._model, self._tokenizer = wanted, model, tokenizer
         self._created = int(time.time())
-        self.id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self.id = f"{'chatcmpl' if wanted.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._prompt_tokens = sum(len(job.prompt_ids) for job in jobs)
         self.by_job = []
         count = 0
-        for job in jobs:
-            streams = (TextStream(tokenizer, job.params.stop) for _ in job.seeds)
-            self.by_job.append([Answer(count + k, stream) for k, stream in enumerate(streams)])
+        for number, job in enumerate(jobs):
+            text = echoed[number] if echoed else ""
+            streams = [TextStream(tokenizer, job.params.stop) for _ in job.seeds]
+            self.by_job.append([Answer(count + k, job.prompt_ids, one, text) for k, one in enumerate(streams)])
             count += len(job.seeds)
         self.all = [answer for answers in self.by_job for answer in answers]
 
@@ -90,44 +129,58 @@ class Answers:
 
     # -- whole ---
 
-    def whole(self, logprobs: bool) -> dict[str, Any]:
+    def whole(self) -> dict[str, Any]:
         """The answer where nothing is streamed."""
         common: dict[str, Any] = {"id": self.id, "created": self._created, "model": self._model, "usage": self.usage()}
-        if self._chat:
-            choices = [self._chat_choice(answer, logprobs) for answer in self.all]
+        if self.wanted.chat:
+            choices = [self._chat_choice(answer) for answer in self.all]
             return ChatCompletion(object="chat.completion", choices=choices, **common).model_dump(exclude_none=True)
-        texts = [self._text_choice(answer, logprobs) for answer in self.all]
-        return Completion(object="text_completion", choices=texts, **common).model_dump(exclude_none=True)
+        texts = [self._text_choice(answer) for answer in self.all]
+        whole = Completion.model_construct(object="text_completion", choices=texts, **common)
+        return whole.model_dump(exclude_none=True)
 
-    def _chat_choice(self, answer: Answer, logprobs: bool) -> Choice:
+    def _chat_choice(self, answer: Answer) -> Choice:
         given: dict[str, Any] = {"message": {"role": "assistant", "content": answer.stream.text}, **_extra(answer)}
-        known = ChoiceLogprobs(content=self._token_logprobs(answer)) if logprobs else None
+        known = ChoiceLogprobs(content=self._token_logprobs(answer)) if self.wanted.logprobs else None
         return Choice(index=answer.index, finish_reason=_reason(answer), logprobs=known, **given)
 
-    def _text_choice(self, answer: Answer, logprobs: bool) -> CompletionChoice:
-        known = self._flat_logprobs(answer) if logprobs else None
-        return CompletionChoice(
-            index=answer.index, finish_reason=_reason(answer), text=answer.stream.text, logprobs=known, **_extra(answer)
+    def _text_choice(self, answer: Answer) -> CompletionChoice:
+        known = self._flat_logprobs(answer) if self.wanted.logprobs else None
+        reason, text = _reason(answer), answer.echoed + answer.stream.text
+        # The type knows no place without a number, and the first token of a prompt has none.
+        return CompletionChoice.model_construct(
+            index=answer.index, finish_reason=reason, text=text, logprobs=known, **_extra(answer)
         )
 
     def _token_logprobs(self, answer: Answer) -> list[ChatCompletionTokenLogprob]:
-        pairs = zip(answer.token_ids, answer.logprobs, strict=True)
-        return [
-            ChatCompletionTokenLogprob(token=text, logprob=logprob, top_logprobs=[], bytes=list(text.encode()))
-            for token, logprob in pairs
-            for text in [self._tokenizer.decode([token])]
-        ]
+        told = []
+        for one in answer.told_tokens(echo=False):
+            best = [TopLogprob(**self._told(token, logprob)) for token, logprob in one.likeliest]
+            told.append(ChatCompletionTokenLogprob(**self._told(one.token_id, one.logprob), top_logprobs=best))
+        return told
+
+    def _told(self, token_id: int, logprob: float | None) -> dict[str, Any]:
+        text = self._tokenizer.decode([token_id])
+        # Half a character has bytes that no decoder tells.
+        return {"token": text, "logprob": logprob, "bytes": None if HALF in text else list(text.encode())}
 
     def _flat_logprobs(self, answer: Answer) -> Logprobs:
-        texts = [self._tokenizer.decode([token]) for token in answer.token_ids]
-        tops: Any = [{text: logprob} for text, logprob in zip(texts, answer.logprobs, strict=True)]
-        return Logprobs(tokens=texts, token_logprobs=list(answer.logprobs), top_logprobs=tops)
+        read = answer.told_tokens(self.wanted.echo)
+        texts = [self._tokenizer.decode([one.token_id]) for one in read]
+        tops: list[dict[str, float] | None] = []
+        for text, one in zip(texts, read, strict=True):
+            best = {self._tokenizer.decode([token]): logprob for token, logprob in reversed(one.likeliest)}
+            tops.append(None if one.logprob is None else {text: one.logprob} | best)
+        offsets = list(itertools.accumulate(map(len, texts[:-1]), initial=0)) if texts else []
+        return Logprobs.model_construct(
+            tokens=texts, token_logprobs=[one.logprob for one in read], top_logprobs=tops, text_offset=offsets
+        )
 
     # -- in pieces ---
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """What a chat begins with."""
-        if self._chat:
+        if self.wanted.chat:
             for answer in self.all:
                 yield self._piece(answer, "", role="assistant")
 
@@ -138,7 +191,7 @@ class Answers:
     def _piece(self, answer: Answer, shown: str, role: str | None = None) -> dict[str, Any]:
         reason = _reason(answer) if answer.finish_reason else None
         common: dict[str, Any] = {"id": self.id, "created": self._created, "model": self._model}
-        if self._chat:
+        if self.wanted.chat:
             delta: Any = {"content": shown} if role is None else {"role": role, "content": shown}
             choice = ChunkChoice(index=answer.index, delta=delta, finish_reason=reason, **_extra(answer))
             chunk = ChatCompletionChunk(object="chat.completion.chunk", choices=[choice], **common)
@@ -153,7 +206,7 @@ class Answers:
     def closing(self) -> dict[str, Any]:
         """The piece with the usage, where the client asked for it."""
         common = {"id": self.id, "created": self._created, "model": self._model, "usage": self.usage().model_dump()}
-        kind = "chat.completion.chunk" if self._chat else "text_completion"
+        kind = "chat.completion.chunk" if self.wanted.chat else "text_completion"
         return {"object": kind, "choices": [], **common}
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,15 +18,17 @@ from openai.types import Model
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import LenVMError
+from ..errors import LenVMError, named
 from ..rollouts.generators.interface import Prompt
-from .answers import Answer, Answers
+from .answers import Answer, Answers, Wanted
 from .engine_loop import Job, QueueFullError, WrittenToken
 from .metrics import ServerMetrics
 from .requests import ChatRequest, CompletionRequest, GenerationRequest, LengthsRequest
 from .service import Service
 
+_log = logging.getLogger(__name__)
 _BODY = 32 * 2**20  # bytes: images are in it
+_BODIES = 2**30  # bytes: of all requests that are being answered
 _RETRY_AFTER = 1  # seconds
 _PAGE = Path(__file__).parent / "page"
 _PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"}
@@ -59,9 +62,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
 
     @app.exception_handler(QueueFullError)
     async def full(request: Request, error: QueueFullError) -> JSONResponse:
-        answer = _error(429, f"{error}. Ask again in a moment.", "rate_limit_error")
-        answer.headers["Retry-After"] = str(_RETRY_AFTER)
-        return answer
+        return _full(str(error))
 
     @app.exception_handler(LenVMError)
     async def failed(request: Request, error: LenVMError) -> JSONResponse:
@@ -93,25 +94,36 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         _require_model(body, name)
+        wanted = Wanted(chat=True, logprobs=bool(body.logprobs), likeliest=body.top_logprobs or 0)
+        _require_whole(body, wanted)
         prompt = await service.prepared(service.chat, body.messages)
-        jobs = await service.submit(body, [prompt], body.most_tokens)
-        return await _answer(service, metrics, request, body, jobs, chat=True, logprobs=bool(body.logprobs))
+        if prompt.images and wanted.likeliest:
+            raise ValueError("top_logprobs: images are not read back; leave it out")
+        jobs = await service.prepare(body, [prompt], body.most_tokens)
+        service.begin(jobs)
+        return await _answer(service, metrics, request, body, Answers(jobs, service.tokenizer, name, wanted), jobs)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         _require_model(body, name)
-        if body.echo:
-            raise ValueError("echo: this server does not read prompts back")
-        if body.max_tokens == 0:
-            raise ValueError("max_tokens: at least 1")
+        nothing = body.max_tokens == 0
+        if nothing and not body.echo:
+            raise ValueError("max_tokens: at least 1, or 0 with echo")
+        wanted = Wanted(False, body.logprobs is not None, body.logprobs or 0, bool(body.echo))
+        _require_whole(body, wanted)
         service.require_few(len(body.prompts) * (body.n or 1))
         tokenizer = service.tokenizer
         prompts: list[Prompt | list[int]] = [
             one if isinstance(one, list) else await service.prepared(lambda text: tokenizer(text)["input_ids"], one)
             for one in body.prompts
         ]
-        jobs = await service.submit(body, prompts, body.most_tokens)
-        return await _answer(service, metrics, request, body, jobs, chat=False, logprobs=body.logprobs is not None)
+        jobs = await service.prepare(body, prompts, 1 if nothing else body.most_tokens)
+        texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in body.prompts] if body.echo else ()
+        answers = Answers(jobs, tokenizer, name, wanted, texts)
+        if nothing:
+            return JSONResponse(await _whole(service, answers))
+        service.begin(jobs)
+        return await _answer(service, metrics, request, body, answers, jobs)
 
     @app.post("/v1/lengths")
     async def lengths(body: LengthsRequest) -> dict[str, Any]:
@@ -127,28 +139,48 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
 
 
 class _Gate:
-    """Asks for the key and counts answers. Plain ASGI, so that streams and clients that leave pass untouched."""
+    """Asks for the key, bounds what bodies take, counts answers, and answers where something breaks.
+
+    Plain ASGI, so that streams and clients that leave pass untouched.
+    """
 
     def __init__(self, app: ASGIApp, api_key: str | None, metrics: ServerMetrics) -> None:
         self._app, self._metrics = app, metrics
         self._expected = None if api_key is None else f"Bearer {api_key}".encode()
+        self._bytes = 0  # of the bodies of requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 endpoint = getattr(scope.get("route"), "path", "other")
                 self._metrics.requests.labels(endpoint, message["status"]).inc()
             await send(message)
 
-        if self._may_pass(scope):
-            await self._app(scope, receive, counted)
-        else:
+        size = _announced(scope)
+        if not self._may_pass(scope):
             refusal = _error(401, "this server asks for a key: Authorization: Bearer KEY", "authentication_error")
             await refusal(scope, receive, counted)
+            return
+        if self._bytes and self._bytes + size > _BODIES:
+            await _full("the bodies of other requests fill the memory")(scope, receive, counted)
+            return
+        self._bytes += size
+        try:
+            await self._app(scope, receive, counted)
+        except Exception as error:  # a bug of ours: told, counted, and written down for whoever runs the server
+            _log.exception("a request ended in an error that nobody expected")
+            if not begun:
+                await _error(500, f"the server failed: {named(error)}", "server_error")(scope, receive, counted)
+        finally:
+            self._bytes -= size
 
     def _may_pass(self, scope: Scope) -> bool:
         if self._expected is None or scope["path"] in _OPEN:
@@ -162,23 +194,22 @@ def _require_model(body: GenerationRequest, name: str) -> None:
         raise HTTPException(404, f"there is no model {body.model!r} here; this server has {name!r}")
 
 
+def _require_whole(body: GenerationRequest, wanted: Wanted) -> None:
+    if body.stream and (wanted.logprobs or wanted.echo):
+        raise ValueError("logprobs and echo come with whole answers only: leave out stream, or them")
+
+
 async def _answer(
     service: Service,
     metrics: ServerMetrics,
     request: Request,
     body: GenerationRequest,
+    answers: Answers,
     jobs: list[Job],
-    *,
-    chat: bool,
-    logprobs: bool,
 ) -> Response:
     """The response to a request whose jobs are under way."""
-    answers = Answers(jobs, service.tokenizer, service.generator.name, chat)
     tokens = _tokens(jobs, answers, metrics)
     if body.stream:
-        if logprobs:
-            service.cancel(jobs)
-            raise ValueError("logprobs come with whole answers only: leave out stream, or logprobs")
         usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(_pieces(service, jobs, answers, tokens, usage), media_type="text/event-stream")
     reading = asyncio.ensure_future(_read(tokens))
@@ -188,11 +219,17 @@ async def _answer(
         if not reading.done():
             return Response(status_code=499)  # nobody reads it
         reading.result()
-        return JSONResponse(answers.whole(logprobs))
+        return JSONResponse(await _whole(service, answers))
     finally:
         for task in (reading, leaving):
             task.cancel()
         service.cancel(jobs)  # those that have ended do not mind
+
+
+async def _whole(service: Service, answers: Answers) -> dict[str, Any]:
+    if answers.wanted.from_reading:
+        await service.read_back(answers.all, answers.wanted.likeliest)
+    return answers.whole()
 
 
 async def _left(request: Request) -> None:
@@ -212,6 +249,7 @@ async def _tokens(
     """Completions, each with what a token has added to its text, until all have ended.
 
     Raises:
+        ValueError: a model cannot read the prompt.
         CompletionFailedError: one of them failed.
     """
     began, first = time.monotonic(), True
@@ -233,6 +271,8 @@ async def _tokens(
             if first:
                 metrics.first_token.observe(time.monotonic() - began)
                 first = False
+            if token.unread:
+                raise ValueError(token.error)
             if token.finish_reason == "error":
                 raise CompletionFailedError(token.error or "it could not be written")
             shown = answer.take(token)
@@ -263,7 +303,7 @@ async def _pieces(
                 yield _event(found)
         if usage:
             yield _event(answers.closing())
-    except LenVMError as error:  # the status is sent already
+    except (LenVMError, ValueError) as error:  # the status is sent already
         yield _event(json.loads(bytes(_error(503, str(error), "server_error").body)))
     finally:
         service.cancel(jobs)
@@ -277,6 +317,20 @@ def _event(piece: dict[str, Any]) -> bytes:
 
 def _error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
+
+
+def _full(message: str) -> JSONResponse:
+    answer = _error(429, f"{message}. Ask again in a moment.", "rate_limit_error")
+    answer.headers["Retry-After"] = str(_RETRY_AFTER)
+    return answer
+
+
+def _announced(scope: Scope) -> int:
+    """Bytes of a body at most: what the client says, or what any may have."""
+    said = dict(scope["headers"]).get(b"content-length", b"")
+    if said.isdigit():
+        return min(int(said), _BODY)
+    return _BODY if b"transfer-encoding" in dict(scope["headers"]) else 0
 
 
 def _told(error: Any) -> str:

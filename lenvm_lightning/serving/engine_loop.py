@@ -13,13 +13,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from ..decoding.engine import Engine, FinishReason, RunningCompletion
 from ..decoding.prefill import Request
 from ..decoding.sampling_params import SamplingParams
-from ..errors import LenVMError
+from ..errors import LenVMError, named
 from ..guidance import Control
+from ..utils.memory import is_of_memory
+
+_MOST_BYTES = 2**31
 
 
 class QueueFullError(LenVMError):
@@ -39,6 +40,7 @@ class WrittenToken:
         remaining: tokens still to come after it.
         finish_reason: of the completion, where this is its last token.
         error: why it failed.
+        unread: True = because a model cannot read the prompt: it would fail again.
     """
 
     index: int
@@ -48,6 +50,7 @@ class WrittenToken:
     remaining: float | None
     finish_reason: FinishReason | None
     error: str | None = None
+    unread: bool = False
 
 
 @dataclass(eq=False)
@@ -77,6 +80,11 @@ class Job:
     cancelled: bool = False
     logprobs: dict[int, float] = field(default_factory=lambda: defaultdict(float))
 
+    @property
+    def bytes_of_images(self) -> int:
+        """What its tensors take until they have been read."""
+        return sum(tensor.nbytes for tensor in self.inputs.values())
+
     def as_request(self) -> Request:
         """As the engine takes it."""
 
@@ -92,11 +100,13 @@ class EngineLoop:
     Args:
         engine: nobody else uses it.
         most: completions under way and waiting that there are at most.
+        most_bytes: of images that wait or are being read; one request may always have its own.
     """
 
-    def __init__(self, engine: "Engine[Any]", most: int) -> None:
+    def __init__(self, engine: "Engine[Any]", most: int, most_bytes: int = _MOST_BYTES) -> None:
         self._engine = engine
-        self._most = most
+        self._most, self._most_bytes = most, most_bytes
+        self._bytes = 0
         self._changed = threading.Condition()
         self._arrived: deque[Job] = deque()
         self._running: dict[int, Job] = {}  # by id
@@ -134,8 +144,11 @@ class EngineLoop:
                 raise QueueFullError("the server is about to end")
             if self._completions + count > self._most:
                 raise QueueFullError(f"{self._completions} completions are under way or wait, of {self._most} at most")
+            if self._bytes and self._bytes + job.bytes_of_images > self._most_bytes:
+                raise QueueFullError(f"images of {self._bytes / 2**20:.0f} MiB are waiting already")
             job.left = count
             self._completions += count
+            self._bytes += job.bytes_of_images
             self._arrived.append(job)
             self._changed.notify()
 
@@ -145,7 +158,7 @@ class EngineLoop:
         with self._changed:
             if job in self._arrived:
                 self._arrived.remove(job)
-                self._completions -= job.left
+                self._forget(job)
 
     def call(self, work: Callable[[], Any]) -> "Future[Any]":
         """Do what needs the models between two steps, in the engine's thread: threads must not share them.
@@ -189,7 +202,13 @@ class EngineLoop:
                 if not job.cancelled:
                     self._running[id(job)] = job
                     return job.as_request()
-                self._completions -= job.left
+                self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        """Count a job out that never began; with the lock held."""
+        self._completions -= job.left
+        self._bytes -= job.bytes_of_images
+        job.left = 0
 
     def _make_calls(self) -> None:
         while self._calls:
@@ -210,19 +229,22 @@ class EngineLoop:
 
     def _told(self, one: RunningCompletion) -> tuple[Job, WrittenToken]:
         job: Job = one.request.key
-        self.tokens_written += 1
+        self.tokens_written += one.last_token >= 0
         logprob, job.logprobs[one.index] = one.logprob - job.logprobs[one.index], one.logprob
         # Taken from the device once a completion, for it is a wait.
         expected = float(one.result.before[one.place]) if one.result is not None and len(one.token_ids) == 1 else None
         token = one.last_token
-        return job, WrittenToken(one.index, token, logprob, expected, one.remaining, one.finish_reason, one.error)
+        unread = one.unread is not None
+        return job, WrittenToken(
+            one.index, token, logprob, expected, one.remaining, one.finish_reason, one.error, unread
+        )
 
     def _count_out(self, job: Job, completions: int) -> None:
         with self._changed:
             job.left -= completions
             self._completions -= completions
-            if not job.left:
-                self._running.pop(id(job), None)
+            if not job.left and self._running.pop(id(job), None) is not None:
+                self._bytes -= job.bytes_of_images
 
     def _deliver(self, told: list[tuple[Job, WrittenToken]]) -> None:
         """Once for each event loop, since to wake it costs more than to write a token."""
@@ -234,10 +256,7 @@ class EngineLoop:
                 loop.call_soon_threadsafe(_put, some)
 
     def _fail(self, error: Exception) -> None:
-        memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        reason = (
-            "there is not enough memory" if memory else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        )
+        reason = "there is not enough memory" if is_of_memory(error) else named(error)
         told = []
         for job in list(self._running.values()):
             told += [(job, WrittenToken(i, -1, 0.0, None, None, "error", reason)) for i in range(len(job.seeds))]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..decoding.control_text import parse_control
+from ..decoding.custom_params import read_custom_params
 from ..decoding.sampling_params import GUIDED_SAMPLING, SamplingParams
 from ..errors import GenerationError
 from ..guidance import Control
@@ -19,6 +20,7 @@ from ..rollouts.record import IMAGE_MARK
 _LONGEST_STOP, _MOST_STOPS = 200, 16
 _LONGEST_CONTROL = 200
 _SHORT = 16  # tokens
+_MOST_LIKELIEST = 20  # tokens told for each place
 _MOST_PROMPTS, _MOST_IDS, _MOST_MESSAGES, _MOST_PARTS = 1024, 2**17, 1024, 64
 # Of the protocol, without a meaning here unless they are as they would be if left out.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -81,6 +83,7 @@ class GenerationRequest(BaseModel):
     stop: Stop | Annotated[list[Stop], Field(max_length=_MOST_STOPS)] | None = None
     lenvm: str | None = Field(None, max_length=_LONGEST_CONTROL)
     vllm_xargs: dict[str, Any] | None = None
+    custom_params: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _no_meaning(self) -> "GenerationRequest":
@@ -93,21 +96,24 @@ class GenerationRequest(BaseModel):
         return self
 
     def control(self) -> Control | None:
-        """The control of the length that was asked for.
+        """The control of the length that was asked for: as text, or in the words of the research code's server.
 
         Raises:
-            ValueError: its text means nothing, or it is given twice.
+            ValueError: it means nothing, or there are several.
         """
         in_xargs = (self.vllm_xargs or {}).get("lenvm")
-        if self.lenvm is not None and in_xargs is not None and in_xargs != self.lenvm:
-            raise ValueError(f"lenvm is {self.lenvm!r} and vllm_xargs.lenvm is {in_xargs!r}: give one of them")
+        given = {"lenvm": self.lenvm, "vllm_xargs.lenvm": in_xargs, "custom_params": self.custom_params or None}
+        given = {name: one for name, one in given.items() if one is not None}
+        if len(given) > 1 and not (self.custom_params is None and self.lenvm == in_xargs):
+            told = " and ".join(f"{name} is {one!r}" for name, one in given.items())
+            raise ValueError(f"{told}: give one of them")
         text = self.lenvm if self.lenvm is not None else in_xargs
-        if text is None:
-            return None
-        if not isinstance(text, str) or len(text) > _LONGEST_CONTROL:
+        if text is not None and (not isinstance(text, str) or len(text) > _LONGEST_CONTROL):
             raise ValueError("vllm_xargs.lenvm must be a text such as 'equal-to:128'")
         try:
-            return parse_control(text)
+            if self.custom_params:
+                return read_custom_params(self.custom_params)
+            return None if text is None else parse_control(text)
         except GenerationError as error:
             raise ValueError(str(error)) from error
 
@@ -183,7 +189,13 @@ class ChatRequest(GenerationRequest):
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = False
-    top_logprobs: Literal[0] | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=_MOST_LIKELIEST)
+
+    @model_validator(mode="after")
+    def _together(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is told beside logprobs: true")
+        return self
 
     @property
     def most_tokens(self) -> int | None:
@@ -208,7 +220,7 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
     )
     max_tokens: Annotated[int, Field(ge=0)] | None = None
-    logprobs: int | None = Field(None, ge=0, le=1)
+    logprobs: int | None = Field(None, ge=0, le=_MOST_LIKELIEST)
     echo: bool | None = False
 
     @property

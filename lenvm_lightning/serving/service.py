@@ -1,6 +1,7 @@
 """What the server does, without HTTP: prompts to jobs, and what is known of lengths before anything is written."""
 
 import asyncio
+import functools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..decoding.arguments import ends_with_stop
 from ..decoding.limits import context_window
+from ..decoding.read_back import read_back
 from ..decoding.sampling_params import SamplingParams, completion_seed
 from ..errors import GenerationError
 from ..guidance import Control, target_of
@@ -16,6 +18,7 @@ from ..inspection.rollout_values import values_of
 from ..rollouts.generators.interface import Prompt
 from ..rollouts.generators.local import LocalGenerator
 from ..utils.images import open_image
+from .answers import Answer
 from .engine_loop import EngineLoop, Job
 from .requests import GenerationRequest, Message
 
@@ -72,10 +75,10 @@ class Service:
         """Do what needs tokenizer, processor or models, beside the event loop and not all at once."""
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *arguments)
 
-    async def submit(
+    async def prepare(
         self, asked: GenerationRequest, prompts: Sequence[Prompt | list[int]], most: int | None
     ) -> list[Job]:
-        """Begin to write the completions of some prompts.
+        """Make the completions of some prompts ready to be written.
 
         Args:
             asked: how.
@@ -84,7 +87,6 @@ class Service:
 
         Raises:
             ValueError: they cannot be answered; the text says why.
-            QueueFullError: there is no room for them now.
         """
         control = asked.control()
         if control is not None and self.generator.lenvm is None:
@@ -100,6 +102,14 @@ class Service:
             seeds = [completion_seed(sampling.seed + number, "", k) for k in range(n)]
             ends = ends_with_stop(sampling.stop, self.tokenizer)
             jobs.append(Job(ids, seeds, sampling, control, inputs, ends, loop))
+        return jobs
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Begin to write, all of them or none.
+
+        Raises:
+            QueueFullError: there is no room for them now.
+        """
         begun: list[Job] = []
         try:
             for job in jobs:
@@ -108,7 +118,6 @@ class Service:
         except BaseException:
             self.cancel(begun)
             raise
-        return jobs
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Nobody reads them any longer."""
@@ -161,7 +170,21 @@ class Service:
         read = [message.read(contents) for message in messages]
         if len(contents) > self.limits.images:
             raise ValueError(f"{len(contents)} images are more than {self.limits.images}")
+        if contents and not self.generator.takes_images:
+            raise ValueError(f"the prompt has images, but {self.generator.name} reads text only")
         return Prompt(prompt_id, read, tuple(open_image(content) for content in contents))
+
+    async def read_back(self, answers: Sequence[Answer], likeliest: int) -> None:
+        """Read prompts and completions with the generator, for the log-probabilities of all of their tokens.
+
+        Raises:
+            QueueFullError: the server is about to end.
+        """
+        model = self.generator.model
+        for answer in answers:
+            ids = [*answer.prompt_ids, *answer.token_ids]
+            reading = self.engine_loop.call(functools.partial(read_back, model, ids, likeliest))
+            answer.read = await asyncio.wrap_future(reading)
 
     async def lengths(self, prompts: Sequence[Prompt], completion: str | None) -> list[dict[str, Any]]:
         """Expected lengths before anything is written, and along a completion where one is given.
@@ -184,6 +207,9 @@ class Service:
             if isinstance(logits, str):
                 raise ValueError(f"prompt {number}: {logits}")
             remaining, value = lenvm.remaining(logits).tolist(), lenvm.value(logits).tolist()
+            for place, token in enumerate(ids, start=1):
+                if token in self.generator.stop_ids:  # nothing follows, which the model is never asked
+                    remaining[place] = value[place] = 0.0
             if not all(map(math.isfinite, remaining)):
                 raise GenerationError("the length value model gives no number here: it is broken")
             one: dict[str, Any] = {"index": number, "expected_tokens": remaining[0]}

@@ -90,6 +90,52 @@ def test_completions_of_texts_and_of_ids(tiny_server):
     assert two.usage.prompt_tokens == len(ids) + len(tiny_server.service.tokenizer("Bob has 4.")["input_ids"])
 
 
+def test_the_prompt_can_be_read_back_beside_what_was_written(tiny_server):
+    text = "Ann has 3 pens."
+    ids = tiny_server.service.tokenizer(text)["input_ids"]
+    body = {"prompt": text, "max_tokens": 6, "seed": 3, "logprobs": 2}
+    [plain] = tiny_server.ask("/v1/completions", body)[2]["choices"]
+    [echoed] = tiny_server.ask("/v1/completions", body | {"echo": True})[2]["choices"]
+    assert echoed["text"] == text + plain["text"]
+    known, all_of_it = plain["logprobs"], echoed["logprobs"]
+    assert all_of_it["token_logprobs"][0] is None
+    assert all_of_it["top_logprobs"][0] is None
+    for name in ("tokens", "token_logprobs", "top_logprobs"):
+        assert all_of_it[name][len(ids) :] == known[name]
+    for token, logprob, best in zip(known["tokens"], known["token_logprobs"], known["top_logprobs"], strict=True):
+        assert best[token] == logprob <= max(best.values())
+        assert 2 <= len(best) <= 3
+    starts = all_of_it["text_offset"]
+    assert starts[:2] == [0, len(all_of_it["tokens"][0])]
+    assert len(starts) == len(all_of_it["tokens"])
+    [read] = tiny_server.ask("/v1/completions", body | {"echo": True, "max_tokens": 0})[2]["choices"]
+    assert read["text"] == text
+    assert read["logprobs"]["token_logprobs"] == pytest.approx(all_of_it["token_logprobs"][: len(ids)])
+    [without] = tiny_server.ask("/v1/completions", {"prompt": ids, "echo": True, "max_tokens": 2})[2]["choices"]
+    assert without["text"].startswith(text)
+    assert "logprobs" not in without
+
+
+def test_likeliest_tokens_of_a_chat(tiny_server):
+    [choice] = chat(tiny_server, seed=4, max_tokens=8, logprobs=True, top_logprobs=3).choices
+    [plain] = chat(tiny_server, seed=4, max_tokens=8, logprobs=True).choices
+    for one, same in zip(choice.logprobs.content, plain.logprobs.content, strict=True):
+        assert (one.token, one.bytes) == (same.token, same.bytes)
+        assert one.logprob == pytest.approx(same.logprob, abs=1e-4)
+        assert len(one.top_logprobs) == 3
+        assert one.top_logprobs[0].logprob >= one.logprob
+        assert not same.top_logprobs
+
+
+def test_a_control_in_the_words_of_the_research_server(tiny_server):
+    params = {"target_length": 24, "value_constraint": "le"}
+    asked = {"messages": SEA, "seed": 3}
+    told = tiny_server.ask("/v1/chat/completions", asked | {"custom_params": params})[2]
+    same = tiny_server.ask("/v1/chat/completions", asked | {"lenvm": "at-most:24:hard"})[2]
+    assert told["choices"] == same["choices"]
+    assert told["usage"]["completion_tokens"] <= 24
+
+
 def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(tiny_server):
     [whole] = chat(tiny_server, seed=2).choices
     text = whole.message.content
@@ -142,9 +188,13 @@ BAD = [
     ({"messages": SEA, "lenvm": "equal-to:50", "max_tokens": 20}, "contradict each other"),
     ({"messages": SEA, "lenvm": "equal-to"}, "write it like 'equal-to:128'"),
     ({"messages": SEA, "stop": ""}, "stop"),
-    ({"messages": SEA, "stream": True, "logprobs": True}, "logprobs come with whole answers only"),
+    ({"messages": SEA, "stream": True, "logprobs": True}, "logprobs and echo come with whole answers only"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "user", "content": "<image>"}]}, "send that as a part of type image_url"),
+    ({"messages": SEA, "top_logprobs": 2}, "top_logprobs is told beside logprobs"),
+    ({"messages": SEA, "custom_params": {"value_mode": "x"}}, "value_mode='x' is none of"),
+    ({"messages": SEA, "custom_params": {"target_length": 9}, "lenvm": "at-most:9"}, "give one of them"),
+    ({"messages": SEA, "lenvm": "at-most:8", "vllm_xargs": {"lenvm": "at-most:9"}}, "give one of them"),
     (b"{", "JSON decode error"),
     (b"\xff", ""),
 ]
@@ -185,6 +235,42 @@ def test_lengths_of_prompts_and_along_an_answer(tiny_server, tmp_path, capsys):
     assert "".join(token["text"] for token in one["tokens"]) == "This is about the sea."
     assert all(-1 <= token["value"] <= 0 <= token["remaining"] for token in one["tokens"])
     assert tiny_server.ask("/v1/lengths", {"prompts": ["a", "b"], "completion": "c"})[0] == 400
+
+
+def test_after_an_end_token_nothing_remains(tiny_server):
+    end = tiny_server.service.tokenizer.eos_token
+    body = {"prompts": ["What is 3 + 4?"], "completion": f"The sea.{end}"}
+    [one] = tiny_server.ask("/v1/lengths", body)[2]["data"]
+    assert (one["tokens"][-1]["value"], one["tokens"][-1]["remaining"]) == (0.0, 0.0)
+    assert one["tokens"][-2]["remaining"] > 0
+
+
+def test_images_are_refused_unopened_by_a_model_of_text(tiny_server):
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    status, _, answer = tiny_server.ask("/v1/chat/completions", {"messages": [{"role": "user", "content": [image]}]})
+    assert (status, answer["error"]["message"]) == (400, "the prompt has images, but tiny-text reads text only")
+
+
+def test_an_error_that_nobody_expected_is_told_counted_and_logged(monkeypatch, caplog):
+    with serving(generator_of(rows=2)) as server:
+        monkeypatch.setattr(server.service, "prepare", lambda *_: 1 / 0)
+        status, _, answer = server.ask("/v1/chat/completions", {"messages": SEA})
+        assert status == 500
+        assert answer["error"]["message"] == "the server failed: ZeroDivisionError: division by zero"
+        assert 'status="500"} 1.0' in server.ask("/metrics")[2]
+        assert "division by zero" in caplog.text
+
+
+def test_bodies_that_fill_the_memory_have_to_wait(monkeypatch):
+    monkeypatch.setattr("lenvm_lightning.serving.app._BODIES", 100)
+    with serving(generator_of(rows=1)) as server:
+        stream = chat(server, stream=True, max_tokens=1500, temperature=2.0)
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError, match="bodies of other requests"):
+            chat(server)
+        stream.close()
+        server.wait_until_idle()
+        assert chat(server, max_tokens=2).choices
 
 
 def test_without_a_length_value_model_there_is_text_and_no_control():

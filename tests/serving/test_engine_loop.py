@@ -4,6 +4,7 @@ import asyncio
 import threading
 
 import pytest
+from PIL import Image
 from served import generator_of
 
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
@@ -215,3 +216,51 @@ def test_what_needs_the_models_is_done_between_steps_by_the_thread_that_runs_the
         assert loop.call(lambda: 5).result(60) == 5  # when nothing is written, too
     with pytest.raises(QueueFullError, match="about to end"):
         loop.call(lambda: 5)
+
+
+def test_images_that_wait_take_so_much_and_no_more():
+    generator = generator_of("tiny-vl", rows=1)
+    prompt = Prompt("0", [{"role": "user", "content": "<image>How many?"}], (Image.new("RGB", (56, 56), "red"),))
+
+    async def ask():
+        jobs = [job_of(generator, prompt) for _ in range(3)]
+        assert jobs[0].bytes_of_images > 0
+        waiting = threading.Event()
+        loop.call(waiting.wait)
+        loop.submit(jobs[0])
+        with pytest.raises(QueueFullError, match="images of 0 MiB are waiting already"):
+            loop.submit(jobs[1])
+        loop.cancel(jobs[0])
+        loop.submit(jobs[1])
+        waiting.set()
+        await read(jobs[1])
+        loop.submit(jobs[2])
+        await read(jobs[2])
+
+    with EngineLoop(generator.engines(1)[0], most=9, most_bytes=1) as loop:
+        asyncio.run(ask())
+
+
+def test_a_prompt_that_a_model_cannot_read_fails_alone():
+    generator = generator_of(rows=4)
+
+    async def ask():
+        good = [job_of(generator, prompt, n=2) for prompt in PROMPTS[:2]]
+        beyond = [*good[0].prompt_ids[:-1], 10**6, good[0].prompt_ids[-1]]  # no such token
+        bad = Job(beyond, [1, 2], SAMPLING, None, {}, None, asyncio.get_running_loop())
+        waiting = threading.Event()
+        loop.call(waiting.wait)
+        for job in (good[0], bad, good[1]):
+            loop.submit(job)
+        waiting.set()
+        for _ in range(2):
+            token = await asyncio.wait_for(bad.tokens.get(), 60)
+            assert token.finish_reason == "error"
+            assert token.unread
+            assert "index out of range" in token.error
+        return [await read(job) for job in good]
+
+    with EngineLoop(generator.engines(1)[0], most=9) as loop:
+        for _, ended in asyncio.run(ask()):
+            assert set(ended) <= {"stop", "length"}
+        assert loop.completions == 0

@@ -1,16 +1,18 @@
-"""Requests made from the server's own OpenAPI schema, right ones and wrong ones: none ends in an error of the server."""
+"""Requests made from the server's own OpenAPI schema, right and wrong ones: none ends in an error of the server."""
 
 import collections
 
 import pytest
 
-schemathesis = pytest.importorskip("schemathesis", reason="needs the extra `dev`")
+pytest.importorskip("schemathesis", reason="needs the extra `dev`")
 
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from served import generator_of, serving
 
 from lenvm_lightning.serving.service import Limits
+
 
 @pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_request_ends_in_an_error_of_the_server(count):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..models.value_model import LengthValueModel
+    from ..rollouts.generators.local import LocalGenerator
 
 EXAMPLES = """examples:
   lenvm export runs/vlm_qlora exported                              whole weights, the adapter added to them
@@ -17,6 +18,9 @@ EXAMPLES = """examples:
   lenvm export runs/qwen2.5-32b-fsdp exported                       a run that was stopped: its last checkpoint
   lenvm export runs/vlm_qlora/checkpoints/step-000000400.ckpt adapter --adapter
   lenvm export runs/text_lenvm exported --push me/my-lenvm          and publish it, with its model card
+  lenvm export runs/q/model guided --custom-generate                for generate(custom_generate="guided", control=...)
+  lenvm export runs/q/model served --custom-generate --generator Qwen/Qwen2.5-3B-Instruct
+                                                                    its generator, too: transformers serve served
 
 What was written is loaded again, and its values compared with those of the source.
 """
@@ -32,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="of the whole weights (default: that of the source; float32 where its base is in four bits)",
+    )
+    parser.add_argument(
+        "--custom-generate", action="store_true", help="add what lets transformers' generate guide with it"
+    )
+    parser.add_argument(
+        "--generator",
+        metavar="NAME",
+        help="with --custom-generate: put this generator there, and the value model into TARGET/lenvm",
     )
     parser.add_argument("--license", metavar="ID", help="for the model card (default: that of its base, where known)")
     parser.add_argument("--push", metavar="REPO", help="publish it on the Hugging Face hub, such as me/my-lenvm")
@@ -49,6 +61,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """
     import torch
 
+    from ..decoding.shared_generate import INSIDE, write_custom_generate
     from ..models import adapters
     from ..models.hub import push_folder
     from ..models.model_card import CARD_FILE
@@ -56,6 +69,8 @@ def execute(arguments: argparse.Namespace) -> int:
     from ..utils.locked_folder import full_disk_in_a_sentence
 
     quieten()
+    if arguments.generator and not arguments.custom_generate:
+        raise CheckpointError("--generator is copied for its generate: say --custom-generate, too")
     if arguments.target.exists() and (not arguments.target.is_dir() or any(arguments.target.iterdir())):
         raise CheckpointError(f"{arguments.target} is there already: name another place")
     model, processor = _open(arguments)
@@ -71,16 +86,25 @@ def execute(arguments: argparse.Namespace) -> int:
     card = model.card(arguments.license)
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     before = _values_of(model)
+    target: Path = arguments.target / INSIDE if arguments.generator else arguments.target
+    generator = _generator_of(arguments, processor) if arguments.generator else None
     with full_disk_in_a_sentence(f"Make room, delete {arguments.target}, then type the same command again."):
         if arguments.adapter:
-            model.save_pretrained(arguments.target, processor)
+            model.save_pretrained(target, processor)
         elif adapted:
             in_four_bits = model.config.base.get("quantise") is not None
-            model.save_merged(arguments.target, processor, dtype or (torch.float32 if in_four_bits else None))
+            model.save_merged(target, processor, dtype or (torch.float32 if in_four_bits else None))
         else:
-            (model.to(dtype) if dtype else model).save_pretrained(arguments.target, processor)
-        card.save(arguments.target / CARD_FILE)
-    _report(arguments, before)
+            (model.to(dtype) if dtype else model).save_pretrained(target, processor)
+        card.save(target / CARD_FILE)
+        if generator is not None:
+            generator.model.save_pretrained(arguments.target)
+            generator.processor.save_pretrained(arguments.target)
+        if arguments.custom_generate:
+            write_custom_generate(arguments.target, arguments.push or str(arguments.target.resolve()))
+    _report(target, before, arguments.trust_remote_code)
+    if arguments.custom_generate:
+        print(f'{arguments.target}: custom_generate/generate.py for control="equal-to:96", with trust_remote_code=True')
     if arguments.push:
         print(push_folder(arguments.target, arguments.push, private=arguments.private or None))
     return 0
@@ -123,13 +147,30 @@ def _values_of(model: "LengthValueModel") -> "torch.Tensor":
         return model.value(model(ids))
 
 
-def _report(arguments: argparse.Namespace, before: "torch.Tensor") -> None:
+def _generator_of(arguments: argparse.Namespace, processor: Any) -> "LocalGenerator":
+    """The generator that is to lie in the same directory.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    from ..models.processors import tokenizer_of
+    from ..rollouts.generators.local import LocalGenerator
+    from ..rollouts.generators.local.loading import require_same_vocabulary
+
+    found = LocalGenerator.load(
+        arguments.generator, dtype="auto", device="cpu", rows=1, trust_remote_code=arguments.trust_remote_code
+    )
+    if processor is not None:
+        require_same_vocabulary(found.tokenizer, tokenizer_of(processor), arguments.source)
+    return found
+
+
+def _report(target: Path, before: "torch.Tensor", trust_remote_code: bool) -> None:
     from ..models.value_model import LengthValueModel
 
-    target: Path = arguments.target
-    written = LengthValueModel.from_pretrained(target, trust_remote_code=arguments.trust_remote_code).to(before.device)
+    written = LengthValueModel.from_pretrained(target, trust_remote_code=trust_remote_code).to(before.device)
     apart = float((_values_of(written) - before).abs().max())
-    size = sum(file.stat().st_size for file in target.iterdir())
+    size = sum(file.stat().st_size for file in target.iterdir() if file.is_file())
     kind = "adapter and head" if written.config.base else f"whole weights, {written.backbone.dtype}"
     print(
         f"{target}: {kind}, {size / 1e6:,.1f} MB · gamma {written.gamma} · on {_COMPARED_TOKENS} tokens, "

@@ -77,6 +77,31 @@ def parse_control(text: str) -> Control | None:
         raise GenerationError(f"control {text!r}: {error}") from error
 
 
+def control_as_text(control: Control | None) -> str:
+    """The text form of a control: what `parse_control` reads as that control.
+
+    Raises:
+        GenerationError: it has none: a control of somebody's own, or one with numbers that no text form names.
+    """
+    text = "none" if control is None else _written(control)
+    if text is None or parse_control(text) != control:
+        raise GenerationError(f"control {control!r} has no text form (forms: {', '.join(EXAMPLES)})")
+    return text
+
+
+def _written(control: Any) -> str | None:
+    if isinstance(control, Tilt):
+        return f"tilt:{control.beta}"
+    if isinstance(control, EqualTo | AtMost | AtLeast):
+        name = {EqualTo: "equal-to", AtMost: "at-most", AtLeast: "at-least"}[type(control)]
+        return f"{name}:{control.n}:{control.mode}"
+    if isinstance(control, Scale):
+        return f"scale:{control.kind}:{control.scale}"
+    if isinstance(control, Gated):
+        return f"gated:{control.min_g}:{control.min_entropy}:{control_as_text(control.control)}"
+    return None
+
+
 def _number(kind: type[int] | type[float], word: str) -> Any:
     try:
         return kind(word)

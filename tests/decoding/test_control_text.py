@@ -1,8 +1,9 @@
 """Controls as short texts: each means what it says, and mistakes are named."""
 
 import pytest
+import torch
 
-from lenvm_lightning.decoding.control_text import EXAMPLES, parse_control
+from lenvm_lightning.decoding.control_text import EXAMPLES, control_as_text, parse_control
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
 
@@ -25,6 +26,18 @@ from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Til
 )
 def test_controls_are_read(text, control):
     assert parse_control(text) == control
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_a_control_is_written_as_it_is_read(text):
+    control = parse_control(text)
+    assert parse_control(control_as_text(control)) == control
+
+
+@pytest.mark.parametrize("control", [EqualTo(9, strength=3.0), Tilt(torch.tensor([1.0, 2.0])), lambda *_: None])
+def test_a_control_without_a_text_form_is_refused(control):
+    with pytest.raises(GenerationError, match="has no text form"):
+        control_as_text(control)
 
 
 def test_the_examples_are_right():

@@ -183,13 +183,27 @@ def require_same_tokens(tokenizer: Any, lenvm: str) -> None:
         GenerationError: more than a few tokens have other ids.
     """
     try:
-        known = tokenizer_of(load_processor(lenvm)).get_vocab()
+        own = tokenizer_of(load_processor(lenvm))
     except CheckpointError:  # it need not have one
         return
-    ids = tokenizer.get_vocab()
+    require_same_vocabulary(tokenizer, own, f"--lenvm: {lenvm}")
+
+
+def require_same_vocabulary(tokenizer: Any, other: Any, whose: str) -> None:
+    """Refuse a length value model of another tokenizer.
+
+    Args:
+        tokenizer: of the generator.
+        other: of the length value model.
+        whose: the beginning of the sentence, the length value model's name.
+
+    Raises:
+        GenerationError: more than a few tokens have other ids.
+    """
+    ids, known = tokenizer.get_vocab(), other.get_vocab()
     others = sum(known.get(token) != number for token, number in ids.items())
     if others > 0.01 * len(ids):
         raise GenerationError(
-            f"--lenvm: {lenvm} has another tokenizer than the generator, {others:,} of {len(ids):,} tokens have other "
+            f"{whose} has another tokenizer than the generator, {others:,} of {len(ids):,} tokens have other "
             "ids there: a length value model serves generators that share its tokenizer"
         )

@@ -74,9 +74,9 @@ def generate_under_control(model: PreTrainedModel, source: str, *, control: Any 
     if isinstance(control, str):
         control = parse_control(control)
     if control is None:
-        return GenerationMixin.generate(model, **arguments)  # type: ignore[arg-type]
+        return GenerationMixin.generate(model, **arguments)
     way = guided(_lenvm_of(model, source), control, arguments.get("streamer"))
-    return GenerationMixin.generate(model, custom_generate=way, **_with_stops(arguments))  # type: ignore[arg-type]
+    return GenerationMixin.generate(model, custom_generate=way, **_with_stops(arguments))
 
 
 def _with_stops(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _with_stops(arguments: dict[str, Any]) -> dict[str, Any]:
 def _lenvm_of(model: PreTrainedModel, source: str) -> LengthValueModel:
     """The length value model of a generator, opened once."""
     if model not in _opened:
-        beside = Path(model.config.name_or_path) / INSIDE
+        beside = Path(model.config.name_or_path or "") / INSIDE
         where = str(beside) if beside.is_dir() else source
         with torch.random.fork_rng():  # weights are drawn before they are loaded; the first text is as any other
             _opened[model] = open_value_model(where, gamma=None, dtype=None, device=model.device)

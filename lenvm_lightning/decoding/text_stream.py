@@ -12,11 +12,12 @@ class TextStream:
 
     Args:
         tokenizer: of its vocabulary.
-        stops: texts after which it ends; they are not part of it.
+        stops: texts after which it ends.
+        keep: True = the one that ended it is part of it.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), *, keep: bool = False) -> None:
+        self._tokenizer, self._keep = tokenizer, keep
         self._stops = stops
         self._held = max(map(len, stops), default=1) - 1  # characters that may be the beginning of a stop text
         self._ids: list[int] = []  # of which the text is not settled yet, and some before them
@@ -46,9 +47,10 @@ class TextStream:
             self._ids = self._ids[-1:]
             self._settled = len(self._tokenizer.decode(self._ids, skip_special_tokens=True))
         end = len(self.text) if last else max(self._shown, len(self.text) - self._held)
-        stopped = [place for stop in self._stops if (place := self.text.find(stop)) >= 0]
+        stopped = [(place, stop) for stop in self._stops if (place := self.text.find(stop)) >= 0]
         if stopped:
-            self.text = self.text[: min(stopped)]
+            place, stop = min(stopped)
+            self.text = self.text[: place + len(stop) if self._keep else place]
             end = len(self.text)
             self._stopped = True
         shown, self._shown = self.text[self._shown : end], max(self._shown, end)

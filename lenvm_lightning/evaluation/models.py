@@ -6,7 +6,7 @@ from typing import Any
 from ..models.processors import tokenizer_of
 from ..rollouts.generators.interface import Generator
 from ..rollouts.generators.local.loading import place_for, require_same_tokens
-from ..rollouts.sample import open_generator
+from ..rollouts.sample import is_vllm, model_of, open_generator
 from .prepare import Prepared
 from .rivals import WithFeedback
 from .samples import System
@@ -60,7 +60,7 @@ class Models:
             if prepared.settings.lenvm is not None:
                 tokenizer = tokenizer_of(self._generator.processor)  # type: ignore[attr-defined]
                 require_same_tokens(tokenizer, prepared.settings.lenvm)
-        if not prepared.server:
+        if not prepared.server and not is_vllm(prepared.generator):  # vLLM loads its own
             self._generator.lenvm = self.lenvm() if system.guided else None  # type: ignore[attr-defined]
         if system.rival is not None and system.rival.kind == "feedback":
             return WithFeedback(self._generator, tokenizer_of(self.processor()))
@@ -81,7 +81,7 @@ class Models:
                 gamma=settings.gamma,
                 dtype=settings.dtype,
                 device=place_for(settings.device, settings.dtype),
-                generator=self._prepared.generator,
+                generator=model_of(self._prepared.generator),
             )
             self.gamma = self._lenvm.gamma
         return self._lenvm
@@ -95,5 +95,5 @@ class Models:
 
         # A server's model writes in the vocabulary of the length value model.
         prepared = self._prepared
-        source = prepared.settings.lenvm if prepared.server else prepared.generator
+        source = prepared.settings.lenvm if prepared.server else model_of(prepared.generator)
         return load_processor((prepared.settings.options or {}).get("processor") or source or "")

@@ -9,7 +9,7 @@ from typing import Any
 from ..decoding.sampling_params import SamplingParams
 from ..errors import EvaluationError
 from ..models import embedded
-from ..rollouts.sample import is_server
+from ..rollouts.sample import is_server, is_vllm, model_of
 from . import tasks
 from .samples import System
 from .settings import WHERE, EvaluationSettings, filled
@@ -29,7 +29,7 @@ class Prepared:
         questions: what is asked.
         systems: who answers, in the order in which they are measured.
         sampling: how tokens are sampled, what single systems change apart.
-        generator: embedded name, directory, hub id or address.
+        generator: embedded name, directory, hub id, ``vllm:`` before one of these, or address.
         server: True = the generator is the address of a server, which decodes by itself.
         tiny_world: True = questions or generator are of the tiny world.
     """
@@ -48,9 +48,15 @@ class Prepared:
     def generator_options(self) -> dict[str, Any]:
         """Arguments of the generator."""
         given = self.settings
-        own: dict[str, Any] = {"model": given.model} if self.server else {"dtype": given.dtype, "device": given.device}
-        if self.server and given.guides_by_itself:
-            own["gamma"] = given.gamma
+        if self.server:
+            own: dict[str, Any] = {"model": given.model}
+            own |= {"gamma": given.gamma} if given.in_research_words else {}
+        elif is_vllm(self.generator):
+            own = {"dtype": given.dtype}
+            if any(system.guided for system in self.systems):
+                own |= {"lenvm": given.lenvm, "gamma": given.gamma}
+        else:
+            own = {"dtype": given.dtype, "device": given.device}
         return {**{key: value for key, value in own.items() if value is not None}, **(given.options or {})}
 
 
@@ -65,9 +71,9 @@ def prepare(settings: EvaluationSettings) -> Prepared:
     task = tasks.get(settings.task)
     assert isinstance(task, Task), f"{settings.task} asks no questions"
     generator = settings.generator or task.generator
-    lenvm = settings.lenvm or embedded.value_model_of(generator)
+    lenvm = settings.lenvm or embedded.value_model_of(model_of(generator))
     # 2. The data source, and its protocol where nobody said otherwise.
-    source = task.source_of(settings.data, generator)
+    source = task.source_of(settings.data, model_of(generator))
     data = None if settings.data == source.name else settings.data
     given = replace(settings, generator=generator, lenvm=lenvm, data=data)
     complete = filled(given, source.defaults)
@@ -88,7 +94,7 @@ def prepare(settings: EvaluationSettings) -> Prepared:
         sampling=_sampling(complete, max_tokens),
         generator=generator,
         server=server,
-        tiny_world=source.tiny_world or embedded.wrote(generator),
+        tiny_world=source.tiny_world or embedded.wrote(model_of(generator)),
     )
 
 
@@ -110,8 +116,8 @@ def _check_guidance(
         raise EvaluationError(f"{task.name} measures a length value model: --lenvm is missing")
     if wanting and server and (settings.lenvm is not None or not guided):
         raise EvaluationError(
-            f"{wanting}: a server decodes by itself, without --lenvm; one that knows length value models takes "
-            "--options '{server: research}' instead"
+            f"{wanting}: a server decodes by itself, without --lenvm; one that has a length value model takes "
+            "--options '{server: lenvm}' (`lenvm serve`), '{server: vllm-lenvm}' or '{server: research}' instead"
         )
 
 
@@ -150,20 +156,27 @@ def identity_of(prepared: Prepared, generator: dict[str, Any] | None) -> dict[st
         **settings,
         "source": prepared.source.name,
         "systems": [system.name for system in prepared.systems],
-        "generator": generator or model(prepared.generator),
+        "generator": generator or _as_run(prepared.generator, model(model_of(prepared.generator))),
         "lenvm": model(given.lenvm) if given.lenvm else None,
         "questions": prepared.questions.description,
     }
 
 
+def _as_run(generator: str, told: dict[str, Any]) -> dict[str, Any]:
+    """A generator in this process, and who runs it where that is not usual."""
+    return {**told, "run_by": "vllm"} if is_vllm(generator) else told
+
+
 def _usual_dtype(prepared: Prepared) -> str:
-    """The dtype of the generator where none was given; ``float32`` of a server's, which is not known."""
+    """The dtype of the generator where none was given; ``float32`` of a server's, which is not known; vLLM's own."""
     from ..models.backbone import load_config
     from ..models.dtypes import usual_dtype
     from ..rollouts.generators.local.loading import place_for
 
     if prepared.server:
         return "float32"
+    if is_vllm(prepared.generator):
+        return "auto"
     trusted = prepared.generator_options.get("trust_remote_code", False)
     config = load_config(prepared.generator, trust_remote_code=trusted)
     return usual_dtype(config, place_for(prepared.settings.device))

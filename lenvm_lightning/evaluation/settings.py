@@ -50,7 +50,7 @@ class EvaluationSettings:
 
     task: str = setting(TEXT, "what to measure")
     generator: str | None = setting(
-        TEXT, "an embedded model, a directory, a hub id, or a server's http:// address", None
+        TEXT, "an embedded model, a directory, a hub id, vllm: before one of these, or a server's http:// address", None
     )
     lenvm: str | None = setting(TEXT, "a length value model of the same vocabulary", None)
     gamma: float | None = setting(NUMBER, "of a length value model whose folder does not say", None)
@@ -87,7 +87,12 @@ class EvaluationSettings:
 
     @property
     def guides_by_itself(self) -> bool:
-        """Whether the generator is a server of the research code, which has a length value model of its own."""
+        """Whether the generator is a server that has a length value model of its own."""
+        return self.in_research_words or (self.options or {}).get("server") in ("lenvm", "vllm-lenvm")
+
+    @property
+    def in_research_words(self) -> bool:
+        """Whether it is that of the research code, which knows the controls of the paper."""
         return (self.options or {}).get("server") == "research"
 
     def as_dict(self) -> dict[str, Any]:

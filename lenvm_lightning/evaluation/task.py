@@ -160,7 +160,7 @@ class Task:
         """
         if settings.systems:
             return settings.systems
-        if self.research_systems and settings.guides_by_itself:
+        if self.research_systems and settings.in_research_words:
             return self.research_systems
         if not guided:
             return ("base",)

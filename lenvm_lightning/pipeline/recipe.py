@@ -12,7 +12,7 @@ import lightning as L
 from ..errors import RecipeError, nearest
 from ..evaluation.read_settings import has
 from ..evaluation.read_settings import mistakes as mistakes_of_task
-from ..rollouts.sample import is_server
+from ..rollouts.sample import is_server, model_of
 from ..training.callbacks import ResumableCheckpoint
 from ..training.loggers import RUN_FOLDER, needs_save_dir
 from ..utils.plain_yaml import parse_yaml, read_yaml_file
@@ -198,8 +198,8 @@ def rename_generator(recipe: dict[str, Any], name: str) -> None:
             section["generator"] = name
     model = recipe.get("fit", {}).get("model", {})
     backbone = model.get("init_args", model).get("backbone")
-    if isinstance(backbone, dict) and backbone.get("source") == own and not is_server(name):
-        backbone["source"] = name
+    if isinstance(backbone, dict) and backbone.get("source") == model_of(own) and not is_server(name):
+        backbone["source"] = model_of(name)
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:

@@ -23,7 +23,9 @@ from ..utils.settings import COUNT, FOLDERS, OPTIONS, SOURCES, TEXT, describe, m
 class SampleSettings:
     """What to sample. All but ``options``, ``out`` and ``allow_images_from`` decides what the completions are."""
 
-    generator: str = setting(TEXT, "an embedded model, a model directory, a hub id, or a server's http:// address")
+    generator: str = setting(
+        TEXT, "an embedded model, a model directory, a hub id, vllm: before one of these, or a server's http:// address"
+    )
     prompts: str | list[Any] = setting(SOURCES, "an embedded set, a JSONL file or a data set; several may be given")
     n: int = setting(COUNT, "completions of each prompt", 8)
     split: str | None = setting(TEXT, "only prompts of this split", None)

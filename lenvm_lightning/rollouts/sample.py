@@ -19,6 +19,8 @@ from .generators.interface import Failure, Generator, Prompts
 from .store import RolloutKey, RolloutStore, rollout_settings
 from .summary import as_text, summarise, write_histogram
 
+_VLLM = "vllm:"
+
 
 @dataclass(frozen=True)
 class SamplingOutcome:
@@ -48,11 +50,12 @@ class SamplingOutcome:
 
 
 def open_generator(source: str, /, **options: Any) -> Generator:
-    """The generator for a name, a model directory, a hub id, or the address of an OpenAI-compatible server.
+    """The generator for a name, a model directory, a hub id, ``vllm:`` before one, or the address of a server.
 
     Args:
         source: what it is.
-        **options: arguments of ``LocalGenerator.load`` or ``ServerGenerator``; those that are None are left out.
+        **options: arguments of ``LocalGenerator.load``, ``VLLMGenerator`` or ``ServerGenerator``; those that are None
+            are left out.
 
     Raises:
         GeneratorError: it cannot be loaded or reached, or does not take an option.
@@ -62,13 +65,18 @@ def open_generator(source: str, /, **options: Any) -> Generator:
         from .generators.server import ServerGenerator
 
         make = ServerGenerator
+    elif is_vllm(source):
+        from .generators.vllm import VLLMGenerator
+
+        make = VLLMGenerator
     else:
         from .generators.local import LocalGenerator
 
         make = LocalGenerator.load
     given = {name: value for name, value in options.items() if value is not None}
     known = list(inspect.signature(make).parameters)[1:]
-    unknown = [f"{name!r}{nearest(name, known)}" for name in given if name not in known]
+    anything = is_vllm(source)  # it knows its own settings, and there are many
+    unknown = [f"{name!r}{nearest(name, known)}" for name in given if name not in known and not anything]
     if unknown:
         raise GeneratorError(
             f"{without_credentials(source)} takes no {', no '.join(unknown)} (it takes {', '.join(known)})"
@@ -79,6 +87,16 @@ def open_generator(source: str, /, **options: Any) -> Generator:
 def is_server(source: str) -> bool:
     """Whether a generator is the address of a server."""
     return source.startswith(("http://", "https://"))
+
+
+def is_vllm(source: str) -> bool:
+    """Whether a generator is to be run by vLLM in this process."""
+    return source.startswith(_VLLM)
+
+
+def model_of(source: str) -> str:
+    """The embedded name, directory or hub id of a generator in this process, whoever runs it."""
+    return source.removeprefix(_VLLM)
 
 
 @full_disk_in_a_sentence("What is done stays: make room, then type the same command again.")
@@ -164,7 +182,9 @@ def _is_recorded(source: str, recorded: dict[str, Any], options: dict[str, Any])
         return same and recorded.get("kind") == "server" and options.get("model") in (None, recorded.get("name"))
     from .generators.local.loading import digest, name_of
 
-    return same and recorded.get("name") == name_of(source) and recorded.get("digest") == digest(source)
+    kind, model = "vllm" if is_vllm(source) else "transformers", model_of(source)
+    same = same and recorded.get("kind") == kind and recorded.get("name") == name_of(model)
+    return same and recorded.get("digest") == digest(model)
 
 
 def _sample_missing(store: RolloutStore, generator: Generator, sampling: SamplingParams) -> float | None:

@@ -28,12 +28,16 @@ class Wanted:
         logprobs: True = log-probabilities of its tokens.
         likeliest: so many tokens that were likeliest in the place of each.
         echo: True = the prompt before it, with its log-probabilities.
+        token_ids: True = ids of what was written.
+        stop_text: True = the stop text that ended it stays.
     """
 
     chat: bool
     logprobs: bool = False
     likeliest: int = 0
     echo: bool = False
+    token_ids: bool = False
+    stop_text: bool = False
 
     @property
     def from_reading(self) -> bool:
@@ -56,6 +60,7 @@ class Answer:
         remaining: still to come after the last one.
         finish_reason: None while it is being written.
         read: prompt and completion, read back; None where nobody did.
+        told_ids: so many of its ids were told already.
     """
 
     index: int
@@ -68,6 +73,7 @@ class Answer:
     remaining: float | None = None
     finish_reason: str | None = None
     read: list[ReadToken] | None = None
+    told_ids: int = 0
 
     def told_tokens(self, echo: bool) -> list[ReadToken]:
         """The tokens whose log-probabilities are told: its own, with ``echo`` those of the prompt before them."""
@@ -110,7 +116,7 @@ class Answers:
         count = 0
         for number, job in enumerate(jobs):
             text = echoed[number] if echoed else ""
-            streams = [TextStream(tokenizer, job.params.stop) for _ in job.seeds]
+            streams = [TextStream(tokenizer, job.params.stop, keep=wanted.stop_text) for _ in job.seeds]
             self.by_job.append([Answer(count + k, job.prompt_ids, one, text) for k, one in enumerate(streams)])
             count += len(job.seeds)
         self.all = [answer for answers in self.by_job for answer in answers]
@@ -140,7 +146,7 @@ class Answers:
         return whole.model_dump(exclude_none=True)
 
     def _chat_choice(self, answer: Answer) -> Choice:
-        given: dict[str, Any] = {"message": {"role": "assistant", "content": answer.stream.text}, **_extra(answer)}
+        given: dict[str, Any] = {"message": {"role": "assistant", "content": answer.stream.text}, **self._extra(answer)}
         known = ChoiceLogprobs(content=self._token_logprobs(answer)) if self.wanted.logprobs else None
         return Choice(index=answer.index, finish_reason=_reason(answer), logprobs=known, **given)
 
@@ -149,7 +155,7 @@ class Answers:
         reason, text = _reason(answer), answer.echoed + answer.stream.text
         # The type knows no place without a number, and the first token of a prompt has none.
         return CompletionChoice.model_construct(
-            index=answer.index, finish_reason=reason, text=text, logprobs=known, **_extra(answer)
+            index=answer.index, finish_reason=reason, text=text, logprobs=known, **self._extra(answer)
         )
 
     def _token_logprobs(self, answer: Answer) -> list[ChatCompletionTokenLogprob]:
@@ -193,15 +199,24 @@ class Answers:
         common: dict[str, Any] = {"id": self.id, "created": self._created, "model": self._model}
         if self.wanted.chat:
             delta: Any = {"content": shown} if role is None else {"role": role, "content": shown}
-            choice = ChunkChoice(index=answer.index, delta=delta, finish_reason=reason, **_extra(answer))
+            choice = ChunkChoice(index=answer.index, delta=delta, finish_reason=reason, **self._extra(answer))
             chunk = ChatCompletionChunk(object="chat.completion.chunk", choices=[choice], **common)
             return chunk.model_dump(exclude_unset=True)
         text: Any = CompletionChoice.model_construct(
-            index=answer.index, text=shown, finish_reason=reason, **_extra(answer)
+            index=answer.index, text=shown, finish_reason=reason, **self._extra(answer)
         )
         return Completion.model_construct(object="text_completion", choices=[text], **common).model_dump(
             exclude_unset=True
         )
+
+    def _extra(self, answer: Answer) -> dict[str, Any]:
+        """What this server tells beside the protocol; clients ignore fields they do not know."""
+        known = answer.lengths()
+        told: dict[str, Any] = {"lenvm": known} if known else {}
+        if self.wanted.token_ids:
+            ids = answer.token_ids
+            told["token_ids"], answer.told_ids = ids[answer.told_ids :], len(ids)
+        return told
 
     def closing(self) -> dict[str, Any]:
         """The piece with the usage, where the client asked for it."""
@@ -212,9 +227,3 @@ class Answers:
 
 def _reason(answer: Answer) -> Any:
     return "length" if answer.finish_reason == "length" else "stop"
-
-
-def _extra(answer: Answer) -> dict[str, Any]:
-    """What this server tells beside the protocol; clients ignore fields they do not know."""
-    known = answer.lengths()
-    return {"lenvm": known} if known else {}

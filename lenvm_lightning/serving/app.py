@@ -94,7 +94,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         _require_model(body, name)
-        wanted = Wanted(chat=True, logprobs=bool(body.logprobs), likeliest=body.top_logprobs or 0)
+        wanted = Wanted(True, bool(body.logprobs), body.top_logprobs or 0, **_also(body))
         _require_whole(body, wanted)
         prompt = await service.prepared(service.chat, body.messages)
         if prompt.images and wanted.likeliest:
@@ -109,7 +109,7 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         nothing = body.max_tokens == 0
         if nothing and not body.echo:
             raise ValueError("max_tokens: at least 1, or 0 with echo")
-        wanted = Wanted(False, body.logprobs is not None, body.logprobs or 0, bool(body.echo))
+        wanted = Wanted(False, body.logprobs is not None, body.logprobs or 0, bool(body.echo), **_also(body))
         _require_whole(body, wanted)
         service.require_few(len(body.prompts) * (body.n or 1))
         tokenizer = service.tokenizer
@@ -192,6 +192,10 @@ class _Gate:
 def _require_model(body: GenerationRequest, name: str) -> None:
     if body.model is not None and body.model != name:
         raise HTTPException(404, f"there is no model {body.model!r} here; this server has {name!r}")
+
+
+def _also(body: GenerationRequest) -> dict[str, bool]:
+    return {"token_ids": bool(body.return_token_ids), "stop_text": bool(body.include_stop_str_in_output)}
 
 
 def _require_whole(body: GenerationRequest, wanted: Wanted) -> None:

@@ -80,6 +80,8 @@ class GenerationRequest(BaseModel):
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, lt=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    return_token_ids: bool | None = False
+    include_stop_str_in_output: bool | None = False
     stop: Stop | Annotated[list[Stop], Field(max_length=_MOST_STOPS)] | None = None
     lenvm: str | None = Field(None, max_length=_LONGEST_CONTROL)
     vllm_xargs: dict[str, Any] | None = None

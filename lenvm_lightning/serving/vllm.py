@@ -38,6 +38,7 @@ from .guided_rows import GuidedRow, GuidedRows
 
 _MODEL = "LENVM_MODEL"
 _ARGUMENT, _SEED = "lenvm", "lenvm_seed"
+_COMPLETION_SEED = "lenvm_completion_seed"  # as `completion_seed` makes one
 _GIB = 2**30
 _log = init_logger("vllm.lenvm")
 
@@ -201,7 +202,10 @@ def _control_of(params: Any) -> Control | None:
 
 def _seed_of(params: Any) -> int:
     """The seed of a request, made as `generate` makes it; ``lenvm_seed`` for builds of vLLM that die of their own."""
-    given = (params.extra_args or {}).get(_SEED, params.seed)
+    own = params.extra_args or {}
+    if _COMPLETION_SEED in own:
+        return int(own[_COMPLETION_SEED])
+    given = own.get(_SEED, params.seed)
     return random.getrandbits(31) if given is None else completion_seed(int(given), "", 0)
 
 

@@ -7,7 +7,6 @@ is enough: vLLM takes its generator for the Qwen2 that it is.
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 from places import HELPERS
@@ -17,8 +16,11 @@ import lenvm_lightning
 from lenvm_lightning import tinyworld
 from lenvm_lightning.decoding.control_text import parse_control
 from lenvm_lightning.decoding.generate import generate
+from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
+from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
+from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.rollouts.prompting import encode_prompt
 
 pytestmark = [
@@ -108,8 +110,57 @@ def test_a_control_that_is_none_is_refused(params, message, tmp_path):
     assert message in log
 
 
-def test_without_vllm_the_module_says_what_is_missing():
-    code = "import lenvm_lightning.serving.vllm"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "No module named 'vllm'" in done.stderr
+def test_vllm_as_the_generator_of_rollouts(tmp_path):
+    questions = [[{"role": "user", "content": text}] for text in QUESTIONS]
+    guided = [
+        {"id": f"g{k}", "messages": questions[k % 3], "numbers": [0, 1], "control": CONTROLS[1 + k % 3]}
+        for k in range(12)
+    ]
+    greedy = [
+        {"id": f"b{k}", "messages": messages, "numbers": [0], "control": "none"} for k, messages in enumerate(questions)
+    ]
+    greedy.append(
+        {"id": "long", "messages": [{"role": "user", "content": "x " * 900}], "numbers": [0], "control": "none"}
+    )
+    samplings = {
+        "guided": {"max_tokens": 80, "top_k": 15, "top_p": 0.999, "seed": 3},
+        "greedy": {"max_tokens": 80, "temperature": 0.0, "stop": ["about"]},
+    }
+    files = [tmp_path / "requests.json", tmp_path / "answers.json"]
+    files[0].write_text(
+        json.dumps({"requests": {"guided": guided, "greedy": greedy}, "samplings": samplings}), encoding="utf-8"
+    )
+    home = os.path.dirname(os.path.dirname(lenvm_lightning.__file__))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": home}
+    command = [os.environ["LENVM_VLLM"], str(HELPERS / "vllm_generator.py"), *map(str, files)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    told = json.loads(files[1].read_text(encoding="utf-8"))
+    assert "did you mean 'max_model_len'" in told["refused"]
+    assert told["fingerprint"] == {**told["fingerprint"], "kind": "vllm", "name": "tiny-text", "dtype": "float32"}
+
+    generator = LocalGenerator.load("tiny-text")
+    generator.lenvm = LengthValueModel.from_pretrained("tiny-text-lenvm")
+    same = []
+    for name, requests in (("guided", guided), ("greedy", greedy)):
+        wanted = [
+            PromptRequest(Prompt(one["id"], one["messages"]), tuple(one["numbers"]), parse_control(one["control"]))
+            for one in requests
+        ]
+        sampling = SamplingParams(**{**samplings[name], "stop": tuple(samplings[name].get("stop", ()))})
+        expected = {(one.prompt_id, one.number): one.result for one in generator.sample(wanted, sampling)}
+        found = {(prompt, number): (kind, result) for prompt, number, kind, result in told["answers"][name]}
+        assert found.keys() == expected.keys()
+        for key, (kind, result) in found.items():
+            if key[0] == "long":
+                assert kind == "Failure"
+                assert result["final"]
+                assert "more than the context window" in result["reason"]
+                continue
+            assert kind == "GeneratedText"
+            same.append(result["token_ids"] == expected[key].token_ids)
+            if same[-1]:
+                assert result["logprob"] == pytest.approx(expected[key].logprob, abs=0.01)
+                assert (result["text"], result["finish_reason"]) == (expected[key].text, expected[key].finish_reason)
+                assert result["seed"] == (expected[key].seed if name == "guided" else None)
+    assert sum(same) >= 0.9 * len(same)

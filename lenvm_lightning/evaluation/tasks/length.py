@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import EvaluationError
 from ...rollouts.generators.interface import Prompt
+from ...rollouts.sample import model_of
 from ...utils.settings import TEXT, setting
 from ..results import Column, Measure, Table, TableRow
 from ..samples import System
@@ -93,7 +94,7 @@ def _simple_predictors(measured: Measured) -> "dict[str, LengthReport]":
         found["probe"] = LengthPredictions(gamma)
         backbone = measured.lenvm.backbone
         dtype = str(backbone.dtype).removeprefix("torch.")
-        probe = Probe(str(measured.settings.generator), measured.processor, dtype, backbone.device, known)
+        probe = Probe(model_of(str(measured.settings.generator)), measured.processor, dtype, backbone.device, known)
         for number, predicted in probe.predict(completions):
             found["probe"].add(samples[number].prompt_id, predicted, samples[number].truncated)
     return {name: predictions.compute() for name, predictions in found.items()}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import EvaluationError
 from ...rollouts.generators.interface import GeneratedText
+from ...rollouts.sample import model_of
 from .. import tiny_world
 from ..samples import Sample, System
 from ..settings import EvaluationSettings
@@ -68,7 +69,7 @@ def _tiny_questions(settings: EvaluationSettings) -> Questions:
     """Prompts of the tiny world that no tiny model has seen: of one set, or as many of each that fits the generator."""
     from ...rollouts.prompts import load_prompts
 
-    fitting = _TINY_SETS.get(settings.generator or "", ["tiny-math", "tiny-write"])
+    fitting = _TINY_SETS.get(model_of(settings.generator or ""), ["tiny-math", "tiny-write"])
     names = fitting if settings.data is None else [str(settings.data)]
     limit = settings.limit or _TINY_PROMPTS
     sources: list[str | dict[str, Any]] = []

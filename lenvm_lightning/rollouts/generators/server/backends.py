@@ -9,7 +9,7 @@ or the records would state settings that were not used.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ....decoding.sampling_params import SamplingParams
 from ....errors import GeneratorError, nearest
@@ -25,7 +25,8 @@ class Backend:
         token_ids: True = it can give the generated ids back.
         logprobs: True = it gives log-probabilities to whoever asks, and no model of it refuses.
         scaled: True = its log-probabilities are those after the temperature.
-        controls: True = it has a length value model, and takes a control of the length with each request.
+        controls: how it takes a control of the length with a request, where it has a length value model: as
+            ``custom_params``, or as text, in the field ``lenvm`` or inside ``vllm_xargs``; None = it takes none.
         fields: of a request beside the standard ones, for sampling parameters and the ids that end a completion.
     """
 
@@ -35,7 +36,7 @@ class Backend:
     logprobs: bool
     fields: Callable[[SamplingParams, list[int]], dict[str, Any]]
     scaled: bool = False
-    controls: bool = False
+    controls: Literal["custom_params", "lenvm", "vllm_xargs"] | None = None
 
 
 def _vllm_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
@@ -47,6 +48,11 @@ def _vllm_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
 def _sglang_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
     fields = {**_shared_fields(sampling), "return_token_ids": True, "separate_reasoning": False}
     return fields | ({"no_stop_trim": True} if sampling.stop else {})
+
+
+def _lenvm_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
+    fields = {**_shared_fields(sampling), "return_token_ids": True}
+    return fields | ({"include_stop_str_in_output": True} if sampling.stop else {})
 
 
 def _shared_fields(sampling: SamplingParams) -> dict[str, Any]:
@@ -80,12 +86,23 @@ def _other_fields(sampling: SamplingParams, eos: list[int]) -> dict[str, Any]:
 
 
 # The newer name of the limit is the one that OpenAI's own models insist on; gateways and small servers know the older.
-# The research code's server is an SGLang (and signs as one, so it has to be named); what its log-probabilities are of
-# under a control it does not say, so they are not asked for.
+# A vLLM with our processor looks like any vLLM, and the research code's server, an SGLang, like any SGLang: name them.
+# What the log-probabilities of the latter are of under a control it does not say, so they are not asked for.
 BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("vllm", "max_completion_tokens", token_ids=True, logprobs=True, fields=_vllm_fields),
+        Backend(
+            "lenvm", "max_completion_tokens", token_ids=True, logprobs=True, fields=_lenvm_fields, controls="lenvm"
+        ),
+        Backend(
+            "vllm-lenvm",
+            "max_completion_tokens",
+            token_ids=True,
+            logprobs=True,
+            fields=_vllm_fields,
+            controls="vllm_xargs",
+        ),
         Backend("sglang", "max_completion_tokens", token_ids=True, logprobs=True, fields=_sglang_fields, scaled=True),
         Backend(
             "research",
@@ -94,7 +111,7 @@ BACKENDS = {
             logprobs=False,
             fields=_sglang_fields,
             scaled=True,
-            controls=True,
+            controls="custom_params",
         ),
         Backend("transformers", "max_completion_tokens", token_ids=False, logprobs=False, fields=_transformers_fields),
         Backend("openai", "max_completion_tokens", token_ids=False, logprobs=False, fields=_openai_fields),
@@ -123,5 +140,5 @@ def find_backend(name: str, host: str, owners: list[str], paths: Callable[[], se
         raise GeneratorError(f"unknown kind of server {name!r}{nearest(name, known)} (known: {', '.join(known)})")
     if f".{host}".endswith((".openai.com", ".openai.azure.com")):  # gateways say `openai` is the owner of any model
         return BACKENDS["openai"]
-    signed = next((owner for owner in owners if owner in ("vllm", "sglang", "llamacpp")), None)
+    signed = next((owner for owner in owners if owner in ("vllm", "lenvm", "sglang", "llamacpp")), None)
     return BACKENDS[signed or ("transformers" if "/load_model" in paths() else "other")]

@@ -1,7 +1,8 @@
-"""Controls of length in the requests of a run, where a server takes them: the research code's server alone."""
+"""Controls of length in the requests of a run, where a server takes them."""
 
 from typing import Any
 
+from ....decoding.control_text import control_as_text
 from ....decoding.custom_params import write_custom_params
 from ....decoding.sampling_params import SamplingParams
 from ....errors import GeneratorError
@@ -32,9 +33,15 @@ class ControlFields:
         if control is not None and not self._backend.controls:
             raise GeneratorError(
                 f"control {control}: a server of kind {self._backend.name!r} has no length value model beside it and "
-                "would ignore it. Use server='research' for the research code's server, or a local generator "
-                "(LocalGenerator with lenvm=...)."
+                "would ignore it. Use server='lenvm' for `lenvm serve`, 'vllm-lenvm' for a vLLM with our processor, "
+                "server='research' for the research code's server, or a local generator (LocalGenerator with "
+                "lenvm=...)."
             )
+        if self._backend.controls in ("lenvm", "vllm_xargs"):
+            if control is None:
+                return {}
+            told = {"lenvm": control_as_text(control)}
+            return told if self._backend.controls == "lenvm" else {"vllm_xargs": told}
         params = {} if control is None else write_custom_params(control, self._gamma)
         if self._backend.controls:
             kind = "target" if "target_length" in params else params.get("value_mode", "none")

@@ -117,7 +117,7 @@ class ServerGenerator:
             )
         else:
             self.name, self._backend = model, find_backend(server, "", [], set)
-        if gamma is not None and not self._backend.controls:
+        if gamma is not None and self._backend.name != "research":
             raise GeneratorError(f"gamma is for servers of kind 'research'; this one is {self._backend.name!r}")
         self._gamma = gamma
         self._logprobs = self._backend.logprobs if logprobs is None else logprobs

@@ -99,7 +99,19 @@ def test_what_it_would_do_otherwise_is_refused(server, controls, sampling, said)
     assert len(server.bodies) <= 2 * (len(controls) - 1)
 
 
-@pytest.mark.parametrize("kind", [name for name in BACKENDS if name != "research"])
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [("lenvm", {"lenvm": "tilt:-5"}), ("vllm-lenvm", {"vllm_xargs": {"lenvm": "tilt:-5"}})],
+)
+def test_servers_of_this_package_take_controls_as_text(server, kind, field):
+    ask(server, under(Tilt(-5), None), server=kind)
+    assert len(server.bodies) == 4
+    guided = [body for body in server.bodies if body["messages"][0]["content"] == "0?"]
+    assert [{name: body.get(name) for name in field} for body in guided] == 2 * [field]
+    assert sum("lenvm" in body or "vllm_xargs" in body for body in server.bodies) == 2
+
+
+@pytest.mark.parametrize("kind", [name for name, backend in BACKENDS.items() if backend.controls is None])
 def test_other_servers_do_not_get_a_control_that_they_would_ignore(server, kind):
     with pytest.raises(GeneratorError, match=rf"Tilt\(beta=-5\).*kind '{kind}'.*server='research'"):
         ask(server, under(Tilt(-5)), SamplingParams(), server=kind)

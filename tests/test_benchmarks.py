@@ -106,3 +106,11 @@ def test_precision(tmp_path):
         assert rows[precision]["mae_tokens/50"]["ratio"] == pytest.approx(1.0, abs=0.03)
     # Deterministic: bfloat16 has 8 bits, and most weights of a matrix are too large for a step of 2e-5.
     assert result["steps_lost_percent"]["0.001"] < 5 < 80 < result["steps_lost_percent"]["2e-05"]
+
+
+def test_serving():
+    _, result = run("serving")
+    assert set(result["servers"]) == {"lenvm serve", "lenvm serve, with a value model", "lenvm serve, guided"}
+    assert all(row["tokens_per_s"] > 0 and row["first_token_s"] > 0 for row in result["servers"].values())
+    assert 14 <= result["servers"]["lenvm serve, guided"]["tokens"] <= 18
+    assert result["cost_of_guidance_lenvm"] > 0

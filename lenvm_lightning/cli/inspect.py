@@ -17,15 +17,19 @@ EXAMPLES = """examples:
   lenvm inspect "The sea was quiet." --prompt "Write a text about the sea." --out sea.html
   lenvm inspect rollouts/mine/rollouts.jsonl --lenvm runs/mine/model --limit 5 --out page.html
   lenvm inspect rollouts/mine/rollouts.jsonl --lenvm runs/mine/model > tokens.jsonl
+  lenvm inspect results/lifebench-tiny-text-1a2b3c4d --out page.html
 
 Without --out one JSON object a completion goes to stdout: its tokens, each with what was still to come after it (the
 end included), the value, and by how much it moved the expected length. The page is one file that fetches nothing.
 """
+_RESULTS = "samples.jsonl"  # in a folder of results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lenvm inspect``."""
-    parser.add_argument("text", metavar="TEXT", help="a completion, or a rollouts.jsonl (or its folder)")
+    parser.add_argument(
+        "text", metavar="TEXT", help="a completion, a rollouts.jsonl (or its folder), or a folder of results"
+    )
     add_models(parser, "whose completions they are (default: the one the length value model was trained for)")
     parser.add_argument("--prompt", help="what TEXT answers, where it is a completion")
     parser.add_argument("--limit", type=int, default=20, help="only so many completions (default: 20)")
@@ -50,7 +54,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.limit < 1:
         raise DataError(f"--limit {arguments.limit}: at least 1")
     from ..inspection.page import write_page
-    from ..inspection.read import Written, as_json, completions_of, read_completions
+    from ..inspection.read import Written, as_json, completions_of, completions_of_results, read_completions
     from ..models.processors import load_processor
     from ..rollouts.generators.interface import Prompt
 
@@ -58,7 +62,8 @@ def execute(arguments: argparse.Namespace) -> int:
         prompt = Prompt("prompt", [{"role": "user", "content": arguments.prompt}])
         given = [Written(prompt, None, arguments.text, "text", truncated=True)]  # nobody says that it ends here
     else:
-        given = list(itertools.islice(completions_of(file), arguments.limit))
+        completions = completions_of_results(file.parent) if file.name == _RESULTS else completions_of(file)
+        given = list(itertools.islice(completions, arguments.limit))
     if not given:
         raise DataError(f"{file} holds no completions")
     known = arguments.generator or embedded.generator_of(arguments.lenvm or "")
@@ -79,8 +84,9 @@ def _rollouts_of(text: str) -> Path | None:
     """The file that is meant; None where the text is a text."""
     try:
         path = Path(text)
-        if path.is_dir() and (path / "rollouts.jsonl").is_file():
-            return path / "rollouts.jsonl"
+        for name in ("rollouts.jsonl", _RESULTS):
+            if path.is_dir() and (path / name).is_file():
+                return path / name
         return path if path.is_file() else None
     except (OSError, ValueError):  # longer than any name of a file, or with characters that none has
         return None

@@ -3,17 +3,19 @@
 import importlib.metadata
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..errors import EvaluationError
+from ..rollouts.generators.interface import Prompt
 from ..utils.json_input import read_object
 from ..utils.locked_folder import FolderLock, differences, full_disk_in_a_sentence
 from ..utils.own_folder import claim, refuse_others
 from . import tasks
+from .asked_prompts import write_prompts
 from .models import Models
 from .prepare import Prepared, identity_of, name_of_folder, prepare
 from .report import write_report
@@ -129,14 +131,17 @@ def _compare_runs(task: RunTask, settings: EvaluationSettings, root: Path, comma
 def _sample(prepared: Prepared, models: Models, samples: SampleFolder) -> dict[str, float]:
     """Sample what is missing; tokens a second of each system that was sampled."""
     speeds = {}
+    asked: dict[str, Sequence[Prompt]] = {}
     for system in prepared.systems:
         done = {other.name: samples.of(other.name) for other in prepared.systems}
         prompts = prepared.task.prompts_for(system, prepared.settings, prepared.questions, done)
+        asked[system.name] = prompts
         generator = models.generator_for(system)
         n = prepared.settings.n or 1
         speed = collect(samples, generator, system, prompts, n, prepared.sampling, prepared.task.judge)
         if speed is not None:
             speeds[system.name] = speed
+    write_prompts(samples.folder, asked)
     return speeds
 
 

@@ -55,6 +55,9 @@ def as_markdown(results: Results, figures: list[str], speeds: Mapping[str, float
         told = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
         lines += ["", f"Tokens/s while sampling: {told}."]
     lines += [f"\n![{name}]({name}.png)" for name in figures]
+    lenvm = (results.provenance.get("lenvm") or {}).get("name")
+    if lenvm:
+        lines += ["", f"Single texts, token by token: `lenvm inspect THIS_FOLDER --lenvm {lenvm} --out page.html`."]
     given = "\n".join(f"{key}: {json.dumps(value)}" for key, value in results.provenance.items())
     return "\n".join([*lines, "", f"    {without_credentials(command)}", "", "```yaml", given, "```", ""])
 

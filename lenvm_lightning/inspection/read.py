@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..decoding.text_stream import TextStream
-from ..errors import DataError
+from ..errors import DataError, named
 from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 from ..rollouts.generators.interface import Prompt
 from ..rollouts.read import read_rollouts
+from ..utils.json_input import parse_json
 from .rollout_values import values_of
 
 
@@ -96,6 +97,40 @@ def completions_of(file: Path) -> Iterator[Written]:
         name = str(counts[rollout.prompt_id])
         counts[rollout.prompt_id] += 1
         yield Written(kept, rollout.token_ids, rollout.completion, name, rollout.censored)
+
+
+def completions_of_results(folder: Path) -> Iterator[Written]:
+    """Completions in a folder of an evaluation, those of a prompt one after the other.
+
+    Raises:
+        DataError: it cannot be read, or its prompts have images, which it does not keep.
+    """
+    try:
+        prompts: dict[tuple[str, str], Prompt] = {}
+        for line in _lines(folder / "prompts.jsonl"):
+            if line["images"]:
+                raise DataError(
+                    f"{folder}: its prompts have images, which are not kept there: inspect rollouts of them"
+                )
+            prompt = Prompt(line["prompt_id"], line["messages"])
+            prompts |= {(system, prompt.prompt_id): prompt for system in line["systems"]}
+        by_prompt: dict[str, list[tuple[str, int, Written]]] = {}
+        for line in _lines(folder / "samples.jsonl"):
+            name, truncated = f"{line['system']} {line['number']}", line["finish_reason"] == "length"
+            written = Written(
+                prompts[line["system"], line["prompt_id"]], line["token_ids"], line["text"], name, truncated
+            )
+            by_prompt.setdefault(line["prompt_id"], []).append((line["system"], line["number"], written))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: it cannot be read as results of lenvm-eval: {named(error)}") from error
+    for some in by_prompt.values():
+        yield from (written for *_, written in sorted(some, key=lambda one: one[:2]))
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    with open(file, "rb") as lines:
+        for line in lines:
+            yield parse_json(line)
 
 
 def read_completions(

@@ -188,7 +188,7 @@ def main() -> None:
             given.folder = folder / "plain"
         found = servers(given, folder, stack)
         for server in found:  # to get warm
-            asyncio.run(ask_all(server, given.clients, given.clients, 8))
+            asyncio.run(ask_all(server, given.clients, given.clients, given.length))
         for _ in range(given.rounds):
             for server in found:
                 rounds.setdefault(server.name, []).append(

@@ -6,9 +6,12 @@ import io
 import json
 import random
 import socket
+import statistics
 import threading
+import time
 
 import openai
+import psutil
 import pytest
 from PIL import Image
 from served import generator_of, serving
@@ -347,7 +350,8 @@ def test_metrics_count_what_was_asked_expected_and_written():
 async def crowd(server, count):
     """So many clients at once: half want an answer, the others leave, or send what nobody understands."""
     kinds = random.Random(0).choices(["whole", "stream", "leaves", "garbage"], weights=[3, 3, 2, 2], k=count)
-    answered = []
+    answered, seconds = [], []
+    began = time.monotonic()
 
     async def one(client, number, kind):
         if kind == "garbage":
@@ -359,6 +363,7 @@ async def crowd(server, count):
         if kind == "whole":
             answer = await client.chat.completions.create(**common)
             answered.append((number, answer.choices[0].message.content))
+            seconds.append(time.monotonic() - began)
             return
         stream = await client.chat.completions.create(stream=True, **common)
         text = ""
@@ -369,17 +374,28 @@ async def crowd(server, count):
                 return
         if kind == "stream":
             answered.append((number, text))
+            seconds.append(time.monotonic() - began)
 
     async with server.client(openai.AsyncOpenAI) as client:
         await asyncio.gather(*(one(client, number, kind) for number, kind in enumerate(kinds)))
     wanted = [number for number, kind in enumerate(kinds) if kind in ("whole", "stream")]
+    middle, late = statistics.quantiles(seconds, n=100)[49::49]
+    print(f"{count} clients at once: half are answered after {middle:.1f} s, 99% after {late:.1f} s")
     return wanted, answered
 
 
 @pytest.mark.parametrize("count", [80, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_crowd_of_clients_some_of_which_leave_or_talk_nonsense(count):
     with serving(generator_of(rows=16), Limits(waiting=2 * count)) as server:
+        if count >= 1000:
+            asyncio.run(crowd(server, count))
+            server.wait_until_idle()
+        before = psutil.Process().memory_info().rss
         wanted, answered = asyncio.run(crowd(server, count))
+        if count >= 1000:  # a second crowd finds what the first one left
+            grown = (psutil.Process().memory_info().rss - before) / 2**20
+            print(f"memory grew by {grown:.0f} MiB")
+            assert grown < 64
         assert sorted(number for number, _ in answered) == wanted  # none lost, none answered twice
         server.wait_until_idle()
         number, text = answered[len(answered) // 2]  # alone, it is the same

@@ -71,6 +71,10 @@ def execute(arguments: argparse.Namespace) -> int:
     quieten()
     if arguments.generator and not arguments.custom_generate:
         raise CheckpointError("--generator is copied for its generate: say --custom-generate, too")
+    if arguments.generator and arguments.push:
+        raise CheckpointError(
+            "--push publishes a length value model; push a directory with its generator by `hf upload`"
+        )
     if arguments.target.exists() and (not arguments.target.is_dir() or any(arguments.target.iterdir())):
         raise CheckpointError(f"{arguments.target} is there already: name another place")
     model, processor = _open(arguments)
@@ -101,7 +105,7 @@ def execute(arguments: argparse.Namespace) -> int:
             generator.model.save_pretrained(arguments.target)
             generator.processor.save_pretrained(arguments.target)
         if arguments.custom_generate:
-            write_custom_generate(arguments.target, arguments.push or str(arguments.target.resolve()))
+            write_custom_generate(arguments.target, arguments.push or str(target.resolve()))
     _report(target, before, arguments.trust_remote_code)
     if arguments.custom_generate:
         print(f'{arguments.target}: custom_generate/generate.py for control="equal-to:96", with trust_remote_code=True')

@@ -12,6 +12,7 @@ EXAMPLES = (
     "at-least:200", "at-least:200:hard", "scale:mul:0.5", "scale:linear:-0.5", "scale:length_mul:0.5",
     "gated:0.1:0.5:tilt:-5",
 )  # fmt: skip
+LONGEST_TARGET = 2**31  # tokens
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,14 @@ class _Form:
 
 
 def _target(kind: Any) -> Callable[[list[str]], Control]:
-    return lambda parts: kind(_number(int, parts[0]), *parts[1:])
+    def build(parts: list[str]) -> Control:
+        n = _number(int, parts[0])
+        if n >= LONGEST_TARGET:
+            raise ValueError("no text has so many tokens")
+        control: Control = kind(n, *parts[1:])
+        return control
+
+    return build
 
 
 def _scale(parts: list[str]) -> Control:

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import GenerationError, nearest
 from ..guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
 from .batched_controls import numbers_for_a_batch
+from .control_text import LONGEST_TARGET
 
 _CONSTRAINTS = {EqualTo: "eq", AtMost: "le", AtLeast: "ge"}
 _TARGETS: dict[str, Any] = {
@@ -123,7 +124,7 @@ def read_custom_params(params: dict[str, Any]) -> Control | None:
 
 
 def _read_target(target: Any, constraint: Any) -> Control:
-    if type(target) is not int or target < 1:
+    if type(target) is not int or not 1 <= target < LONGEST_TARGET:
         raise GenerationError(f"custom_params: target_length must be a whole number of tokens, found {target!r}")
     if not isinstance(constraint, str) or constraint not in _TARGETS:
         raise GenerationError(f"custom_params: value_constraint={constraint!r} is none of {', '.join(_TARGETS)}")
@@ -151,4 +152,7 @@ def _number(params: dict[str, Any], name: str, otherwise: float | None = None) -
     given = params.get(name, otherwise)
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise GenerationError(f"custom_params: {name} must be a number, found {given!r}")
-    return float(given)
+    try:
+        return float(given)
+    except OverflowError:
+        raise GenerationError(f"custom_params: {name} is larger than any number here") from None

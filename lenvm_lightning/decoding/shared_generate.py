@@ -39,7 +39,7 @@ def generate(model, **arguments):
     """`model.generate(..., control="equal-to:96")`; without a control, what `generate` always does."""
     return generate_under_control(model, SOURCE, **arguments)
 '''
-_opened: "weakref.WeakKeyDictionary[PreTrainedModel, LengthValueModel]" = weakref.WeakKeyDictionary()
+_opened: "weakref.WeakKeyDictionary[PreTrainedModel, dict[str, LengthValueModel]]" = weakref.WeakKeyDictionary()
 
 
 def write_custom_generate(folder: Path, source: str) -> None:
@@ -100,10 +100,11 @@ def _with_stops(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lenvm_of(model: PreTrainedModel, source: str) -> LengthValueModel:
-    """The length value model of a generator, opened once."""
-    if model not in _opened:
+    """The length value model of a generator, opened once: where it was, or beside a generator that was moved."""
+    by_source = _opened.setdefault(model, {})
+    if source not in by_source:
         beside = Path(model.config.name_or_path or "") / INSIDE
-        where = str(beside) if beside.is_dir() else source
+        where = str(beside) if beside.is_dir() and not Path(source).is_dir() else source
         with torch.random.fork_rng():  # weights are drawn before they are loaded; the first text is as any other
-            _opened[model] = open_value_model(where, gamma=None, dtype=None, device=model.device)
-    return _opened[model]
+            by_source[source] = open_value_model(where, gamma=None, dtype=None, device=model.device)
+    return by_source[source]

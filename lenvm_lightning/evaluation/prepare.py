@@ -140,6 +140,7 @@ def identity_of(prepared: Prepared, generator: dict[str, Any] | None) -> dict[st
         generator: fingerprint of a server; None for a local one, whose files are looked at.
     """
     from ..rollouts.generators.local.loading import digest, name_of
+    from ..rollouts.generators.vllm import deciding_options
 
     def model(source: str) -> dict[str, Any]:
         return {"name": name_of(source), "digest": digest(source)[:16]}
@@ -147,10 +148,14 @@ def identity_of(prepared: Prepared, generator: dict[str, Any] | None) -> dict[st
     given = prepared.settings
     settings = {key: value for key, value in given.as_dict().items() if key not in (*WHERE, "compare", "model")}
     # They do not decide what is asked, but every token and number; what is usual goes without saying.
-    dtype = given.dtype or _usual_dtype(prepared)
+    dtype = given.dtype or (given.options or {}).get("dtype") or _usual_dtype(prepared)
     settings |= {"dtype": dtype} if dtype != "float32" else {}
     processor = (given.options or {}).get("processor")
     settings |= {"processor": processor} if processor else {}
+    if is_vllm(prepared.generator) and (deciding := deciding_options(given.options or {})):
+        settings |= {"engine_options": deciding}
+    if given.guides_by_itself and not given.in_research_words:  # each kind has controls of its own
+        settings |= {"server": (given.options or {})["server"]}
     return {
         "task_version": prepared.task.version,
         **settings,

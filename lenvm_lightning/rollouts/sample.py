@@ -182,6 +182,10 @@ def _is_recorded(source: str, recorded: dict[str, Any], options: dict[str, Any])
         return same and recorded.get("kind") == "server" and options.get("model") in (None, recorded.get("name"))
     from .generators.local.loading import digest, name_of
 
+    if is_vllm(source):
+        from .generators.vllm import deciding_options
+
+        same = same and recorded.get("options", {}) == deciding_options(options)
     kind, model = "vllm" if is_vllm(source) else "transformers", model_of(source)
     same = same and recorded.get("kind") == kind and recorded.get("name") == name_of(model)
     return same and recorded.get("digest") == digest(model)

@@ -17,6 +17,7 @@ from typing import Any, Self
 from ..decoding.sampling_params import SamplingParams
 from ..errors import StoreError
 from ..utils.foreign_text import as_shown
+from ..utils.images import opened
 from ..utils.json_input import parse_object
 from ..utils.locked_folder import sync_folder, write_whole
 from .completion_store import CompletionStore
@@ -322,7 +323,7 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
                 self._prompt_parts.clear()
             prompt = self.prompts[self._in_order.numbers[prompt_id]]
             with self.writing():
-                images = [save_image(image, self.folder) for image in prompt.images]
+                images = [save_image(opened(image), self.folder) for image in prompt.images]
             self._prompt_parts[prompt_id] = {**vars(prompt), "images": images}
         return self._prompt_parts[prompt_id]
 

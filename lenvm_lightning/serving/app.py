@@ -5,7 +5,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .service import Service
 _log = logging.getLogger(__name__)
 _BODY = 32 * 2**20  # bytes: images are in it
 _BODIES = 2**30  # bytes: of all requests that are being answered
+_BODY_SECONDS = 60.0  # for all of a body to come
 _RETRY_AFTER = 1  # seconds
 _PAGE = Path(__file__).parent / "page"
 _PAGE_HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'"}
@@ -121,19 +122,22 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in body.prompts] if body.echo else ()
         answers = Answers(jobs, tokenizer, name, wanted, texts)
         if nothing:
-            return JSONResponse(await _whole(service, answers))
+            return await _unless_left(request, _whole(service, answers))
         service.begin(jobs)
         return await _answer(service, metrics, request, body, answers, jobs)
 
     @app.post("/v1/lengths")
-    async def lengths(body: LengthsRequest) -> dict[str, Any]:
+    async def lengths(body: LengthsRequest, request: Request) -> Response:
         if body.messages is not None:
             prompts = [await service.prepared(service.chat, body.messages)]
         else:
             prompts = [Prompt(str(k), [{"role": "user", "content": text}]) for k, text in enumerate(body.prompts or ())]
         service.require_few(len(prompts))
-        found = await service.lengths(prompts, body.completion)
-        return {"object": "list", "model": name, "data": found}
+
+        async def told() -> dict[str, Any]:
+            return {"object": "list", "model": name, "data": await service.lengths(prompts, body.completion)}
+
+        return await _unless_left(request, told())
 
     return app
 
@@ -174,7 +178,7 @@ class _Gate:
             return
         self._bytes += size
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, _in_time(receive), counted)
         except Exception as error:  # a bug of ours: told, counted, and written down for whoever runs the server
             _log.exception("a request ended in an error that nobody expected")
             if not begun:
@@ -216,18 +220,30 @@ async def _answer(
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(_pieces(service, jobs, answers, tokens, usage), media_type="text/event-stream")
-    reading = asyncio.ensure_future(_read(tokens))
+
+    async def read_all() -> dict[str, Any]:
+        async for _ in tokens:
+            pass
+        return await _whole(service, answers)
+
+    try:
+        return await _unless_left(request, read_all())
+    finally:
+        service.cancel(jobs)  # those that have ended do not mind
+
+
+async def _unless_left(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+    """The answer that comes of some work, which is given up when the client leaves."""
+    working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait({reading, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not reading.done():
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
             return Response(status_code=499)  # nobody reads it
-        reading.result()
-        return JSONResponse(await _whole(service, answers))
+        return JSONResponse(working.result())
     finally:
-        for task in (reading, leaving):
+        for task in (working, leaving):
             task.cancel()
-        service.cancel(jobs)  # those that have ended do not mind
 
 
 async def _whole(service: Service, answers: Answers) -> dict[str, Any]:
@@ -239,11 +255,6 @@ async def _whole(service: Service, answers: Answers) -> dict[str, Any]:
 async def _left(request: Request) -> None:
     """Returns when the client has left."""
     while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _read(tokens: "AsyncIterator[tuple[Answer, str]]") -> None:
-    async for _ in tokens:
         pass
 
 
@@ -327,6 +338,24 @@ def _full(message: str) -> JSONResponse:
     answer = _error(429, f"{message}. Ask again in a moment.", "rate_limit_error")
     answer.headers["Retry-After"] = str(_RETRY_AFTER)
     return answer
+
+
+def _in_time(receive: Receive) -> Receive:
+    """A body that has come within its time; a client that sends it slower has left, for it keeps room from others."""
+    until, whole = time.monotonic() + _BODY_SECONDS, False
+
+    async def received() -> Message:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        whole = message["type"] == "http.request" and not message.get("more_body", False)
+        return message
+
+    return received
 
 
 def _announced(scope: Scope) -> int:

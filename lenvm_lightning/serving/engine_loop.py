@@ -21,6 +21,8 @@ from ..guidance import Control
 from ..utils.memory import is_of_memory
 
 _MOST_BYTES = 2**31
+_MOST_CALLS = 256
+_NO_MEMORY = "there is not enough memory"
 
 
 class QueueFullError(LenVMError):
@@ -164,12 +166,14 @@ class EngineLoop:
         """Do what needs the models between two steps, in the engine's thread: threads must not share them.
 
         Raises:
-            QueueFullError: the server is about to end.
+            QueueFullError: too much of that waits already, or the server is about to end.
         """
         done: Future[Any] = Future()
         with self._changed:
             if self._closing:
                 raise QueueFullError("the server is about to end")
+            if len(self._calls) >= _MOST_CALLS:
+                raise QueueFullError(f"{len(self._calls)} texts wait to be read")
             self._calls.append((done, work))
             self._changed.notify()
         return done
@@ -183,12 +187,12 @@ class EngineLoop:
                     self._changed.wait()
                 if not (self._arrived or self._calls):
                     return
-            self._make_calls()
+            self._make_call()
             try:
                 with contextlib.closing(self._engine.steps(_Arrivals(self))) as steps:
                     for written in steps:
                         self._tell(written)
-                        self._make_calls()
+                        self._make_call()
             except Exception as error:  # such as no memory left: those under way fail, and the next ones are served
                 self._fail(error)
 
@@ -210,14 +214,17 @@ class EngineLoop:
         self._bytes -= job.bytes_of_images
         job.left = 0
 
-    def _make_calls(self) -> None:
+    def _make_call(self) -> None:
+        """The first call that somebody still waits for: one a step, so that those who write go on."""
         while self._calls:
             done, work = self._calls.popleft()
-            if done.set_running_or_notify_cancel():
-                try:
-                    done.set_result(work())
-                except Exception as error:  # of whoever called, and no reason to end
-                    done.set_exception(error)
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                done.set_result(work())
+            except Exception as error:  # of whoever called, and no reason to end
+                done.set_exception(LenVMError(_NO_MEMORY) if is_of_memory(error) else error)
+            return
 
     def _tell(self, written: list[RunningCompletion]) -> None:
         """Count in what a step has written, all of it or, where that fails, nothing."""
@@ -256,7 +263,7 @@ class EngineLoop:
                 loop.call_soon_threadsafe(_put, some)
 
     def _fail(self, error: Exception) -> None:
-        reason = "there is not enough memory" if is_of_memory(error) else named(error)
+        reason = _NO_MEMORY if is_of_memory(error) else named(error)
         told = []
         for job in list(self._running.values()):
             told += [(job, WrittenToken(i, -1, 0.0, None, None, "error", reason)) for i in range(len(job.seeds))]

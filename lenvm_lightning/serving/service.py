@@ -17,7 +17,6 @@ from ..guidance import Control, target_of
 from ..inspection.rollout_values import values_of
 from ..rollouts.generators.interface import Prompt
 from ..rollouts.generators.local import LocalGenerator
-from ..utils.images import open_image
 from .answers import Answer
 from .engine_loop import EngineLoop, Job
 from .requests import GenerationRequest, Message
@@ -161,10 +160,10 @@ class Service:
         return context_window([self.generator.model, *([lenvm.backbone] if lenvm else [])])
 
     def chat(self, messages: Sequence[Message], prompt_id: str = "chat") -> Prompt:
-        """A chat as a prompt, its images opened.
+        """A chat as a prompt. Its images stay as they came until they are encoded, for opened they are large.
 
         Raises:
-            ValueError: an image that cannot be read, or too many of them.
+            ValueError: an image that does not come with the request, or too many of them.
         """
         contents: list[bytes] = []
         read = [message.read(contents) for message in messages]
@@ -172,7 +171,7 @@ class Service:
             raise ValueError(f"{len(contents)} images are more than {self.limits.images}")
         if contents and not self.generator.takes_images:
             raise ValueError(f"the prompt has images, but {self.generator.name} reads text only")
-        return Prompt(prompt_id, read, tuple(open_image(content) for content in contents))
+        return Prompt(prompt_id, read, tuple(contents))
 
     async def read_back(self, answers: Sequence[Answer], likeliest: int) -> None:
         """Read prompts and completions with the generator, for the log-probabilities of all of their tokens.

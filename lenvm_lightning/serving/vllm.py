@@ -65,12 +65,18 @@ class LenVMLogitsProcessor(V1Processor, V2Processor):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse a control that means nothing, before the request is scheduled.
+        """Refuse a guided request that cannot be, before it is scheduled: later the engine would die of it.
 
         Raises:
-            ValueError: its text is no control.
+            ValueError: its control, its seed or its sampling means nothing.
         """
-        _control_of(sampling_params)
+        if _control_of(sampling_params) is None:
+            return
+        try:
+            _seed_of(sampling_params)
+            _sampling_of(sampling_params)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"vllm_xargs.lenvm: {error}") from error
 
     def __init__(self, vllm_config: Any, place: Any, is_pin_memory: bool | None = None) -> None:
         if vllm_config.speculative_config is not None:

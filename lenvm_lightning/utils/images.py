@@ -70,6 +70,15 @@ def allowed_folders(given: str | Sequence[str] | None) -> tuple[Path, ...]:
     return folders
 
 
+def opened(image: Image.Image | str | bytes) -> Image.Image | str:
+    """An image or its path, where it may be the content of a file.
+
+    Raises:
+        ValueError: see `open_image`.
+    """
+    return open_image(image) if isinstance(image, bytes) else image
+
+
 def open_image(
     image: Image.Image | str | bytes, max_pixels: int = MAX_IMAGE_PIXELS, *, as_rgb: bool = True
 ) -> Image.Image:

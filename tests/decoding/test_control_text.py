@@ -54,6 +54,7 @@ def test_the_examples_are_right():
         ("tilt:short", "control 'tilt:short': 'short' is not a number"),
         ("tilt:inf", "control 'tilt:inf': beta must be finite"),
         ("equal-to:12.5", "control 'equal-to:12.5': '12.5' is not a whole number of tokens"),
+        ("at-most:2147483648", "control 'at-most:2147483648': no text has so many tokens"),
         ("equal-to:0", "control 'equal-to:0': n must be a whole number of at least 1"),
         ("at-most:64:soft", "control 'at-most:64:soft': mode must be one of penalty, hard; got 'soft'"),
         ("scale:sum:2", "control 'scale:sum:2': kind must be one of mul, linear, length_mul"),

@@ -42,6 +42,8 @@ def test_a_request_without_a_control():
         ({"value_mode": "centered_exp", "value_scale": True}, "value_scale must be a number, found True"),
         ({"value_mode": "centered_exp", "value_scale": float("nan")}, "beta"),
         ({"target_length": 12.5}, "whole number of tokens, found 12.5"),
+        ({"target_length": 10**400}, "whole number of tokens, found 1000"),
+        ({"value_mode": "mul", "value_scale": 10**400}, "value_scale is larger than any number"),
         ({"target_length": 0}, "whole number of tokens, found 0"),
         ({"target_length": 12, "value_constraint": "about"}, "'about' is none of eq, eq_soft, le, ge"),
         ({"target_length": 12, "value_constraint": ["eq"]}, "is none of eq"),

@@ -124,6 +124,8 @@ def ask(server, body):
 def test_a_generator_of_another_vocabulary_is_refused(tmp_path, capsys):
     command = ["export", "tiny-text-lenvm", str(tmp_path / "x"), "--custom-generate", "--generator"]
     assert main([*command, str(tmp_path / "nothing")]) == 2
+    assert main([*command, "tiny-text", "--push", "me/repo"]) == 2
+    assert "--push publishes a length value model" in capsys.readouterr().err
     assert main(["export", "tiny-text-lenvm", str(tmp_path / "x"), "--generator", "tiny-text"]) == 2
     assert "say --custom-generate, too" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

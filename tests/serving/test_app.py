@@ -402,3 +402,34 @@ def test_a_crowd_of_clients_some_of_which_leave_or_talk_nonsense(count):
         control = ["at-most:24", "equal-to:16", "none"][number % 3]
         [alone] = chat(server, seed=number, max_tokens=40, lenvm=control).choices
         assert alone.message.content == text
+
+
+def test_a_body_that_does_not_come_keeps_no_room(monkeypatch):
+    monkeypatch.setattr("lenvm_lightning.serving.app._BODIES", 1000)
+    monkeypatch.setattr("lenvm_lightning.serving.app._BODY_SECONDS", 0.3)
+    with serving(generator_of(rows=1)) as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as raw:
+            raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n{")
+            assert server.ask("/v1/completions", {"prompt": "a", "max_tokens": 2})[0] in (200, 429)
+            time.sleep(0.6)
+            assert server.ask("/v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200
+
+
+def test_those_who_write_go_on_while_texts_are_read(tiny_server):
+    """One text is read a step: a crowd of readers must not stop a stream."""
+    stop = threading.Event()
+
+    def read():
+        while not stop.is_set():
+            assert tiny_server.ask("/v1/lengths", {"prompts": ["What is 3 + 4?"] * 4})[0] in (200, 429)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    try:
+        assert chat(tiny_server, max_tokens=30, seed=1).usage.completion_tokens > 5
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()

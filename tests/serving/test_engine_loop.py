@@ -8,6 +8,7 @@ from PIL import Image
 from served import generator_of
 
 from lenvm_lightning.decoding.sampling_params import SamplingParams, completion_seed
+from lenvm_lightning.errors import LenVMError
 from lenvm_lightning.guidance import EqualTo
 from lenvm_lightning.rollouts.generators.interface import Prompt, PromptRequest
 from lenvm_lightning.serving.engine_loop import EngineLoop, Job, QueueFullError
@@ -264,3 +265,23 @@ def test_a_prompt_that_a_model_cannot_read_fails_alone():
         for _, ended in asyncio.run(ask()):
             assert set(ended) <= {"stop", "length"}
         assert loop.completions == 0
+
+
+def test_so_many_calls_may_wait_and_one_without_memory_is_told(monkeypatch):
+    monkeypatch.setattr("lenvm_lightning.serving.engine_loop._MOST_CALLS", 1)
+    generator = generator_of(rows=1)
+
+    def fail():
+        raise MemoryError
+
+    with EngineLoop(generator.engines(1)[0], most=9) as loop:
+        waiting, begun = threading.Event(), threading.Event()
+        first = loop.call(lambda: begun.set() or waiting.wait())
+        begun.wait()
+        second = loop.call(fail)
+        with pytest.raises(QueueFullError, match="1 texts wait to be read"):
+            loop.call(fail)
+        waiting.set()
+        assert first.result(60)
+        with pytest.raises(LenVMError, match="there is not enough memory"):
+            second.result(60)

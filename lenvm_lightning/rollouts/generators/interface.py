@@ -19,7 +19,7 @@ class Prompt:
     Attributes:
         prompt_id: unique among all prompts of a run, the same in every run.
         messages: chat messages, roles system / user / assistant; ``<image>`` in a content marks an image.
-        images: in the order of their marks, opened or as paths.
+        images: in the order of their marks: opened, as paths, or as the bytes of a file.
         split: ``train`` or ``test``; None where the source does not say.
         meta: what the record should remember, such as the gold answer; JSON values only.
         begun: ids that the answer begins with, read and not written; a generator in this process takes them.
@@ -27,7 +27,7 @@ class Prompt:
 
     prompt_id: str
     messages: list[dict[str, str]]
-    images: tuple[Image.Image | str, ...] = ()
+    images: tuple[Image.Image | str | bytes, ...] = ()
     split: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     begun: tuple[int, ...] = ()

@@ -13,7 +13,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -28,8 +28,18 @@ from .interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
 from .local.loading import digest, name_of
 
 _PREFIX = "vllm:"
+_WHERE_IT_RUNS = (
+    "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "distributed_executor_backend",
+    "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "enforce_eager", "block_size",
+    "disable_log_stats", "lenvm", "gamma", "dtype",
+)  # fmt: skip
 _PROCESSOR = "lenvm_lightning.serving.vllm:LenVMLogitsProcessor"
 _AHEAD = 2  # requests given to the engine for each that it can write at once
+
+
+def deciding_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of vLLM's settings that may change tokens: all but those of where it runs, and those told elsewhere."""
+    return {name: one for name, one in sorted(options.items()) if name not in _WHERE_IT_RUNS and one is not None}
 
 
 class VLLMGenerator:
@@ -65,10 +75,12 @@ class VLLMGenerator:
         self.name = name_of(self._source)
         self.tokens_written = 0
         try:
-            self.processor = load_processor(self._source)
+            trusted = bool(engine.get("trust_remote_code", False))
+            self.processor = load_processor(self._source, trust_remote_code=trusted)
         except CheckpointError as error:
             raise GeneratorError(f"{error} A generator needs the tokenizer it was trained with.") from error
         self.tokenizer = tokenizer_of(self.processor)
+        self._deciding = deciding_options({**engine, "seeds": seeds})
         self._guides = lenvm is not None
         if lenvm is not None:
             told = {"model": lenvm, "gamma": gamma, "dtype": engine.get("dtype")}
@@ -77,7 +89,6 @@ class VLLMGenerator:
         self._running = _Running(self._source, engine)
         weakref.finalize(self, self._running.close)  # or training would find no memory after sampling
         config = self._running.engine.vllm_config
-        self._quantization = config.model_config.quantization
         self._dtype = str(config.model_config.dtype).removeprefix("torch.")
         self._window: int = config.model_config.max_model_len
         self._most = _AHEAD * config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
@@ -85,9 +96,9 @@ class VLLMGenerator:
         self._numbers = itertools.count()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the model: kind, name, digest of its files, dtype, and how it is quantised."""
+        """What identifies the model: kind, name, digest of its files, dtype, and settings that may change tokens."""
         known = {"kind": "vllm", "name": self.name, "digest": digest(self._source), "dtype": self._dtype}
-        return known if self._quantization is None else {**known, "quantization": self._quantization}
+        return {**known, "options": self._deciding} if self._deciding else known
 
     def sample(self, requests: Iterable[PromptRequest], sampling: SamplingParams) -> Iterator[Answer]:
         """Yield answers as they come; see `Generator`.
@@ -160,11 +171,11 @@ class VLLMGenerator:
         Raises:
             GeneratorError: the engine has died.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         seed = job.seed if self._seeds or job.control is not None else None
-        params = job.params(self._seeds)
         try:
+            params = job.params(self._seeds)
             output = await _last(
                 self._running.engine.generate(
                     {"prompt_token_ids": job.prompt_ids}, params, request_id=f"lenvm-{next(self._numbers)}"
@@ -174,6 +185,8 @@ class VLLMGenerator:
             raise GeneratorError(
                 f"vLLM has died while it wrote: {first_line(error)} What it said stands above."
             ) from error
+        except EngineGenerateError as error:
+            return job.answer(Failure(first_line(error), final=False))
         except ValueError as error:
             return job.answer(Failure(first_line(error), final=True))
         [found] = output.outputs

@@ -120,6 +120,7 @@ function expect() {
     if (!asked.trim() || at("image").files.length) { at("expected").textContent = ""; return; }
     try {
       const found = await (await ask("v1/lengths", {prompts: [asked]})).json();
+      if (at("prompt").value !== asked) return;  // an answer that others have overtaken
       at("expected").textContent = `About ${Math.round(found.data[0].expected_tokens)} tokens are expected of the base model.`;
     } catch (error) { tell(error); }
   }, 300);

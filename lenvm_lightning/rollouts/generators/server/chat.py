@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ....utils.images import open_image
+from ....utils.images import open_image, opened
 from ...record import IMAGE_MARK
 from ..interface import Prompt
 
@@ -28,7 +28,7 @@ def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
             raise ValueError(f"the prompt holds half a character (a lone surrogate) at {error.start}") from None
     if not prompt.images:
         return [dict(message) for message in prompt.messages]
-    urls = iter([image_url(image) for image in prompt.images])
+    urls = iter([image_url(opened(image)) for image in prompt.images])
     messages = []
     for message in prompt.messages:
         parts: list[dict[str, Any]] = []

@@ -110,6 +110,28 @@ def test_a_control_that_is_none_is_refused(params, message, tmp_path):
     assert message in log
 
 
+def test_the_request_states_of_model_runner_v2(pair, tmp_path):
+    """Its kernels need a GPU; its states are real, and see what a runner does: slots, chunks, orders, preemption."""
+    requests = requests_of(40)
+    files = [tmp_path / "requests.json", tmp_path / "answers.json"]
+    files[0].write_text(json.dumps(requests), encoding="utf-8")
+    home = os.path.dirname(os.path.dirname(lenvm_lightning.__file__))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": home, "LENVM_MODEL": "tiny-text-lenvm"}
+    command = [
+        os.environ["LENVM_VLLM"],
+        str(HELPERS / "vllm_v2.py"),
+        str(tinyworld.path("tiny-text")),
+        *map(str, files),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    told = json.loads(files[1].read_text(encoding="utf-8"))
+    assert min(told["untouched"], told["chunks"], told["preempted"]) > 0
+    guided = [number for number, request in enumerate(requests) if "extra_args" in request["params"]]
+    same = [told["written"][number] == expected_of(pair, requests[number])[0] for number in guided]
+    assert sum(same) >= 0.95 * len(same)
+
+
 def test_vllm_as_the_generator_of_rollouts(tmp_path):
     questions = [[{"role": "user", "content": text}] for text in QUESTIONS]
     guided = [

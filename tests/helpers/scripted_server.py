@@ -28,7 +28,8 @@ class Response:
 
 def said(text="Four.", finish="stop", tokens=None, logprobs=None, **extra):
     """A chat completion; ``extra`` goes into the choice."""
-    content = None if logprobs is None else {"content": [{"token": t, "logprob": p} for t, p in logprobs]}
+    names = ("token", "logprob", "id")  # the last where the server tells it
+    content = None if logprobs is None else {"content": [dict(zip(names, one, strict=False)) for one in logprobs]}
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish, **extra}
     usage = None if tokens is None else {"completion_tokens": tokens, "prompt_tokens": 3, "total_tokens": 3 + tokens}
     body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "usage": usage}

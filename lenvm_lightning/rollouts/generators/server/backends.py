@@ -115,7 +115,7 @@ BACKENDS = {
         ),
         Backend("transformers", "max_completion_tokens", token_ids=False, logprobs=False, fields=_transformers_fields),
         Backend("openai", "max_completion_tokens", token_ids=False, logprobs=False, fields=_openai_fields),
-        Backend("llamacpp", "max_tokens", token_ids=False, logprobs=False, fields=_llamacpp_fields),
+        Backend("llamacpp", "max_tokens", token_ids=False, logprobs=True, fields=_llamacpp_fields),
         Backend("other", "max_tokens", token_ids=False, logprobs=False, fields=_other_fields),
     )
 }

@@ -39,9 +39,10 @@ class Reply(pydantic.BaseModel):
 
 
 class Step(Reply):
-    """A generated token, and its log-probability in nats."""
+    """A generated token, and its log-probability in nats; llama.cpp's server tells its id, too."""
 
     token: str = ""
+    id: TokenId | None = None
     logprob: LogProb
 
 

@@ -140,13 +140,16 @@ class ResponseReader:
 
 
 def _given_ids(choice: Choice, steps: list[Step]) -> list[int] | None:
-    """Generated ids as vLLM and SGLang give them, or as older vLLM writes them in the place of its tokens' text.
+    """Generated ids: by themselves (vLLM, SGLang), beside log-probabilities (llama.cpp) or for a text (older vLLM).
 
     Raises:
         UnusableResponse: an id in the place of a text is none.
     """
     if choice.token_ids:
         return choice.token_ids
+    beside = [step.id for step in steps if step.id is not None]
+    if beside and len(beside) == len(steps):
+        return beside
     if not steps or not all(step.token.startswith("token_id:") for step in steps):
         return None
     found = [_ID.fullmatch(step.token) for step in steps]

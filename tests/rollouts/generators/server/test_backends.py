@@ -15,7 +15,7 @@ from lenvm_lightning.rollouts.generators.server.backends import BACKENDS, find_b
     [
         ("other", {"max_tokens": 32}),
         ("openai", {"max_completion_tokens": 32}),
-        ("llamacpp", {"max_tokens": 32, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),
+        ("llamacpp", {"max_tokens": 32, "top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "logprobs": True}),
         (
             "sglang",
             {"max_completion_tokens": 32, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,

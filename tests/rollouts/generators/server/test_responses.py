@@ -30,6 +30,16 @@ def test_ids_and_logprobs_of_the_server_are_used_as_they_are(server):
     assert sample(server, server="vllm", processor=None)[0].result == result
 
 
+def test_ids_beside_logprobs_as_llama_cpp_tells_them(server):
+    steps = [("Fo", -0.5, 7), ("ur.", -0.25, 8), ("", -0.125, 2)]
+    server.act = lambda body, attempt: said("Four.", logprobs=steps)
+    result = sample(server, server="llamacpp")[0].result
+    assert (result.token_ids, result.reencoded, result.logprob) == ([7, 8, 2], False, -0.875)
+    assert server.bodies[-1]["logprobs"] is True
+    server.act = lambda body, attempt: said("Four.", logprobs=[*steps[:2], ("", -0.125)])
+    assert sample(server, server="llamacpp")[0].result.reencoded
+
+
 def test_logprobs_that_do_not_belong_to_the_ids_are_left_out(server):
     server.act = lambda body, attempt: said("Four.", logprobs=[("Four", -1.0)])
     assert sample(server, logprobs=True)[0].result.logprob is None

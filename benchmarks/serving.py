@@ -7,8 +7,8 @@ That
 the texts are those of `generate` is what the tests of `serving` hold.
 
 Tokens a second are of all clients together; the time to the first token is the median of the requests, waiting
-included. A value model costs a step of every request of `lenvm serve`, for it tells what remains; in vLLM unguided
-requests cost nothing.
+included. A value model costs a step of every request of `lenvm serve`, for it tells what remains; in vLLM it is not
+asked about unguided ones.
 
     python benchmarks/serving.py                                       # the tiny world, `lenvm serve` alone
     python benchmarks/serving.py --vllm ~/vllm/bin/python              # beside a vLLM in an environment of its own

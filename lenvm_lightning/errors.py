@@ -45,6 +45,11 @@ def named(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a prompt cannot be read: what a `ValueError` says, and of other errors their kind, too."""
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped word: ``; did you mean 'x'?``, or an empty string where nothing is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -17,12 +17,22 @@ LONGEST_TARGET = 2**31  # tokens
 
 @dataclass(frozen=True)
 class _Form:
-    """The text form of one control: an example, how many parts stand after its name, and what they make."""
+    """The text form of one control.
 
+    Attributes:
+        kind: of the control.
+        example: of the text.
+        least: parts that stand after the name, at least; ``most`` at most.
+        build: makes the control of them.
+        parts: makes them of the control.
+    """
+
+    kind: type
     example: str
     least: int
     most: int
     build: Callable[[list[str]], Control | None]
+    parts: Callable[[Any], list[Any]]
 
 
 def _target(kind: Any) -> Callable[[list[str]], Control]:
@@ -45,14 +55,22 @@ def _gated(parts: list[str]) -> Control:
     return Gated(parse_control(":".join(parts[2:])), _number(float, parts[0]), _number(float, parts[1]))
 
 
+def _target_parts(control: Any) -> list[Any]:
+    return [control.n, control.mode]
+
+
+def _gated_parts(control: Gated) -> list[Any]:
+    return [control.min_g, control.min_entropy, control_as_text(control.control)]
+
+
 _FORMS = {
-    "none": _Form("none", 0, 0, lambda parts: None),
-    "tilt": _Form("tilt:-5", 1, 1, lambda parts: Tilt(_number(float, parts[0]))),
-    "equal-to": _Form("equal-to:128", 1, 2, _target(EqualTo)),
-    "at-most": _Form("at-most:128", 1, 2, _target(AtMost)),
-    "at-least": _Form("at-least:128", 1, 2, _target(AtLeast)),
-    "scale": _Form("scale:mul:0.5", 2, 2, _scale),
-    "gated": _Form("gated:0.1:0.5:tilt:-5", 3, 6, _gated),
+    "none": _Form(type(None), "none", 0, 0, lambda parts: None, lambda control: []),
+    "tilt": _Form(Tilt, "tilt:-5", 1, 1, lambda parts: Tilt(_number(float, parts[0])), lambda control: [control.beta]),
+    "equal-to": _Form(EqualTo, "equal-to:128", 1, 2, _target(EqualTo), _target_parts),
+    "at-most": _Form(AtMost, "at-most:128", 1, 2, _target(AtMost), _target_parts),
+    "at-least": _Form(AtLeast, "at-least:128", 1, 2, _target(AtLeast), _target_parts),
+    "scale": _Form(Scale, "scale:mul:0.5", 2, 2, _scale, lambda control: [control.kind, control.scale]),
+    "gated": _Form(Gated, "gated:0.1:0.5:tilt:-5", 3, 6, _gated, _gated_parts),
 }
 """A control of your own gets its text form by one more line here."""
 
@@ -91,26 +109,14 @@ def control_as_text(control: Control | None) -> str:
     Raises:
         GenerationError: it has none: a control of somebody's own, or one with numbers that no text form names.
     """
+    name = next((name for name, form in _FORMS.items() if type(control) is form.kind), None)
     try:
-        text = "none" if control is None else _written(control)
-        if text is not None and parse_control(text) == control:
+        text = "" if name is None else ":".join(map(str, [name, *_FORMS[name].parts(control)]))
+        if name is not None and parse_control(text) == control:
             return text
     except GenerationError:  # such as tensors, one number a row
         pass
     raise GenerationError(f"control {control!r} has no text form (forms: {', '.join(EXAMPLES)})")
-
-
-def _written(control: Any) -> str | None:
-    if isinstance(control, Tilt):
-        return f"tilt:{control.beta}"
-    if isinstance(control, EqualTo | AtMost | AtLeast):
-        name = {EqualTo: "equal-to", AtMost: "at-most", AtLeast: "at-least"}[type(control)]
-        return f"{name}:{control.n}:{control.mode}"
-    if isinstance(control, Scale):
-        return f"scale:{control.kind}:{control.scale}"
-    if isinstance(control, Gated):
-        return f"gated:{control.min_g}:{control.min_entropy}:{control_as_text(control.control)}"
-    return None
 
 
 def _number(kind: type[int] | type[float], word: str) -> Any:

@@ -14,13 +14,9 @@ from ..guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
 from .batched_controls import numbers_for_a_batch
 from .control_text import LONGEST_TARGET
 
-_CONSTRAINTS = {EqualTo: "eq", AtMost: "le", AtLeast: "ge"}
-_TARGETS: dict[str, Any] = {
-    "eq": lambda n: EqualTo(n, "hard"),
-    "eq_soft": lambda n: EqualTo(n, "soft"),
-    "le": lambda n: AtMost(n, "hard"),
-    "ge": lambda n: AtLeast(n, "hard"),
-}
+_CONSTRAINTS: dict[str, tuple[Any, str]] = {
+    "eq": (EqualTo, "hard"), "eq_soft": (EqualTo, "soft"), "le": (AtMost, "hard"), "ge": (AtLeast, "hard"),
+}  # fmt: skip
 _KNOWN = (
     "value_mode", "value_scale", "target_length", "target_length_mode", "value_constraint", "gamma", "value_min",
     "value_entropy_threshold",
@@ -31,9 +27,9 @@ def write_custom_params(control: Control, gamma: float | None = None) -> dict[st
     """A control in the words of the research code's server.
 
     Args:
-        control: `Tilt`, ``EqualTo``, ``AtMost`` or ``AtLeast`` in a mode of the
-            paper, ``Scale``; inside ``Gated`` too, whose thresholds mean the same there (g of the expectation; nats of
-            entropy). Numbers are plain ones.
+        control: ``Tilt``, ``Scale``, and ``EqualTo``, ``AtMost`` or ``AtLeast`` in a mode of the paper; inside
+            ``Gated``, too, whose thresholds mean the same there (g of the expectation; nats of entropy). Numbers are
+            plain ones.
         gamma: discount of the length value model that the server has; where None, it takes 0.997. It matters to
             ``EqualTo`` alone.
 
@@ -58,7 +54,7 @@ def _params(control: Any) -> dict[str, Any]:
         return {"value_mode": "centered_exp", "value_scale": float(control.beta)}
     if isinstance(control, Scale):
         return _scaled(control)
-    if type(control) not in _CONSTRAINTS:
+    if not isinstance(control, EqualTo | AtMost | AtLeast):
         known = "Tilt, EqualTo, AtMost, AtLeast, Scale, Gated"
         raise GenerationError(f"the research server has no name for the control {control!r}; it knows {known}")
     if control.mode == "penalty":
@@ -67,7 +63,7 @@ def _params(control: Any) -> dict[str, Any]:
             f"the research server has no name for the mode 'penalty' of {control}, which is this package's own: use "
             f"{modes} (the paper's) there, or a local generator (LocalGenerator with lenvm=...)"
         )
-    constraint = "eq_soft" if control.mode == "soft" else _CONSTRAINTS[type(control)]
+    constraint = next(name for name, one in _CONSTRAINTS.items() if one == (type(control), control.mode))
     return {"target_length": int(control.n), "target_length_mode": "total", "value_constraint": constraint}
 
 
@@ -126,9 +122,10 @@ def read_custom_params(params: dict[str, Any]) -> Control | None:
 def _read_target(target: Any, constraint: Any) -> Control:
     if type(target) is not int or not 1 <= target < LONGEST_TARGET:
         raise GenerationError(f"custom_params: target_length must be a whole number of tokens, found {target!r}")
-    if not isinstance(constraint, str) or constraint not in _TARGETS:
-        raise GenerationError(f"custom_params: value_constraint={constraint!r} is none of {', '.join(_TARGETS)}")
-    control: Control = _TARGETS[constraint](target)
+    if not isinstance(constraint, str) or constraint not in _CONSTRAINTS:
+        raise GenerationError(f"custom_params: value_constraint={constraint!r} is none of {', '.join(_CONSTRAINTS)}")
+    kind, mode = _CONSTRAINTS[constraint]
+    control: Control = kind(target, mode)
     return control
 
 

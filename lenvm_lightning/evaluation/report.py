@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.foreign_text import as_shown, without_credentials
 from ..utils.locked_folder import write_whole
 from . import tiny_world
+from .asked_prompts import FILE as PROMPTS
 from .plots import as_pixels, as_png
 from .results import Column, Measure, Results, Table
 
@@ -35,7 +36,7 @@ def write_report(
     """
     for name, figure in figures.items():
         (folder / f"{name}.png").write_bytes(as_png(figure))
-    text = as_markdown(results, list(figures), speeds, command)
+    text = as_markdown(results, list(figures), speeds, command, has_prompts=(folder / PROMPTS).exists())
     (folder / "report.md").write_text(text, encoding="utf-8")
     _write_tensorboard(folder / "tensorboard", results, figures, speeds, text)
     write_whole(
@@ -44,7 +45,9 @@ def write_report(
     return text
 
 
-def as_markdown(results: Results, figures: list[str], speeds: Mapping[str, float], command: str) -> str:
+def as_markdown(
+    results: Results, figures: list[str], speeds: Mapping[str, float], command: str, *, has_prompts: bool = False
+) -> str:
     """Return the report as Markdown that is read in a terminal as well."""
     lines = [f"# {results.task}", "", provenance_line(results), sizes_line(results)]
     if results.tiny_world:
@@ -56,7 +59,7 @@ def as_markdown(results: Results, figures: list[str], speeds: Mapping[str, float
         lines += ["", f"Tokens/s while sampling: {told}."]
     lines += [f"\n![{name}]({name}.png)" for name in figures]
     lenvm = (results.provenance.get("lenvm") or {}).get("name")
-    if lenvm:
+    if lenvm and has_prompts:
         lines += ["", f"Single texts, token by token: `lenvm inspect THIS_FOLDER --lenvm {lenvm} --out page.html`."]
     given = "\n".join(f"{key}: {json.dumps(value)}" for key, value in results.provenance.items())
     return "\n".join([*lines, "", f"    {without_credentials(command)}", "", "```yaml", given, "```", ""])

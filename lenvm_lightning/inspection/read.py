@@ -103,15 +103,16 @@ def completions_of_results(folder: Path) -> Iterator[Written]:
     """Completions in a folder of an evaluation, those of a prompt one after the other.
 
     Raises:
-        DataError: it cannot be read, or its prompts have images, which it does not keep.
+        DataError: it cannot be read, or holds no prompts.
     """
+    if not (folder / "prompts.jsonl").is_file():
+        raise DataError(
+            f"{folder} holds no prompts.jsonl: its prompts have images, or it was made before they were kept. Inspect "
+            "rollouts instead"
+        )
     try:
         prompts: dict[tuple[str, str], Prompt] = {}
         for line in _lines(folder / "prompts.jsonl"):
-            if line["images"]:
-                raise DataError(
-                    f"{folder}: its prompts have images, which are not kept there: inspect rollouts of them"
-                )
             prompt = Prompt(line["prompt_id"], line["messages"])
             prompts |= {(system, prompt.prompt_id): prompt for system in line["systems"]}
         by_prompt: dict[str, list[tuple[str, int, Written]]] = {}

@@ -12,6 +12,7 @@ from datamodules.collate import Collator
 
 from ..decoding.arguments import reads_images
 from ..decoding.limits import context_window
+from ..errors import reason_of
 from ..models.backbone import token_types
 from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
@@ -75,7 +76,7 @@ def _encode(lenvm: LengthValueModel, processor: Any, prompt: Prompt) -> dict[str
         images = [open_image(image) for image in prompt.images]
         ids = encode_prompt(processor, prompt.messages, images)[0]
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        return reason_of(error)
     if not images and _holds_image_token(lenvm, ids):
         return "an image or video token of the model stands where there is no image"
     return {"ids": ids, "images": images} if ids else "the prompt is empty"

@@ -81,7 +81,7 @@ def open_generator(source: str, /, **options: Any) -> Generator:
         raise GeneratorError(
             f"{without_credentials(source)} takes no {', no '.join(unknown)} (it takes {', '.join(known)})"
         )
-    return make(source, **given)
+    return make(model_of(source), **given)
 
 
 def is_server(source: str) -> bool:
@@ -95,7 +95,7 @@ def is_vllm(source: str) -> bool:
 
 
 def model_of(source: str) -> str:
-    """The embedded name, directory or hub id of a generator in this process, whoever runs it."""
+    """The embedded name, directory or hub id of a generator in this process, whoever runs it; an address as it is."""
     return source.removeprefix(_VLLM)
 
 

@@ -226,4 +226,5 @@ class Answers:
 
 
 def _reason(answer: Answer) -> Any:
-    return "length" if answer.finish_reason == "length" else "stop"
+    """Why it ended; one of which nothing was to be written was truncated."""
+    return "length" if answer.finish_reason in ("length", None) else "stop"

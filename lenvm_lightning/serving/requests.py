@@ -106,7 +106,7 @@ class GenerationRequest(BaseModel):
         in_xargs = (self.vllm_xargs or {}).get("lenvm")
         given = {"lenvm": self.lenvm, "vllm_xargs.lenvm": in_xargs, "custom_params": self.custom_params or None}
         given = {name: one for name, one in given.items() if one is not None}
-        if len(given) > 1 and not (self.custom_params is None and self.lenvm == in_xargs):
+        if len(set(map(repr, given.values()))) > 1:
             told = " and ".join(f"{name} is {one!r}" for name, one in given.items())
             raise ValueError(f"{told}: give one of them")
         text = self.lenvm if self.lenvm is not None else in_xargs
@@ -215,12 +215,7 @@ Texts = Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=_MO
 class CompletionRequest(GenerationRequest):
     """The body of ``/v1/completions``."""
 
-    prompt: (
-        Text
-        | TokenIds
-        | Texts
-        | Annotated[list[TokenIds], Field(fail_fast=True, min_length=1, max_length=_MOST_PROMPTS)]
-    )
+    prompt: Text | TokenIds | Texts | ListsOfIds
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: int | None = Field(None, ge=0, le=_MOST_LIKELIEST)
     echo: bool | None = False

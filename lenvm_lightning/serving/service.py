@@ -12,7 +12,7 @@ from ..decoding.arguments import ends_with_stop
 from ..decoding.limits import context_window
 from ..decoding.read_back import read_back
 from ..decoding.sampling_params import SamplingParams, completion_seed
-from ..errors import GenerationError
+from ..errors import GenerationError, reason_of
 from ..guidance import Control, target_of
 from ..inspection.rollout_values import values_of
 from ..rollouts.generators.interface import Prompt
@@ -145,7 +145,7 @@ class Service:
         try:
             ids, inputs = self.generator.encode(prompt, sampling, control if most is not None else None)
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise ValueError(str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}") from error
+            raise ValueError(reason_of(error)) from error
         if most is None:
             room = min(self._window() - len(ids), self.limits.max_tokens)
             target = target_of(control)

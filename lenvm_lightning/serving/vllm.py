@@ -28,6 +28,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1Processor
 
 from ..decoding.control_text import parse_control
+from ..decoding.limits import contradiction
 from ..decoding.sampling_params import GUIDED_SAMPLING, SamplingParams, completion_seed
 from ..decoding.vocabulary import SPARE_IDS, embedding_rows
 from ..errors import LenVMError
@@ -68,10 +69,13 @@ class LenVMLogitsProcessor(V1Processor, V2Processor):
         """Refuse a guided request that cannot be, before it is scheduled: later the engine would die of it.
 
         Raises:
-            ValueError: its control, its seed or its sampling means nothing.
+            ValueError: its control, its seed or its sampling means nothing, or its max_tokens contradicts the control.
         """
-        if _control_of(sampling_params) is None:
+        control = _control_of(sampling_params)
+        if control is None:
             return
+        if against := contradiction(control, sampling_params.max_tokens):
+            raise ValueError(f"vllm_xargs.lenvm: {against}")
         try:
             _seed_of(sampling_params)
             _sampling_of(sampling_params)

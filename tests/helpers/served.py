@@ -15,6 +15,8 @@ from lenvm_lightning.rollouts.generators.local import LocalGenerator
 from lenvm_lightning.serving.app import build_app
 from lenvm_lightning.serving.service import Limits, Service
 
+SEA = [{"role": "user", "content": "Write a text about the sea."}]
+
 
 def generator_of(name="tiny-text", rows=16, lenvm=True):
     generator = LocalGenerator.load(name, rows=rows)
@@ -50,6 +52,14 @@ class Server:
         while self.service.engine_loop.completions:
             assert time.monotonic() < until, "completions that nobody reads are still written"
             time.sleep(0.01)
+
+
+def chat(server, **fields):
+    control = fields.pop("lenvm", None)
+    extra = {"extra_body": {"lenvm": control}} if control else {}
+    return server.client().chat.completions.create(
+        model="tiny-text", messages=fields.pop("messages", SEA), **extra, **fields
+    )
 
 
 def _read(answer):

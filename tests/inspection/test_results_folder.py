@@ -45,10 +45,9 @@ def test_the_report_says_how_and_a_page_comes_of_it(results, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"systems": ["base"], "prompt_id": "a", "messages": [], "images": 1}\n', "its prompts have images"),
-        ("{}\n", "cannot be read as results of lenvm-eval: KeyError: 'images'"),
+        ("{}\n", "cannot be read as results of lenvm-eval: KeyError: 'prompt_id'"),
         ("nonsense", "cannot be read as results of lenvm-eval"),
-        (None, "cannot be read as results of lenvm-eval: FileNotFoundError"),
+        (None, r"holds no prompts.jsonl: its prompts have images"),
     ],
 )
 def test_what_is_no_folder_of_results_is_said(content, message, tmp_path):

@@ -100,6 +100,8 @@ def test_200_requests_of_mixed_controls_at_once(pair, tmp_path):
     ("params", "message"),
     [
         ({"extra_args": {"lenvm": "equals-to:5"}}, "did you mean 'equal-to'"),
+        ({"extra_args": {"lenvm": "equal-to:50"}}, "contradict each other"),
+        ({"extra_args": {"lenvm": "at-most:3", "lenvm_seed": "x"}}, "invalid literal"),
         ({"extra_args": {"lenvm": 5}}, "must be a text such as 'equal-to:128'"),
     ],
 )

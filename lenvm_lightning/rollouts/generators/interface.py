@@ -47,6 +47,11 @@ class PromptRequest:
     numbers: tuple[int, ...]
     control: "Control | None" = None
 
+    def failures(self, reason: str) -> "Iterator[Answer]":
+        """Answers that none of its completions can be had, for good."""
+        for number in self.numbers:
+            yield Answer(self.prompt.prompt_id, number, Failure(reason, final=True))
+
 
 @dataclass(frozen=True)
 class GeneratedText:

@@ -18,16 +18,16 @@ from concurrent.futures import Future
 from typing import Any
 
 from ...decoding.control_text import control_as_text
+from ...decoding.limits import contradiction
 from ...decoding.sampling_params import SamplingParams, completion_seed
-from ...errors import CheckpointError, GenerationError, GeneratorError, nearest
+from ...errors import CheckpointError, GenerationError, GeneratorError, nearest, reason_of
 from ...models.hub_files import resolve
 from ...models.processors import load_processor, tokenizer_of
 from ...utils.reading import first_line
 from ..prompting import encode_prompt
-from .interface import Answer, Failure, GeneratedText, Prompt, PromptRequest
+from .interface import Answer, Failure, GeneratedText, PromptRequest
 from .local.loading import digest, name_of
 
-_PREFIX = "vllm:"
 _WHERE_IT_RUNS = (
     "tensor_parallel_size", "data_parallel_size", "pipeline_parallel_size", "distributed_executor_backend",
     "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "enforce_eager", "block_size",
@@ -46,7 +46,7 @@ class VLLMGenerator:
     """A text model that writes completions in vLLM.
 
     Args:
-        source: ``vllm:`` and a directory, a hub id or an embedded name.
+        source: a directory, a hub id or an embedded name.
         lenvm: length value model for requests with a control; where None, they are refused.
         gamma: of a length value model whose folder does not say.
         seeds: whether requests carry seeds, so that each completion can be sampled again. Where None, unless vLLM runs
@@ -71,7 +71,7 @@ class VLLMGenerator:
         seeds: bool | None = None,
         **engine: Any,
     ) -> None:
-        self._source = source.removeprefix(_PREFIX)
+        self._source = source
         self.name = name_of(self._source)
         self.tokens_written = 0
         try:
@@ -136,22 +136,23 @@ class VLLMGenerator:
                 )
             text = None if asked.control is None else control_as_text(asked.control)
             try:
-                ids = self._encode(asked.prompt, sampling.max_tokens)
+                ids = self._encode(asked, sampling.max_tokens)
             except (ValueError, TypeError, KeyError, IndexError) as error:
-                reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-                for number in asked.numbers:
-                    yield Answer(asked.prompt.prompt_id, number, Failure(reason, final=True))
+                yield from asked.failures(reason_of(error))
                 continue
             for number in asked.numbers:
                 seed = completion_seed(sampling.seed, asked.prompt.prompt_id, number)
                 yield _Job(asked.prompt.prompt_id, number, ids, text, seed, sampling)
 
-    def _encode(self, prompt: Prompt, most: int) -> list[int]:
+    def _encode(self, asked: PromptRequest, most: int) -> list[int]:
         """Ids of a prompt.
 
         Raises:
             ValueError: it cannot be answered.
         """
+        prompt = asked.prompt
+        if against := contradiction(asked.control, most):
+            raise ValueError(against)
         if prompt.images:
             raise ValueError(
                 "vllm: reads no images here: serve the model with `vllm serve`, and give its http:// address"
@@ -259,7 +260,7 @@ class _Running:
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
             raise GeneratorError(
-                f"{_PREFIX}{source} needs vLLM in this environment, and it cannot be imported ({error}): "
+                f"vllm:{source} needs vLLM in this environment, and it cannot be imported ({error}): "
                 "pip install vllm. Or serve the model elsewhere, and give the server's http:// address."
             ) from error
         known = [field.name for field in dataclasses.fields(AsyncEngineArgs) if field.name != "model"]

@@ -29,7 +29,7 @@ from ....decoding.prefill import Request
 from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....decoding.side_by_side import written
 from ....decoding.vocabulary import forbidden_ids, placeholder_ids, stop_ids_of
-from ....errors import CheckpointError, GenerationError, GeneratorError
+from ....errors import CheckpointError, GenerationError, GeneratorError, reason_of
 from ....guidance import Control
 from ....models.processors import load_processor, tokenizer_of
 from ....models.value_model import LengthValueModel
@@ -205,8 +205,7 @@ class LocalGenerator:
             try:
                 ids, inputs = self.encode(prompt, sampling, asked.control)
             except (ValueError, TypeError, KeyError, IndexError) as error:
-                reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-                yield from _failures(asked, reason)
+                yield from asked.failures(reason_of(error))
                 continue
             seeds = [completion_seed(sampling.seed, prompt.prompt_id, number) for number in asked.numbers]
             ends = ends_with_stop(sampling.stop, self.tokenizer)
@@ -219,7 +218,7 @@ class LocalGenerator:
                 forbidden = forbidden_ids(self.model, None, self.processor)
                 yield from write_with_generate(self.model, request, self.stop_ids, forbidden, self._text)
             else:
-                yield from _failures(asked, f"{reason_against}, and guided decoding knows no other way")
+                yield from asked.failures(f"{reason_against}, and guided decoding knows no other way")
 
     def _answer(self, completion: RunningCompletion) -> Answer:
         """A completion that has ended, as its request wants it."""
@@ -291,12 +290,6 @@ class LocalGenerator:
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _failures(asked: PromptRequest, reason: str) -> Iterator[Answer]:
-    """Why none of the completions of a prompt can be had, for good."""
-    for number in asked.numbers:
-        yield Answer(asked.prompt.prompt_id, number, Failure(reason, final=True))
 
 
 def _engines_for(model: PreTrainedModel, rows: int) -> int:

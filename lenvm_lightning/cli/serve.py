@@ -77,6 +77,10 @@ def execute(arguments: argparse.Namespace) -> int:
         print(notice, file=sys.stderr)
     told = f"lengths by {arguments.lenvm or embedded.value_model_of(name)}" if lenvm else "no length value model"
     print(f"{generator.name}, {told}, {generator.rows} rows", file=sys.stderr)
+    if arguments.port:  # 0 leaves it to the system
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        address = f"http://{host}:{arguments.port}"
+        print(f"{address} in a browser, {address}/v1 for OpenAI's clients; Ctrl-C ends it", file=sys.stderr)
     with Service(generator, limits) as service:
         # uvicorn raises the signal that has stopped it once more, when everything is written: then it is no news.
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -70,4 +70,5 @@ def test_it_serves_and_writes_what_is_under_way_to_its_end_when_it_is_told_to_st
             server.kill()
         told = server.stderr.read()
     assert "tiny-text, lengths by tiny-text-lenvm, 2 rows" in told
+    assert f"http://127.0.0.1:{port} in a browser, http://127.0.0.1:{port}/v1 for OpenAI's clients" in told
     assert "Traceback" not in told

@@ -7,7 +7,8 @@ import torch
 from candidates_of_rows import GAMMA, random_candidates
 
 from lenvm_lightning.decoding.batched_controls import per_row
-from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt, find_beta, pick
+from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
+from lenvm_lightning.reweighting import find_beta, pick
 from lenvm_lightning.values import length_share
 
 

@@ -17,7 +17,7 @@ from lenvm_lightning.serving.service import Limits
 
 
 def test_bodies_that_fill_the_memory_have_to_wait(monkeypatch):
-    monkeypatch.setattr("lenvm_lightning.serving.app._BODIES", 100)
+    monkeypatch.setattr("lenvm_lightning.serving.gate._BODIES", 100)
     with serving(generator_of(rows=1)) as server:
         stream = chat(server, stream=True, max_tokens=1500, temperature=2.0)
         next(iter(stream))
@@ -115,8 +115,8 @@ def test_a_crowd_of_clients_some_of_which_leave_or_talk_nonsense(count):
 
 
 def test_a_body_that_does_not_come_keeps_no_room(monkeypatch):
-    monkeypatch.setattr("lenvm_lightning.serving.app._BODIES", 1000)
-    monkeypatch.setattr("lenvm_lightning.serving.app._BODY_SECONDS", 0.3)
+    monkeypatch.setattr("lenvm_lightning.serving.gate._BODIES", 1000)
+    monkeypatch.setattr("lenvm_lightning.serving.gate._BODY_SECONDS", 0.3)
     with serving(generator_of(rows=1)) as server:
         port = int(server.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as raw:

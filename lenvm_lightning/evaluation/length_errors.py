@@ -1,6 +1,10 @@
 """How well lengths are predicted: at the prompt boundary against many completions, and along each of them.
 
-The numbers are those of validation (`metrics`); standard errors, bias and correlation are added.
+At the boundary and by position the numbers are those of validation (`metrics`), of completions that ended; standard
+errors, bias and correlation are added. Those that ended are the short ones, so a predictor that knows of the long ones
+looks worse there than one that does not. By tokens written, every completion counts: what remains *within the limit*,
+`min(L, limit) - written`, is known of truncated ones, too, and predictions are cut alike. (Survival analysis calls the
+mean of that the restricted mean survival time.)
 """
 
 import math
@@ -44,19 +48,21 @@ class PromptLength:
 
 @dataclass(frozen=True)
 class PositionError:
-    """Mean absolute error at a position of the completions that ended.
+    """Mean absolute error at a position of completions.
 
     Attributes:
         completions: that have this position.
         mae_tokens: of the value model.
         mae_tokens_stderr: standard error with prompts as the unit; None with a single prompt.
         mae_tokens_constant: of the constant that does best at this position of these very completions.
+        spearman: rank correlation of predicted and true; None where one does not vary, and by share of a completion.
     """
 
     completions: int
     mae_tokens: float
     mae_tokens_stderr: float | None
     mae_tokens_constant: float
+    spearman: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,10 @@ class LengthReport:
     """Errors of predicted lengths. Standard errors are over prompts, None with a single one.
 
     A completion that was truncated at the token limit has no known length: it is left out of the errors by position, as
-    in validation. At the prompt boundary its whole prompt is left out, since the completions that ended are the short
-    ones and their mean would be too low. So the prompts that stay are rather the short ones: a large
-    `prompts_left_out` says that the report is about those only.
+    in validation, and counts by tokens written, where lengths are those within the limit. At the prompt boundary its
+    whole prompt is left out, since the completions that ended are the short ones and their mean would be too low. So
+    the prompts that stay are rather the short ones: a large `prompts_left_out` says that the report is about those
+    only.
 
     Attributes:
         prompts: whose completions all ended; the numbers at the prompt boundary are about these.
@@ -83,7 +90,8 @@ class LengthReport:
         bias_tokens_stderr: its standard error.
         spearman: rank correlation of `L_hat` and `L_GT` over prompts; None where one of them does not vary.
         positions: errors by position, keys as in `POSITIONS`.
-        written: errors by tokens written, keys of `WRITTEN`, of completions that went on then.
+        written: errors of what remains within the limit, by tokens written, keys of `WRITTEN`, of all completions that
+            went on then.
         by_prompt: the prompts at the boundary.
     """
 
@@ -117,15 +125,16 @@ class LengthPredictions:
         self._prompts: dict[str, int] = {}  # id -> number
         self._rows: list[tuple[int, int, float, bool]] = []  # prompt, L, L_hat at s_0, truncated
         self._sums: dict[str, dict[int, list[float]]] = {name: defaultdict(lambda: [0.0, 0.0]) for name in POSITIONS}
-        self._at: dict[int, list[tuple[int, int, float]]] = {}  # written -> prompt, remaining, error
+        self._at: dict[int, list[tuple[int, int, float]]] = {}  # written -> prompt, remaining, predicted
 
-    def add(self, prompt_id: str, predicted: Tensor, truncated: bool) -> None:
+    def add(self, prompt_id: str, predicted: Tensor, truncated: bool, limit: int) -> None:
         """Add a completion.
 
         Args:
             prompt_id: of its prompt.
             predicted: predicted remaining tokens at its states s_0 … s_L. Shape (L + 1,), L >= 1.
-            truncated: True = it hit the token limit.
+            truncated: True = it hit a limit, with its last token.
+            limit: tokens at most of a completion that was not.
 
         Raises:
             ValueError: a completion without tokens.
@@ -135,6 +144,11 @@ class LengthPredictions:
             raise ValueError(f"a completion of {prompt_id} has no tokens")
         prompt = self._prompts.setdefault(prompt_id, len(self._prompts))
         self._rows.append((prompt, length, float(predicted[0]), truncated))
+        most = length if truncated else limit
+        for written in WRITTEN:
+            if written < length:
+                row = (prompt, length - written, min(float(predicted[written]), most - written))
+                self._at.setdefault(written, []).append(row)
         if truncated:
             return
         remaining = torch.arange(length, -1, -1)
@@ -147,9 +161,6 @@ class LengthPredictions:
             total = self._sums[name][prompt]
             total[0] += float(here.sum())
             total[1] += len(here)
-        for written in WRITTEN:
-            if written < length:
-                self._at.setdefault(written, []).append((prompt, length - written, float(error[written])))
 
     def compute(self) -> LengthReport:
         """Sum up.
@@ -213,12 +224,14 @@ class LengthPredictions:
 
 
 def _at_written(rows: Sequence[tuple[int, int, float]]) -> PositionError:
-    """Errors after so many tokens; rows of (prompt, remaining, error)."""
-    prompts, remaining, errors = (np.array(column) for column in zip(*rows, strict=True))
+    """Errors after so many tokens; rows of (prompt, remaining, predicted)."""
+    prompts, remaining, predicted = (np.array(column) for column in zip(*rows, strict=True))
+    errors = np.abs(predicted - remaining)
     of_prompts = np.unique(prompts, return_inverse=True)[1]
     mean, stderr = ratio_and_error(np.bincount(of_prompts, errors), np.bincount(of_prompts))
     constant = weighted_median(torch.from_numpy(remaining), torch.ones(len(remaining)))
-    return PositionError(len(rows), mean, stderr, float(np.abs(remaining - float(constant)).mean()))
+    best = float(np.abs(remaining - float(constant)).mean())
+    return PositionError(len(rows), mean, stderr, best, spearman(predicted, remaining))
 
 
 def _error(of_prompts: np.ndarray) -> float | None:

@@ -3,7 +3,8 @@
 ``regression`` knows the length of the prompt and how much is written. ``probe`` reads the hidden state that the
 generator has anyway, after half of its layers, by a linear map (as TRAIL does, Shahout et al. 2024, which reads a layer
 in the middle too). Both are ridge regressions of log(1 + remaining), so that their predictions are medians rather than
-means, and learn from rollouts: completions that ended, a few states of each.
+means, and learn from rollouts, a few states of each completion: what remained within their limit, which is known of
+truncated ones, too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,7 +72,7 @@ class Regression:
 
     Args:
         processor: tokenizer or processor of the generator.
-        completions: that ended, to learn from; prompt and ids of each.
+        completions: to learn from; prompt and ids of each.
 
     Raises:
         DataError: too few of them.
@@ -105,7 +106,7 @@ class Probe:
         processor: its tokenizer or processor.
         dtype: of its weights, such as float32.
         device: where it is computed.
-        completions: that ended, to learn from; prompt and ids of each.
+        completions: to learn from; prompt and ids of each.
 
     Raises:
         DataError: too few of them.
@@ -140,7 +141,7 @@ class Probe:
 def _fit(rows: Sequence[Floats], completions: Sequence[Completion], chosen: bool = False) -> LogLinear:
     """A regression on a few states of each completion; rows hold those alone where they were chosen before."""
     if len(rows) < _FEWEST:
-        raise DataError(f"{len(rows)} completions that ended are too few to learn from: take {_FEWEST} or more")
+        raise DataError(f"{len(rows)} completions are too few to learn from: take {_FEWEST} or more")
     numbers: dict[str, int] = {}
     features, remaining, prompts = [], [], []
     for row, (prompt, ids) in zip(rows, completions, strict=True):
@@ -156,8 +157,8 @@ def _some_states(length: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, max(length - 1, 0), _STATES).round().astype(np.int64))
 
 
-def ended_completions(file: Path) -> list[Completion]:
-    """Prompts and ids of the completions in a file of rollouts that ended; a prompt is one object.
+def known_completions(file: Path) -> list[Completion]:
+    """Prompts and ids of the completions in a file of rollouts; a prompt is one object.
 
     Raises:
         DataError: it cannot be read.
@@ -166,6 +167,6 @@ def ended_completions(file: Path) -> list[Completion]:
     found: list[Completion] = []
     for rollout in read_rollouts(file):
         prompt = Prompt(rollout.prompt_id, rollout.messages, tuple(rollout.images))
-        if rollout.token_ids and not rollout.censored:
+        if rollout.token_ids:
             found.append((prompts.setdefault(rollout.prompt_id, prompt), rollout.token_ids))
     return found

@@ -16,10 +16,10 @@ from lenvm_lightning.training.metrics import LengthErrors, PromptBoundaryMRE
 GAMMA = 0.5
 
 
-def report_of(rows, gamma=GAMMA):
+def report_of(rows, gamma=GAMMA, limit=60):
     found = LengthPredictions(gamma)
     for prompt_id, predicted, truncated in rows:
-        found.add(prompt_id, torch.tensor(predicted), truncated)
+        found.add(prompt_id, torch.tensor(predicted), truncated, limit)
     return found.compute()
 
 
@@ -71,6 +71,29 @@ def test_positions_by_hand():
     assert report.positions["all"].mae_tokens == pytest.approx(11 / 15)
 
 
+def test_within_the_limit_by_hand():
+    # At most 4 tokens: what was predicted beyond them counts as the limit, and truncated completions have a length.
+    rows = [at_start("a", 1, 9.0), at_start("b", 2, 3.0), at_start("c", 4, 9.0, truncated=True)]
+    start = report_of(rows, limit=4).written[0]
+    assert start.completions == 3
+    assert start.mae_tokens == pytest.approx((3 + 1 + 0) / 3)  # 4 for 1, 3 for 2, 4 for 4
+    assert start.mae_tokens_constant == pytest.approx((1 + 0 + 2) / 3)  # of 1, 2, 4: 2
+    assert start.spearman == pytest.approx(0.0)  # ranks 2.5, 1, 2.5 of 1, 2, 3
+    # A completion that was truncated sooner, where the context was full, could not have had more than it has.
+    early = report_of([at_start("a", 2, 1.0), at_start("c", 3, 9.0, truncated=True)], limit=60).written[0]
+    assert early.mae_tokens == pytest.approx(1 / 2)
+    # The known length of the others is not touched by it.
+    assert report_of(rows, limit=4).positions["start"].mae_tokens == pytest.approx((8 + 1) / 2)
+
+
+def test_later_states_count_what_is_left_of_the_limit():
+    predicted = [50.0] * 21  # 20 tokens, 50 expected throughout
+    report = report_of([("a", predicted, False), ("b", [10.0] * 31, True)], limit=40)
+    assert report.written[16].mae_tokens == pytest.approx((abs(24 - 4) + abs(10 - 14)) / 2)
+    assert report.written[16].completions == 2
+    assert 64 not in report.written
+
+
 def test_validation_prints_the_same_numbers():
     random = np.random.default_rng(0)
     rows = []
@@ -106,7 +129,7 @@ def test_a_perfect_predictor_scores_about_what_sampling_alone_costs():
         end = random.uniform(0.01, 0.05)  # a geometric length: E[gamma ** L] = p gamma / (1 - (1 - p) gamma)
         expected = math.log(end * gamma / (1 - (1 - end) * gamma)) / math.log(gamma)
         for length in random.geometric(end, 16):
-            found.add(str(i), torch.full((int(length) + 1,), expected, dtype=torch.float64), False)
+            found.add(str(i), torch.full((int(length) + 1,), expected, dtype=torch.float64), False, 9999)
     report = found.compute()
     assert report.mre == pytest.approx(report.mre_of_sampling, rel=0.15)  # 0.187 and 0.174: to first order only
     assert abs(report.bias_tokens) < 4 * report.bias_tokens_stderr

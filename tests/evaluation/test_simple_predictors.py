@@ -10,7 +10,7 @@ from lenvm_lightning.cli.evaluate import main as evaluate
 from lenvm_lightning.cli.main import main as lenvm
 from lenvm_lightning.errors import DataError
 from lenvm_lightning.evaluation.results import Results
-from lenvm_lightning.evaluation.simple_predictors import LogLinear, Probe, Regression, ended_completions
+from lenvm_lightning.evaluation.simple_predictors import LogLinear, Probe, Regression, known_completions
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import Prompt
 
@@ -44,7 +44,7 @@ def test_the_regression_learns_that_long_questions_get_long_answers():
     short, long = (regression.predict(prompt, 10)[0] for prompt in (prompts_of(40)[0], prompts_of(40)[9]))
     assert short < 60 < 120 < long
     assert regression.predict(prompts_of(1)[0], 10).shape == (11,)
-    with pytest.raises(DataError, match="19 completions that ended are too few to learn from: take 20"):
+    with pytest.raises(DataError, match="19 completions are too few to learn from: take 20"):
         Regression(processor, completions[:19])
 
 
@@ -64,7 +64,7 @@ def test_rollouts_that_are_none(tmp_path):
     file = tmp_path / "rollouts.jsonl"
     file.write_text('{"prompt_id": 3}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"rollouts.jsonl, line 1: it cannot be read as rollouts"):
-        ended_completions(file)
+        known_completions(file)
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def rollouts(tmp_path):
 
 
 def test_they_stand_beside_the_value_model(rollouts, tmp_path, capsys):
-    ended = ended_completions(rollouts)
+    known = known_completions(rollouts)
     kept = [json.loads(line) for line in rollouts.read_text(encoding="utf-8").splitlines()]
-    assert len(ended) == sum(line["finish_reason"] == "stop" for line in kept) >= 20
+    assert len(known) == len(kept) == 30
     words = f"--task length --data tiny-math --limit 6 --n 2 --max-tokens 200 --learn-from {rollouts} --probe"
     assert evaluate([*words.split(), "--out", str(tmp_path / "results")]) == 0
     report = capsys.readouterr().out
@@ -90,9 +90,10 @@ def test_they_stand_beside_the_value_model(rollouts, tmp_path, capsys):
     assert [row.label["written"] for row in by_written.rows][:3] == ["0", "16", "64"]
     for table in (by_position, by_written):
         assert all({"mae_tokens", "regression", "probe"} <= set(row.measures) for row in table.rows)
-    # Nothing is written at the prompt boundary: the same states, in both tables.
-    [start] = [row for row in by_position.rows if row.label["position"] == "start"]
-    assert by_written.rows[0].measures["probe"].value == pytest.approx(start.measures["probe"].value)
+    # Every completion is there before its first token, whether it ended or not; only those that did have a position.
+    assert by_written.rows[0].samples == 12 >= by_position.rows[0].samples
+    assert -1 <= by_written.rows[0].measures["spearman"].value <= 1
+    assert "spearman" not in by_position.rows[0].measures
 
 
 @pytest.mark.parametrize(

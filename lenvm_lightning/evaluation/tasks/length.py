@@ -39,7 +39,7 @@ class LengthTask(ValueTask):
     """Mean relative error at the prompt boundary, and errors by position; see `Task`."""
 
     name = "length"
-    version = 2
+    version = 3
     settings = LengthSettings
 
     def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:
@@ -61,8 +61,9 @@ class LengthTask(ValueTask):
 
         assert measured.lenvm is not None
         found = LengthPredictions(measured.lenvm.gamma)
+        limit = _limit(measured)
         for sample, logits in read_states(measured):
-            found.add(sample.prompt_id, measured.lenvm.remaining(logits), sample.truncated)
+            found.add(sample.prompt_id, measured.lenvm.remaining(logits), sample.truncated, limit)
         ours = found.compute()
         reports = {_OURS: ours, **_simple_predictors(measured)}
         curves = {"by_prompt": [vars(prompt) for prompt in ours.by_prompt]}
@@ -72,32 +73,38 @@ class LengthTask(ValueTask):
 def _simple_predictors(measured: Measured) -> "dict[str, LengthReport]":
     """The same errors of predictors that are easy to have; none where no rollouts are named."""
     from ..length_errors import LengthPredictions
-    from ..simple_predictors import Probe, Regression, ended_completions
+    from ..simple_predictors import Probe, Regression, known_completions
 
     own: LengthSettings = measured.settings.own
     if own.learn_from is None:
         return {}
     assert measured.lenvm is not None
-    known = ended_completions(Path(own.learn_from))
+    known = known_completions(Path(own.learn_from))
     prompts = {prompt.prompt_id: prompt for prompt in map(measured.prompts.__getitem__, range(len(measured.prompts)))}
     samples = [sample for sample in measured.samples["base"] if sample.token_ids]
     completions = [(prompts[sample.prompt_id], sample.token_ids) for sample in samples]
     asked = {_content(prompt): prompt.prompt_id for prompt in prompts.values()}
     if both := {asked[content] for prompt, _ in known if (content := _content(prompt)) in asked}:
         raise EvaluationError(f"--learn-from: {len(both):,} of its prompts are asked here, such as {min(both)!r}")
-    gamma = measured.lenvm.gamma
+    gamma, limit = measured.lenvm.gamma, _limit(measured)
     found = {"regression": LengthPredictions(gamma)}
     regression = Regression(measured.processor, known)
     for sample, (prompt, ids) in zip(samples, completions, strict=True):
-        found["regression"].add(sample.prompt_id, regression.predict(prompt, len(ids)), sample.truncated)
+        found["regression"].add(sample.prompt_id, regression.predict(prompt, len(ids)), sample.truncated, limit)
     if own.probe:
         found["probe"] = LengthPredictions(gamma)
         backbone = measured.lenvm.backbone
         dtype = str(backbone.dtype).removeprefix("torch.")
         probe = Probe(model_of(str(measured.settings.generator)), measured.processor, dtype, backbone.device, known)
         for number, predicted in probe.predict(completions):
-            found["probe"].add(samples[number].prompt_id, predicted, samples[number].truncated)
+            found["probe"].add(samples[number].prompt_id, predicted, samples[number].truncated, limit)
     return {name: predictions.compute() for name, predictions in found.items()}
+
+
+def _limit(measured: Measured) -> int:
+    """Tokens at most of a completion."""
+    assert measured.settings.max_tokens is not None  # every source of this task has a default
+    return measured.settings.max_tokens
 
 
 def _content(prompt: Prompt) -> str:
@@ -114,7 +121,7 @@ def _tables(reports: "Mapping[str, LengthReport]") -> list[Table]:
     if len(reports) > 1:
         simple = [
             "regression: of log(1 + remaining) on the lengths of prompt and text so far, as logarithms; probe: on the "
-            "generator's hidden state after half of its layers. Both learned from completions that ended."
+            "generator's hidden state after half of its layers. Both learned what remained within the limit then."
         ]
     return [
         _before_the_first_token(reports),
@@ -122,14 +129,21 @@ def _tables(reports: "Mapping[str, LengthReport]") -> list[Table]:
             "by position",
             "position",
             positions,
-            ["The best constant knows the position: at 75% it knows that a quarter is left.", *simple],
+            [
+                "Of completions that ended. The best constant knows that they did, and their position: at 75% it knows "
+                "that a quarter is left.",
+                *simple,
+            ],
             prompts,
         ),
         _errors(
             "by tokens written",
             "written",
             written,
-            ["Of completions that went on then; the best constant is of these."],
+            [
+                "What remained within the limit, of all completions that went on then, truncated ones among them; the "
+                "best constant is of these."
+            ],
             prompts,
         ),
     ]
@@ -185,12 +199,16 @@ def _errors(
             "mae_tokens_constant": Measure(best),
             "gain": Measure(1 - ours.mae_tokens / best if best else None),
         }
+        if ours.spearman is not None:
+            measures["spearman"] = Measure(ours.spearman)
         measures |= {by: Measure(errors[by].mae_tokens, errors[by].mae_tokens_stderr) for by in others}
         rows.append(TableRow({label: place}, measures, ours.completions, prompts))
+    ranked = any("spearman" in row.measures for row in rows)
     columns = [
         Column("mae_tokens", "mean absolute error, tokens", "down", ".1f"),
         Column("mae_tokens_constant", "best constant", None, ".1f"),
         Column("gain", "gain", "up", "+.0%"),
+        *([Column("spearman", "rank correlation", "up", ".2f")] if ranked else []),
         *(Column(by, by, "down", ".1f") for by in others),
     ]
     return Table(title, columns, rows, notes)

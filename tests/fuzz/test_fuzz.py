@@ -18,12 +18,13 @@ from random import Random
 
 import pytest
 from fuzz_files import FILES
+from fuzz_server import SERVER, close_server
 from fuzz_targets import TARGETS as OTHERS
 from mutations import hostile
 
 from lenvm_lightning.errors import LenVMError
 
-TARGETS = {**OTHERS, **FILES}
+TARGETS = {**OTHERS, **FILES, **SERVER}
 SEED = int(os.environ.get("LENVM_FUZZ_SEED", "2"))
 LONG = int(os.environ.get("LENVM_FUZZ_INPUTS", "1000"))
 SECONDS = 20  # for one input, on a machine that is busy with something else
@@ -58,6 +59,12 @@ def attack(target, folder: Path, inputs: int, seed: int) -> dict[str, float]:
 def grown() -> int:
     """Largest memory of this process so far, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.fixture(autouse=True, scope="module")
+def server_ends():
+    yield
+    close_server()
 
 
 @pytest.fixture(autouse=True)

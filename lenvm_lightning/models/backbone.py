@@ -16,12 +16,13 @@ from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedCo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..errors import CheckpointError, nearest
-from ..utils.reading import first_line, in_a_sentence
+from ..utils.reading import first_line, in_a_sentence, read_json_object
 from . import embedded
 from .backbone_config import QuantiseKind
 from .hub_files import (
     Source,
     asks_for_trust,
+    find_file,
     must_be_trusted,
     quiet_transformers,
     read_tensors,
@@ -29,6 +30,8 @@ from .hub_files import (
     some,
 )
 
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")  # entries of a config that count layers
+_MOST_LAYERS = 10_000  # transformers makes lists as long
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # entries of a config with one value a layer
 
 
@@ -88,9 +91,10 @@ def load_config(
         trust_remote_code: run code that comes with it. transformers would ask at the terminal where nothing is said.
 
     Raises:
-        CheckpointError: no such model here or on the hub, one whose code is not trusted, a config that is damaged, or
-            an override that it does not have.
+        CheckpointError: no such model here or on the hub, one whose code is not trusted, a config that is damaged or
+            counts more layers than any model has, or an override that it does not have.
     """
+    _require_few_layers(source)
     try:
         config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=trust_remote_code)
     except Exception as error:  # entries of a wrong type may end in anything
@@ -106,6 +110,24 @@ def load_config(
     entries = _merge(config.to_dict(), overrides, str(source))
     with in_a_sentence(f"overrides {overrides} do not make a valid config of {source}"):
         return type(config).from_dict(entries)
+
+
+def _require_few_layers(source: Source) -> None:
+    """Refuse a config whose layers alone would fill the memory, before transformers reads it.
+
+    Raises:
+        CheckpointError: see above. Anything else that is wrong is left to transformers to find.
+    """
+    try:
+        file = find_file(source, "config.json")
+        level = [read_json_object(file)] if file is not None else []
+    except CheckpointError:
+        return
+    while level:
+        for name, count in ((name, entries.get(name)) for entries in level for name in _LAYERS):
+            if isinstance(count, int) and count > _MOST_LAYERS:
+                raise CheckpointError(f"{file}: {name} is {count:,}; models have at most {_MOST_LAYERS:,} layers here.")
+        level = [inner for entries in level for inner in entries.values() if isinstance(inner, dict)]
 
 
 def _merge(entries: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:

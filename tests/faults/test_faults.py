@@ -3,14 +3,14 @@
 All calls with `pytest tests/faults -m slow`, some of them by default. `LENVM_FAULT_REPORT` names a file for the counts.
 """
 
-import hashlib
+import contextlib
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from faults import Faults, every_call
+from faults import BROKEN, FULL, Faults, every_call
 from sampled import N, sample
 from scripted import SAMPLING, ScriptedGenerator, make_prompts
 
@@ -39,24 +39,31 @@ TRAINING = {
 }
 
 
-def inject(folder, run, step):
-    """Let each call fail in turn, in an empty folder; yield after the run that came upon it."""
+def inject(folder, run, step, begin=lambda folder: None):
+    """Let each call fail in turn, in a folder as `begin` leaves it; yield after the run that came upon it.
+
+    The disk is full, or broken: with step 1 both, one after the other.
+    """
+    begin(folder / "count")
     numbers = every_call(lambda: run(folder / "count"), step)
     assert len(numbers) > 3
+    codes = {number: (FULL, BROKEN) if step == 1 else ((FULL, BROKEN)[number % 2],) for number in numbers}
+    faults = [(number, code) for number in numbers for code in codes[number]]
     failed = 0
-    for number in numbers:
+    for number, code in faults:
         here = folder / "one"
         shutil.rmtree(here, ignore_errors=True)
-        with Faults(number).injected():
+        begin(here)
+        with Faults(number, code).injected():
             try:
                 run(here)
             except LenVMError:
                 failed += 1
         yield here
-    assert failed > len(numbers) / 3
+    assert failed > len(faults) / 3
     if "LENVM_FAULT_REPORT" in os.environ:
         with Path(os.environ["LENVM_FAULT_REPORT"]).open("a", encoding="utf-8") as report:
-            report.write(json.dumps({"run": run.__qualname__, "faults": len(numbers), "told": failed}) + "\n")
+            report.write(json.dumps({"run": run.__qualname__, "faults": len(faults), "told": failed}) + "\n")
 
 
 @pytest.mark.parametrize("step", EVERY)
@@ -92,7 +99,7 @@ def test_a_whole_evaluation(tmp_path):
             raise LenVMError("told on stderr")
 
     measure(tmp_path / "whole")
-    for here in inject(tmp_path, measure, 2):
+    for here in inject(tmp_path, measure, 1):
         measure(here)
         for name in ("results.json", "constraints.png"):
             assert (here / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -109,32 +116,53 @@ def test_an_export(tmp_path):
             raise LenVMError("told on stderr")
 
     export(tmp_path / "whole")
-    for here in inject(tmp_path, export, 2):
+    for here in inject(tmp_path, export, 1):
         if not (here / "out").exists():
             export(here)
         for file in (tmp_path / "whole" / "out").iterdir():
             assert (here / "out" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def train(folder):
+    """A short training, or what is left of it."""
+    words = [word for key, value in TRAINING.items() for word in (f"--fit.{key}", value)]
+    if main(["run", "text_lenvm", "--runs", str(folder), "--name", "one", *words]):
+        raise LenVMError("told on stderr")
+
+
+def require_trained(folder, whole):
+    """The weights of an undisturbed training, and nothing half written beside them."""
+    names = [file.name for file in sorted((whole / "one" / "model").glob("*.safetensors"))]
+    assert names
+    for name in names:
+        assert (folder / "one" / "model" / name).read_bytes() == (whole / "one" / "model" / name).read_bytes()
+    assert not list((folder / "one" / "checkpoints").glob("*.tmp"))
+
+
 @pytest.mark.slow
 def test_training(tmp_path, monkeypatch):
     """Data, checkpoints, the model directory: after one more run, the weights of an undisturbed one."""
     monkeypatch.setenv("LENVM_CACHE", str(tmp_path / "cache"))
-    words = [word for key, value in TRAINING.items() for word in (f"--fit.{key}", value)]
-
-    def train(folder):
-        if main(["run", "text_lenvm", "--runs", str(folder), "--name", "one", *words]):
-            raise LenVMError("told on stderr")
-
-    def digest(folder):
-        files = sorted((folder / "one" / "model").glob("*.safetensors"))
-        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-
     train(tmp_path / "whole")
     for here in inject(tmp_path, train, 2):
         train(here)
-        assert digest(here) == digest(tmp_path / "whole")
-        assert not list((here / "one" / "checkpoints").glob("*.tmp"))
+        require_trained(here, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_training_that_goes_on(tmp_path, monkeypatch):
+    """The same where a run stopped in the middle is continued."""
+    monkeypatch.setenv("LENVM_CACHE", str(tmp_path / "cache"))
+    train(tmp_path / "whole")
+    numbers = every_call(lambda: train(tmp_path / "count_all"))
+    stopped = tmp_path / "stopped"
+    with Faults(len(numbers) * 3 // 4).injected(), contextlib.suppress(LenVMError):
+        train(stopped)
+    assert list((stopped / "one" / "checkpoints").glob("*.ckpt"))
+    assert not (stopped / "one" / "model").exists()
+    for here in inject(tmp_path, train, 3, begin=lambda folder: shutil.copytree(stopped, folder)):
+        train(here)
+        require_trained(here, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("step", EVERY)

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 CALLS = {"open": os, "write": os, "fsync": os, "ftruncate": os, "replace": os, "rename": os, "unlink": os, "mkdir": os}
-ERRORS = (errno.ENOSPC, errno.EIO)
+FULL, BROKEN = errno.ENOSPC, errno.EIO
 
 
 class Faults:
@@ -17,21 +17,21 @@ class Faults:
 
     Args:
         which: number of the call that fails, from 1; 0 = none does.
+        code: of the error.
 
     Attributes:
         calls: names of the calls so far.
     """
 
-    def __init__(self, which: int = 0) -> None:
-        self.which = which
+    def __init__(self, which: int = 0, code: int = FULL) -> None:
+        self.which, self.code = which, code
         self.calls: list[str] = []
 
     def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
             self.calls.append(name)
             if len(self.calls) == self.which:
-                code = ERRORS[self.which % len(ERRORS)]
-                raise OSError(code, os.strerror(code), "some/file")
+                raise OSError(self.code, os.strerror(self.code), "some/file")
             return call(*args, **options)
 
         return counted

@@ -307,6 +307,8 @@ def test_code_of_a_backbone_runs_only_where_that_is_said(tmp_path, monkeypatch):
         ({"quantization_config": [1]}, "no model could be read from"),
         ({"attn_implementation": 3}, "no weights could be read from"),
         ({"tie_word_embeddings": "x"}, "no model could be read from"),
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100,000,000; models have at most 10,000 layers here"),
+        ({"vision_config": {"depth": 10**8}}, "depth is 100,000,000"),
     ],
 )
 def test_configs_of_a_wrong_form(tmp_path, content, words):

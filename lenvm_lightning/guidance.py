@@ -265,7 +265,8 @@ class Gated:
     """Use a control only where there is something to decide.
 
     Args:
-        control: what is used where both thresholds are passed; elsewhere the base model's probabilities are.
+        control: what is used where both thresholds are passed, and where it says that the end is due; elsewhere the
+            base model's probabilities are.
         min_g: least expected g.
         min_entropy: least entropy of ``probs``, nats.
 
@@ -294,6 +295,7 @@ class Gated:
         mean = (probs * length_share(remaining, gamma)).sum(-1, keepdim=True)
         entropy = torch.special.entr(probs).sum(-1, keepdim=True)
         decides = (mean >= _column(self.min_g, probs)) & (entropy >= _column(self.min_entropy, probs))
+        decides = decides | self.ends(generated).due[:, None]
         return torch.where(decides, self.control(probs, remaining, generated, gamma), probs)
 
 

@@ -16,7 +16,9 @@ from .flags import add_setting
 from .models import add_models, open_lenvm
 
 if TYPE_CHECKING:
+    from ..decoding.generate import Completion
     from ..guidance import Control
+    from ..rollouts.generators.interface import Prompt
 
 EXAMPLES = """examples:
   lenvm generate --equal-to 128 "Write a text about the sea."           the embedded tiny world
@@ -24,8 +26,11 @@ EXAMPLES = """examples:
   lenvm generate --image shapes.png --at-most 40 "How many circles are there?"
   lenvm generate --generator Qwen/Qwen2.5-7B-Instruct --lenvm runs/qwen2.5-1.5b/model --at-least 300 "Tell me a story."
 
+  lenvm generate --equal-to 64 --trace page.html "Write a text about the sea."       and how each token was chosen
+
 The text goes to stdout; what is known of its length, while it is written and in the end, to stderr.
 """
+_PAGES = (".html", ".htm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_setting(sampling, known["seed"], default=0)
     add_setting(sampling, known["stop"], default=[], action="append", help="end after this text; may be given again")
     parser.add_argument("--compile", action="store_true", help="compile the steps: a minute or more first, then faster")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="write how each token was chosen, as JSON lines")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write how each token was chosen: JSON lines, or a page to look at (FILE.html)",
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -71,13 +81,16 @@ def execute(arguments: argparse.Namespace) -> int:
     # What needs torch and transformers comes after what can be wrong without them.
     from ..decoding.generate import generate, stream
     from ..models.processors import tokenizer_of
+    from ..rollouts.generators.interface import Prompt
     from ..rollouts.generators.local import LocalGenerator
     from ..rollouts.generators.local.loading import require_same_tokens
     from ..rollouts.prompting import encode_prompt
     from ..utils.images import open_image
 
     images = [_opened(open_image, image) for image in arguments.image]
-    lenvm = open_lenvm(arguments, name) if control or arguments.lenvm or embedded.value_model_of(name) else None
+    page = arguments.trace is not None and arguments.trace.suffix in _PAGES
+    wanted = control or arguments.lenvm or embedded.value_model_of(name) or page
+    lenvm = open_lenvm(arguments, name) if wanted else None
     generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device)
     tokenizer = tokenizer_of(generator.processor)
     if arguments.lenvm is not None:
@@ -106,12 +119,8 @@ def execute(arguments: argparse.Namespace) -> int:
         print(tokenizer.decode(completion.token_ids, skip_special_tokens=True), flush=True)
         print(_summary(completion.token_ids, completion.finish_reason, control, None), file=sys.stderr)
     if arguments.trace:
-        lines = [
-            json.dumps({"completion": completion.index, "text": tokenizer.decode([step.token_id]), **asdict(step)})
-            for completion in completions
-            for step in completion.trace or []
-        ]
-        arguments.trace.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        asked = Prompt("prompt", [{"role": "user", "content": content}], tuple(arguments.image))
+        _write_trace(arguments.trace, asked, completions, tokenizer, lenvm, f"{name} under {control or 'no control'}")
     total = sum(len(completion.token_ids) for completion in completions)
     print(f"{total:,} tokens, {total / seconds:,.0f} tokens/s", file=sys.stderr)
     return 3 if any(completion.finish_reason == "error" for completion in completions) else 0
@@ -147,6 +156,24 @@ def _make_writable(trace: Path) -> None:
         trace.touch()
     except OSError as error:
         raise GenerationError(f"--trace: {error}") from error
+
+
+def _write_trace(
+    file: Path, prompt: "Prompt", completions: "list[Completion]", tokenizer: Any, lenvm: Any, title: str
+) -> None:
+    """How each token was chosen: as JSON lines, or as a page."""
+    if file.suffix in _PAGES:
+        from ..inspection.page import write_page
+        from ..inspection.traced import readings_of_traces
+
+        write_page(list(readings_of_traces(prompt, completions, tokenizer, lenvm.gamma)), file, title)
+        return
+    lines = [
+        json.dumps({"completion": completion.index, "text": tokenizer.decode([step.token_id]), **asdict(step)})
+        for completion in completions
+        for step in completion.trace or []
+    ]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _opened(open_image: Any, image: str) -> Any:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 
 from ..rollouts.record import IMAGE_MARK
 from ..utils.images import open_image
-from .read import CompletionReading, TokenReading
+from .read import CandidateReading, CompletionReading, TokenReading
 
 _SHOWN_PIXELS = 480  # of an image, on its longer side
 _WIDTH, _HEIGHT, _MARGIN = 640, 150, 34  # of the curve
@@ -88,7 +89,17 @@ def _token(place: int, token: TokenReading, ends: bool) -> str:
     )
     shown = _prose(token.text) if token.text else _END if ends else _NO_TEXT
     style = f'class="{kind}" style="--s:{strength:.2f}"'
-    return f'<span tabindex="-1" {style} data-known="{html.escape(known)}">{shown}</span>'
+    told = f'data-known="{html.escape(known)}"'
+    if token.candidates:
+        told += f' data-candidates="{html.escape(json.dumps([_row(one) for one in token.candidates]))}"'
+    return f'<span tabindex="-1" {style} {told}>{shown}</span>'
+
+
+def _row(candidate: CandidateReading) -> list[str]:
+    """What a table tells of a candidate."""
+    text = candidate.text if candidate.text.strip() else repr(candidate.text)
+    percent = (f"{probability:.1%}" for probability in (candidate.prob, candidate.guided))
+    return [f"{'→ ' if candidate.chosen else ''}{text}", *percent, f"{candidate.remaining:.0f}"]
 
 
 def _prose(text: str) -> str:
@@ -133,7 +144,8 @@ _PAGE = """<!DOCTYPE html>
 <header><h1>{title}</h1>
 <p>Each token is coloured by how many tokens it moved the expected length:
 <span class="longer" style="--s:1">longer</span> or <span class="shorter" style="--s:1">shorter</span>.
-Point at one, or go through a text with the arrow keys. In the curves, the dashed line is what was still to
+Point at one, or go through a text with the arrow keys; where it is known, what a token was chosen from stands
+beside it. In the curves, the dashed line is what was still to
 come.</p></header>
 <main>{sections}</main>
 <div id="known" role="status" aria-live="polite"></div>
@@ -158,12 +170,32 @@ polyline { fill: none; stroke-width: 1.5; } .predicted { stroke: rgb(var(--short
 .shorter { background: rgb(var(--shorter) / calc(var(--s) * .5)); }
 .text span:hover, .text span:focus { outline: 2px solid currentColor; outline-offset: -1px; }
 #known { position: fixed; left: 0; right: 0; bottom: 0; padding: .6rem 1rem; background: Canvas; min-height: 1.6em;
-  border-top: 1px solid #8886; font-variant-numeric: tabular-nums; }
+  border-top: 1px solid #8886; font-variant-numeric: tabular-nums; max-height: 45vh; overflow: auto; }
+#known table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; margin-top: .3rem; }
+#known td, #known th { padding: 0 1.2em 0 0; text-align: right; font-weight: normal; white-space: pre; }
+#known td:first-child, #known th:first-child { text-align: left; } #known th { opacity: .7; }
+#known tr.chosen { font-weight: bold; }
 """
 
 _SCRIPT = """
 const known = document.getElementById("known");
-const show = token => { known.textContent = token ? token.dataset.known : ""; };
+const row = (cells, kind) => {
+  const line = document.createElement("tr");
+  for (const cell of cells) line.appendChild(document.createElement(kind)).textContent = cell;
+  return line;
+};
+const show = token => {
+  known.textContent = token ? token.dataset.known : "";
+  if (!token || !token.dataset.candidates) return;
+  const table = document.createElement("table");
+  table.append(row(["candidate", "base model", "under the control", "tokens after it"], "th"));
+  for (const cells of JSON.parse(token.dataset.candidates)) {
+    const line = row(cells, "td");
+    if (cells[0].startsWith("→ ")) line.className = "chosen";
+    table.append(line);
+  }
+  known.append(table);
+};
 for (const text of document.querySelectorAll(".text")) {
   if (text.firstElementChild) text.firstElementChild.tabIndex = 0;
   text.addEventListener("mouseover", event => show(event.target.closest("[data-known]")));

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,25 @@ from .rollout_values import values_of
 
 
 @dataclass(frozen=True)
+class CandidateReading:
+    """A token that might have been written.
+
+    Attributes:
+        text: that it stands for.
+        prob: of the base model, after temperature and truncation.
+        remaining: tokens that would follow it.
+        guided: probability under the control, from which was drawn.
+        chosen: True = it was written.
+    """
+
+    text: str
+    prob: float
+    remaining: float
+    guided: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class TokenReading:
     """One token.
 
@@ -28,6 +47,7 @@ class TokenReading:
         value: of the state after it, -(1 - gamma ** remaining).
         remaining: tokens still to come after it.
         moved: tokens by which it changed the length that is expected of the whole completion; below 0 = shorter.
+        candidates: that it was chosen from, the chosen one first; known of texts written under a control just now.
     """
 
     id: int
@@ -35,6 +55,7 @@ class TokenReading:
     value: float
     remaining: float
     moved: float
+    candidates: list[CandidateReading] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -60,8 +81,12 @@ class CompletionReading:
     truncated: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
+        """JSON values; candidates where they are known."""
+        found = asdict(self)
+        for token in found["tokens"]:
+            if not token["candidates"]:
+                del token["candidates"]
+        return found
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,13 @@ def test_gates_leave_rows_to_the_base_model():
     assert torch.equal(gated[2], probs[2])  # almost over
 
 
+def test_a_gate_keeps_no_text_from_ending_where_it_must():
+    # Hardly anything to decide, and token 64 of at most 64: the end is taken, however unlikely.
+    probs, remaining = tensor([0.999, 0.001], [0.999, 0.001]), tensor([80, 0], [80, 0])
+    gated = Gated(AtMost(64), min_entropy=0.3)(probs, remaining, torch.tensor([62, 63]), GAMMA)
+    assert gated.tolist() == [[0.999, 0.001], [0.0, 1.0]]
+
+
 def test_all_are_distributions_over_the_candidates():
     probs, remaining = random_candidates()
     remaining[::2, 0] = 0

@@ -9,7 +9,6 @@ language of the prompt, or with those that `--tokens-per-word` gives; the report
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,7 @@ from ..settings import EvaluationSettings
 from ..statistics import mean_and_error
 from ..systems import constraint_systems
 from ..task import DataSource, Findings, Measured, Questions, Task, digest
+from .longbench_words import count_words, language_of, words_score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,10 +42,7 @@ BUCKETS = (0, 500, 2000, 4000)  # where the benchmark's ranges of required lengt
 _TINY_BUCKETS = (0, 50, 100, 200)  # tiny models write texts of a tenth of that
 _TINY_LENGTHS = (20, 40, 80, 160)  # words
 _TINY_PROMPTS = 12
-_TOO_LONG, _TOO_SHORT = 3.0, 2.0  # how many times too much, and too little, makes the score fall by 100
 _GUIDED_SAMPLING = {"top_k": 15, "top_p": 0.999}  # candidates that are scored: few, as in LIFEBench
-_CHINESE = re.compile("[\u4e00-\u9fff]")
-_LATIN = re.compile(r"\b[a-zA-Z]+\b")
 _COLUMNS = [
     Column("length_score", "S_l", "up", ".1f"),
     Column("length_share", "words / required", None, ".2f"),
@@ -63,41 +60,6 @@ _NOTES = [
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
-
-
-def count_words(text: str) -> int:
-    """Words of a text as the benchmark counts them: Chinese characters, and runs of Latin letters between boundaries.
-
-    Letters beside a digit or a Chinese character have no boundary there: `GPT4` and `用Python写` have no Latin word.
-    """
-    return len(_CHINESE.findall(text)) + len(_LATIN.findall(text))
-
-
-def words_score(words: int, required: int) -> float:
-    """Return S_l in [0, 100].
-
-    Args:
-        words: that were written.
-        required: that the prompt asks for.
-
-    Raises:
-        ValueError: nothing is required.
-    """
-    if required < 1:
-        raise ValueError(f"the required length must be at least 1 word, got {required}")
-    if words > required:
-        return 100 * max(0.0, 1 - (words / required - 1) / _TOO_LONG)
-    if words == 0:
-        return 0.0
-    return 100 * max(0.0, 1 - (required / words - 1) / _TOO_SHORT)
-
-
-def language_of(prompt: str) -> str:
-    """`cn` where a prompt has more Chinese characters than Latin words, else `en`; the benchmark does not say."""
-    return "cn" if len(_CHINESE.findall(prompt)) > len(_LATIN.findall(prompt)) else "en"
-
-
-# -- the task ---------------------------------------------------------------------------------------------------------
 
 
 def _are_tokens_per_word(value: Any) -> bool:

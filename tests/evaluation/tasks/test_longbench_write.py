@@ -14,7 +14,8 @@ from lenvm_lightning.evaluation.read_settings import read_settings
 from lenvm_lightning.evaluation.results import Measure, Results
 from lenvm_lightning.evaluation.samples import Sample
 from lenvm_lightning.evaluation.task import Measured
-from lenvm_lightning.evaluation.tasks.longbench_write import count_words, language_of, load_items, words_score
+from lenvm_lightning.evaluation.tasks.longbench_words import count_words, language_of, words_score
+from lenvm_lightning.evaluation.tasks.longbench_write import load_items
 from lenvm_lightning.guidance import EqualTo
 from lenvm_lightning.rollouts.generators.interface import GeneratedText
 

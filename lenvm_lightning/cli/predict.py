@@ -2,8 +2,10 @@
 
 import argparse
 import json
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError
 from ..models import embedded
 from ..pipeline.sample_stage import FIELDS
 from .flags import ALLOW_IMAGES_FROM, add_setting
@@ -13,8 +15,15 @@ EXAMPLES = """examples:
   lenvm predict tiny-math --limit 5                                     the embedded tiny world
   lenvm predict prompts.jsonl --lenvm runs/text_lenvm/model > lengths.jsonl
 
-One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end included), or error.
+  lenvm predict prompts.jsonl --lenvm runs/mine/model --format vllm --served-model Qwen/Qwen3-8B > batch.jsonl
+
+One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end included), or error. With --format vllm or
+dynamo it is a line of a batch file, by which the server's scheduler knows the expected length; prompts without one are
+told on stderr.
 """
+
+if TYPE_CHECKING:
+    from ..rollouts.generators.interface import Prompt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="only prompts of this split")
     add_setting(parser, FIELDS["allow_images_from"], **ALLOW_IMAGES_FROM)
     parser.add_argument("--limit", type=int, help="only so many prompts")
+    parser.add_argument(
+        "--format",
+        choices=("jsonl", "vllm", "dynamo"),
+        default="jsonl",
+        help="jsonl: expected lengths; vllm: requests with it as their priority (lower first, for a server with "
+        "--scheduling-policy priority); dynamo: as nvext.agent_hints.osl",
+    )
+    parser.add_argument("--served-model", metavar="NAME", help="what the server of --format calls its model")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -32,6 +49,8 @@ def execute(arguments: argparse.Namespace) -> int:
     Returns:
         Exit status: 0, or 3 where a prompt has none.
     """
+    if (arguments.format == "jsonl") != (arguments.served_model is None):
+        raise DataError("--format vllm and dynamo need --served-model, which others do not take")
     from ..evaluation.prediction import predict_lengths
     from ..models.processors import load_processor
     from ..rollouts.prompts import load_prompts
@@ -45,7 +64,22 @@ def execute(arguments: argparse.Namespace) -> int:
     processor = load_processor(generator or arguments.lenvm or guess)
     status = 0
     for prompt, found in predict_lengths(lenvm, processor, prompts):
-        told: dict[str, Any] = {"error": found} if isinstance(found, str) else {"expected_tokens": round(found, 1)}
-        print(json.dumps({"prompt_id": prompt.prompt_id, **told}), flush=True)
-        status = 3 if isinstance(found, str) else status
+        told = _told(arguments, prompt, found)
+        failed = "error" in told
+        print(json.dumps(told), file=sys.stderr if failed and arguments.format != "jsonl" else sys.stdout, flush=True)
+        status = 3 if failed else status
     return status
+
+
+def _told(arguments: argparse.Namespace, prompt: "Prompt", found: float | str) -> dict[str, Any]:
+    """The line of a prompt: its expected length, a request that tells it, or why there is neither."""
+    if isinstance(found, str):
+        return {"prompt_id": prompt.prompt_id, "error": found}
+    if arguments.format == "jsonl":
+        return {"prompt_id": prompt.prompt_id, "expected_tokens": round(found, 1)}
+    from ..serving.scheduled_requests import scheduled_request
+
+    try:
+        return scheduled_request(prompt, found, arguments.format, arguments.served_model)
+    except ValueError as error:
+        return {"prompt_id": prompt.prompt_id, "error": str(error)}

@@ -47,3 +47,39 @@ def test_predict_from_pictures_agrees_with_generation(capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["prompt_id"] for row in rows] == [prompt.prompt_id for prompt in prompt_set("tiny-vqa", None, 3)]
     assert all(5 < row["expected_tokens"] < 400 for row in rows)
+
+
+def test_requests_for_schedulers(capsys):
+    assert main(["predict", "tiny-math", "--limit", "3"]) == 0
+    expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    words = ["predict", "tiny-math", "--limit", "3", "--served-model", "mine", "--format"]
+    for engine in ("vllm", "dynamo"):
+        assert main([*words, engine]) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["custom_id"] for line in lines] == [line["prompt_id"] for line in expected]
+        for line, known in zip(lines, expected, strict=True):
+            assert (line["method"], line["url"]) == ("POST", "/v1/chat/completions")
+            assert line["body"]["model"] == "mine"
+            assert line["body"]["messages"][0]["role"] == "user"
+            tokens = line["body"]["priority"] if engine == "vllm" else line["body"]["nvext"]["agent_hints"]["osl"]
+            assert isinstance(tokens, int)
+            assert abs(tokens - known["expected_tokens"]) <= 0.6
+
+
+def test_requests_carry_images(capsys):
+    words = ["predict", "tiny-vqa", "--limit", "1", "--format", "vllm", "--served-model", "mine"]
+    assert main(words) == 0
+    [line] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    parts = line["body"]["messages"][0]["content"]
+    assert any(part["type"] == "image_url" for part in parts)
+    # Nothing but requests on stdout, which goes to a file.
+    assert main([*words, "--lenvm", "tiny-text-lenvm", "--generator", "tiny-vl"]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "reads text only" in err
+
+
+def test_a_request_needs_the_name_of_the_model(capsys):
+    for words in (["--format", "vllm"], ["--served-model", "mine"]):
+        assert main(["predict", "tiny-math", *words]) == 2
+        assert "need --served-model" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import lenvm_lightning
 from lenvm_lightning import tinyworld
+from lenvm_lightning.cli.main import main
 from lenvm_lightning.decoding.control_text import parse_control
 from lenvm_lightning.decoding.generate import generate
 from lenvm_lightning.decoding.sampling_params import SamplingParams
@@ -188,3 +189,20 @@ def test_vllm_as_the_generator_of_rollouts(tmp_path):
                 assert (result["text"], result["finish_reason"]) == (expected[key].text, expected[key].finish_reason)
                 assert result["seed"] == (expected[key].seed if name == "guided" else None)
     assert sum(same) >= 0.9 * len(same)
+
+
+def test_requests_that_tell_the_expected_length_are_its_own(tmp_path, capsys):
+    words = ["predict", "tiny-math", "--limit", "2", "--format", "vllm", "--served-model", "tiny-text"]
+    assert main(words) == 0
+    (tmp_path / "batch.jsonl").write_text(capsys.readouterr().out, encoding="utf-8")
+    script = (
+        "import json, sys; from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest; "
+        "lines = map(json.loads, open(sys.argv[1])); "
+        "print([ChatCompletionRequest.model_validate(line['body']).priority for line in lines])"
+    )
+    command = [os.environ["LENVM_VLLM"], "-c", script, str(tmp_path / "batch.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    priorities = json.loads(done.stdout.splitlines()[-1])
+    assert len(priorities) == 2
+    assert all(priority > 1 for priority in priorities)

@@ -91,7 +91,8 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def only_words(words: list[str]) -> list[str]:
-    """Arguments of a command, without its program."""
+    """Arguments of a command, without its program and where its output goes."""
+    words = words[: words.index(">")] if ">" in words else words
     return words[3:] if words[0] == "python" else words[1:]
 
 

@@ -88,7 +88,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from ..utils.images import open_image
 
     images = [_opened(open_image, image) for image in arguments.image]
-    page = arguments.trace is not None and arguments.trace.suffix in _PAGES
+    page = arguments.trace is not None and arguments.trace.suffix.lower() in _PAGES
     wanted = control or arguments.lenvm or embedded.value_model_of(name) or page
     lenvm = open_lenvm(arguments, name) if wanted else None
     generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device)
@@ -153,7 +153,8 @@ def _control(arguments: argparse.Namespace) -> "Control | None":
 def _make_writable(trace: Path) -> None:
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
-        trace.touch()
+        with trace.open("a", encoding="utf-8"):
+            pass
     except OSError as error:
         raise GenerationError(f"--trace: {error}") from error
 
@@ -161,8 +162,21 @@ def _make_writable(trace: Path) -> None:
 def _write_trace(
     file: Path, prompt: "Prompt", completions: "list[Completion]", tokenizer: Any, lenvm: Any, title: str
 ) -> None:
-    """How each token was chosen: as JSON lines, or as a page."""
-    if file.suffix in _PAGES:
+    """How each token was chosen: as JSON lines, or as a page.
+
+    Raises:
+        GenerationError: it cannot be written.
+    """
+    try:
+        _write_trace_to(file, prompt, completions, tokenizer, lenvm, title)
+    except OSError as error:
+        raise GenerationError(f"--trace: {file} cannot be written: {error.strerror or error}") from error
+
+
+def _write_trace_to(
+    file: Path, prompt: "Prompt", completions: "list[Completion]", tokenizer: Any, lenvm: Any, title: str
+) -> None:
+    if file.suffix.lower() in _PAGES:
         from ..inspection.page import write_page
         from ..inspection.traced import readings_of_traces
 

@@ -50,7 +50,7 @@ class Completion:
         logprob: sum of the log-probabilities (nats) that the generator gave the tokens, before temperature, truncation
             and control.
         error: why it ended, or was never begun.
-        trace: one entry a token, where asked for.
+        trace: one entry for each of ``token_ids``, where asked for.
     """
 
     prompt: int
@@ -159,7 +159,8 @@ def generate(
                 traces.setdefault(key, []).append(_trace(one, batch.gamma))
             if one.finish_reason:
                 ids = one.token_ids[:-1] if one.error else one.token_ids
-                done[key] = Completion(*key, ids, one.finish_reason, one.logprob, one.error, traces.get(key))
+                steps = traces[key][: len(ids)] if key in traces else None
+                done[key] = Completion(*key, ids, one.finish_reason, one.logprob, one.error, steps)
     return [done[key] for key in sorted(done)]
 
 

@@ -23,6 +23,7 @@ from ..training.metrics import LengthErrors, PromptBoundaryMRE
 from .statistics import ratio_and_error, spearman
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _SHARES = {"start": 0.0, "25": 0.25, "50": 0.50, "75": 0.75}
@@ -80,7 +81,8 @@ class LengthReport:
         prompts_left_out: with a truncated completion.
         completions: of all prompts.
         completions_truncated: those that hit the token limit.
-        mre: mean of `|L_hat - L_GT| / L_GT` over prompts (Zhang et al. 2026).
+        mre: mean of `|L_hat - L_GT| / L_GT` over prompts (Zhang et al. 2026); like all numbers at the prompt boundary
+            None where every prompt has a truncated completion.
         mre_stderr: its standard error.
         mre_constant: the MRE of the best constant for these very prompts.
         constant_tokens: that constant.
@@ -99,12 +101,12 @@ class LengthReport:
     prompts_left_out: int
     completions: int
     completions_truncated: int
-    mre: float
+    mre: float | None
     mre_stderr: float | None
-    mre_constant: float
-    constant_tokens: float
+    mre_constant: float | None
+    constant_tokens: float | None
     mre_of_sampling: float | None
-    bias_tokens: float
+    bias_tokens: float | None
     bias_tokens_stderr: float | None
     spearman: float | None
     positions: dict[str, PositionError]
@@ -125,7 +127,7 @@ class LengthPredictions:
         self._prompts: dict[str, int] = {}  # id -> number
         self._rows: list[tuple[int, int, float, bool]] = []  # prompt, L, L_hat at s_0, truncated
         self._sums: dict[str, dict[int, list[float]]] = {name: defaultdict(lambda: [0.0, 0.0]) for name in POSITIONS}
-        self._at: dict[int, list[tuple[int, int, float]]] = {}  # written -> prompt, remaining, predicted
+        self._at: dict[int, list[tuple[int, int, float, int]]] = {}  # written -> see _at_written
 
     def add(self, prompt_id: str, predicted: Tensor, truncated: bool, limit: int) -> None:
         """Add a completion.
@@ -147,7 +149,7 @@ class LengthPredictions:
         most = length if truncated else limit
         for written in WRITTEN:
             if written < length:
-                row = (prompt, length - written, min(float(predicted[written]), most - written))
+                row = (prompt, length - written, float(predicted[written]), most - written)
                 self._at.setdefault(written, []).append(row)
         if truncated:
             return
@@ -166,20 +168,16 @@ class LengthPredictions:
         """Sum up.
 
         Raises:
-            DataError: no prompt has completions that all ended.
+            DataError: there are no completions.
         """
+        if not self._rows:
+            raise DataError("there are no completions whose lengths could be predicted")
         boundary = PromptBoundaryMRE(len(self._prompts), self.gamma)
-        if self._rows:
-            prompt, length, start, truncated = (torch.tensor(column) for column in zip(*self._rows, strict=True))
-            boundary.update(
-                start[:, None], length[:, None], torch.ones(len(truncated), 1, dtype=torch.bool), truncated, prompt
-            )
+        prompt, length, start, truncated = (torch.tensor(column) for column in zip(*self._rows, strict=True))
+        boundary.update(
+            start[:, None], length[:, None], torch.ones(len(truncated), 1, dtype=torch.bool), truncated, prompt
+        )
         known = [name for name, known in zip(self._prompts, boundary.known.tolist(), strict=True) if known]
-        if not known:
-            raise DataError(
-                f"no prompt has completions that all ended ({len(self._prompts)} prompts, {len(self._rows)} "
-                "completions), so no true length is known. Sample with more max_tokens, or more prompts."
-            )
         found = {name: float(x) for name, x in boundary.compute().items()}
         truth, predicted = (x.numpy() for x in boundary.by_prompt())
         lengths: dict[str, list[int]] = {name: [] for name in self._prompts}
@@ -192,12 +190,12 @@ class LengthPredictions:
             prompts_left_out=len(self._prompts) - len(known),
             completions=len(self._rows),
             completions_truncated=sum(truncated for *_, truncated in self._rows),
-            mre=found["mre"],
+            mre=found.get("mre"),
             mre_stderr=_error(np.abs(predicted - truth) / truth),
-            mre_constant=found["mre_constant"],
-            constant_tokens=float(weighted_median(torch.from_numpy(truth), 1.0 / torch.from_numpy(truth))),
+            mre_constant=found.get("mre_constant"),
+            constant_tokens=_constant(truth),
             mre_of_sampling=_mre_of_sampling(of_known, truth, self.gamma),
-            bias_tokens=float((predicted - truth).mean()),
+            bias_tokens=float((predicted - truth).mean()) if known else None,
             bias_tokens_stderr=_error(predicted - truth),
             spearman=spearman(truth, predicted),
             positions=self._by_position(),
@@ -209,6 +207,8 @@ class LengthPredictions:
         )
 
     def _by_position(self) -> dict[str, PositionError]:
+        if all(truncated for *_, truncated in self._rows):
+            return {}
         found = {name: float(x) for name, x in self._errors.compute().items()}
         errors = {}
         for name in POSITIONS:
@@ -223,25 +223,35 @@ class LengthPredictions:
         return errors
 
 
-def _at_written(rows: Sequence[tuple[int, int, float]]) -> PositionError:
-    """Errors after so many tokens; rows of (prompt, remaining, predicted)."""
-    prompts, remaining, predicted = (np.array(column) for column in zip(*rows, strict=True))
+def _at_written(rows: Sequence[tuple[int, int, float, int]]) -> PositionError:
+    """Errors after so many tokens; rows of (prompt, remaining, predicted, tokens that the limit leaves)."""
+    prompts, remaining, predicted, left = (np.array(column) for column in zip(*rows, strict=True))
+    predicted = np.minimum(predicted, left)
     errors = np.abs(predicted - remaining)
     of_prompts = np.unique(prompts, return_inverse=True)[1]
     mean, stderr = ratio_and_error(np.bincount(of_prompts, errors), np.bincount(of_prompts))
     constant = weighted_median(torch.from_numpy(remaining), torch.ones(len(remaining)))
-    best = float(np.abs(remaining - float(constant)).mean())
+    best = float(np.abs(remaining - np.minimum(float(constant), left)).mean())
     return PositionError(len(rows), mean, stderr, best, spearman(predicted, remaining))
 
 
+def _constant(truth: np.ndarray) -> float | None:
+    """The length that is nearest to all, relative to each; None without any."""
+    if not len(truth):
+        return None
+    return float(weighted_median(torch.from_numpy(truth), 1.0 / torch.from_numpy(truth)))
+
+
 def _error(of_prompts: np.ndarray) -> float | None:
-    """Standard error of a mean over prompts; None with a single one."""
+    """Standard error of a mean over prompts; None with a single one, or none."""
+    if not len(of_prompts):
+        return None
     return ratio_and_error(of_prompts, np.ones(len(of_prompts)))[1]
 
 
 def _mre_of_sampling(lengths: Sequence[np.ndarray], truth: np.ndarray, gamma: float) -> float | None:
     """See `LengthReport`; by the delta method `dL = dm / (m * -ln gamma)`, m the mean of `gamma ** L_i`."""
-    if min(map(len, lengths)) < 2:
+    if min(map(len, lengths), default=0) < 2:
         return None
     errors = []
     for some, true in zip(lengths, truth, strict=True):
@@ -258,15 +268,28 @@ def plot_prediction(report: LengthReport, notice: str = "") -> "Figure":
         report: what to draw.
         notice: title, such as `tiny world`.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     from .plots import new_figure
 
     figure, (left, right) = new_figure(2)
+    if report.by_prompt:
+        _plot_boundary(left, report)
+    else:
+        left.set_title("every prompt has a truncated completion", fontsize=10)
+        left.set_axis_off()
+    _plot_positions(right, report)
+    if notice:
+        figure.suptitle(notice, fontsize=10)
+    return figure
+
+
+def _plot_boundary(left: "Axes", report: LengthReport) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     truth = [prompt.expected_tokens for prompt in report.by_prompt]
     ours = [prompt.predicted_tokens for prompt in report.by_prompt]
     low, high = 0.8 * min(truth + ours), 1.25 * max(truth + ours)
     left.plot([low, high], [low, high], color="0.6", linewidth=1, label="predicted = true")
+    assert report.constant_tokens is not None
     left.axhline(report.constant_tokens, color="0.6", linewidth=1, linestyle=":", label="best constant")
     left.scatter(truth, ours, s=14, alpha=0.6, color="tab:blue", edgecolors="none")
     left.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
@@ -278,15 +301,15 @@ def plot_prediction(report: LengthReport, notice: str = "") -> "Figure":
     score = f"mean relative error {report.mre:.1%}, constant {report.mre_constant:.1%}"
     left.set_title(f"{report.prompts} prompts: {score}", fontsize=10)
     left.legend(loc="upper left", fontsize=8)
-    at = np.arange(len(POSITIONS))
-    errors = [report.positions[name] for name in POSITIONS]
+
+
+def _plot_positions(right: "Axes", report: LengthReport) -> None:
+    at = np.arange(len(report.positions))
+    errors = list(report.positions.values())
     right.bar(at - 0.2, [e.mae_tokens for e in errors], 0.4, yerr=[e.mae_tokens_stderr or 0.0 for e in errors],
               capsize=2, color="tab:blue", label="LenVM (± standard error)")  # fmt: skip
     right.bar(at + 0.2, [e.mae_tokens_constant for e in errors], 0.4, color="0.75", label="best constant")
-    right.set_xticks(at, [POSITION_NAMES[name].replace(" ", "\n", 1) for name in POSITIONS], fontsize=8)
+    right.set_xticks(at, [POSITION_NAMES[name].replace(" ", "\n", 1) for name in report.positions], fontsize=8)
     right.set_ylabel("mean absolute error, tokens")
     right.set_title(f"{report.completions - report.completions_truncated} completions: error by position", fontsize=10)
     right.legend(fontsize=8)
-    if notice:
-        figure.suptitle(notice, fontsize=10)
-    return figure

@@ -97,9 +97,10 @@ def _token(place: int, token: TokenReading, ends: bool) -> str:
 
 def _row(candidate: CandidateReading) -> list[str]:
     """What a table tells of a candidate."""
-    text = candidate.text if candidate.text.strip() else repr(candidate.text)
+    plain = candidate.text.strip() and candidate.text.isprintable()
+    text = candidate.text if plain else repr(candidate.text)
     percent = (f"{probability:.1%}" for probability in (candidate.prob, candidate.guided))
-    return [f"{'→ ' if candidate.chosen else ''}{text}", *percent, f"{candidate.remaining:.0f}"]
+    return ["→" if candidate.chosen else "", text, *percent, f"{candidate.remaining:.0f}"]
 
 
 def _prose(text: str) -> str:
@@ -144,8 +145,8 @@ _PAGE = """<!DOCTYPE html>
 <header><h1>{title}</h1>
 <p>Each token is coloured by how many tokens it moved the expected length:
 <span class="longer" style="--s:1">longer</span> or <span class="shorter" style="--s:1">shorter</span>.
-Point at one, or go through a text with the arrow keys; where it is known, what a token was chosen from stands
-beside it. In the curves, the dashed line is what was still to
+Point at one, or go through a text with the arrow keys; where it is known, what a token was chosen from (the likeliest)
+stands beside it. In the curves, the dashed line is what was still to
 come.</p></header>
 <main>{sections}</main>
 <div id="known" role="status" aria-live="polite"></div>
@@ -173,7 +174,7 @@ polyline { fill: none; stroke-width: 1.5; } .predicted { stroke: rgb(var(--short
   border-top: 1px solid #8886; font-variant-numeric: tabular-nums; max-height: 45vh; overflow: auto; }
 #known table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; margin-top: .3rem; }
 #known td, #known th { padding: 0 1.2em 0 0; text-align: right; font-weight: normal; white-space: pre; }
-#known td:first-child, #known th:first-child { text-align: left; } #known th { opacity: .7; }
+#known :is(td, th):nth-child(-n+2) { text-align: left; } #known th { opacity: .7; }
 #known tr.chosen { font-weight: bold; }
 """
 
@@ -188,10 +189,10 @@ const show = token => {
   known.textContent = token ? token.dataset.known : "";
   if (!token || !token.dataset.candidates) return;
   const table = document.createElement("table");
-  table.append(row(["candidate", "base model", "under the control", "tokens after it"], "th"));
+  table.append(row(["", "candidate", "base model", "under the control", "tokens after it"], "th"));
   for (const cells of JSON.parse(token.dataset.candidates)) {
     const line = row(cells, "td");
-    if (cells[0].startsWith("→ ")) line.className = "chosen";
+    if (cells[0]) line.className = "chosen";
     table.append(line);
   }
   known.append(table);

@@ -9,7 +9,7 @@ from ..rollouts.generators.interface import Prompt
 from ..values import remaining_to_value
 from .read import CandidateReading, CompletionReading, TokenReading
 
-_SHOWN = 12  # candidates of a step
+_SHOWN = 12  # candidates of a step; the rest have little between them
 
 
 def readings_of_traces(
@@ -30,24 +30,26 @@ def readings_of_traces(
         if not steps:
             continue
         stream = TextStream(tokenizer)
+        texts = [stream.add(step.token_id, last=number == len(steps)) for number, step in enumerate(steps, 1)]
+        # After a token it is what it was before the next one; after the last one, what its candidate promised. Where a
+        # stop text ended it, that is what the model thought; an end token has no text, and nothing follows it.
         ended = completion.finish_reason == "stop"
-        # After a token it is what it was before the next one; after the last one, what its candidate promised.
         after = [step.remaining for step in steps[1:]]
-        after.append(0.0 if ended else _promised(steps[-1]))
-        values = remaining_to_value(torch.tensor(after, dtype=torch.float64), gamma).tolist()
+        after.append(0.0 if ended and not texts[-1] else _promised(steps[-1]))
+        values = (remaining_to_value(torch.tensor(after, dtype=torch.float64), gamma) + 0.0).tolist()
         tokens = [
             TokenReading(
                 step.token_id,
-                stream.add(step.token_id, last=number == len(steps)),
+                text,
                 value,
                 left,
                 left + 1 - step.remaining,
                 _candidates(step, tokenizer),
             )
-            for number, (step, left, value) in enumerate(zip(steps, after, values, strict=True), 1)
+            for step, text, left, value in zip(steps, texts, after, values, strict=True)
         ]
         images = [image for image in prompt.images if isinstance(image, str)]
-        name = str(completion.index)
+        name = f"{completion.index}{' (failed)' if completion.finish_reason == 'error' else ''}"
         yield CompletionReading(
             prompt.prompt_id, prompt.messages, images, name, steps[0].remaining, tokens, truncated=not ended
         )

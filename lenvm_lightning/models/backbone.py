@@ -30,8 +30,10 @@ from .hub_files import (
     some,
 )
 
-_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth")  # entries of a config that count layers
-_MOST_LAYERS = 10_000  # transformers makes lists as long
+# Entries of a config that count something of which transformers makes a list, and what no model has more of.
+_LAYERS, _LABELS = 10_000, 100_000
+_MOST = {"num_hidden_layers": _LAYERS, "num_layers": _LAYERS, "n_layer": _LAYERS, "n_layers": _LAYERS, "depth": _LAYERS,
+         "num_labels": _LABELS}  # fmt: skip
 _PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")  # entries of a config with one value a layer
 
 
@@ -94,7 +96,7 @@ def load_config(
         CheckpointError: no such model here or on the hub, one whose code is not trusted, a config that is damaged or
             counts more layers than any model has, or an override that it does not have.
     """
-    _require_few_layers(source)
+    _require_small(source)
     try:
         config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=trust_remote_code)
     except Exception as error:  # entries of a wrong type may end in anything
@@ -108,26 +110,34 @@ def load_config(
         return config
     # Built anew from its entries: a config derives some of them from others when it is made, not when it is changed.
     entries = _merge(config.to_dict(), overrides, str(source))
+    _require_small_counts(entries, f"overrides {overrides}")
     with in_a_sentence(f"overrides {overrides} do not make a valid config of {source}"):
         return type(config).from_dict(entries)
 
 
-def _require_few_layers(source: Source) -> None:
-    """Refuse a config whose layers alone would fill the memory, before transformers reads it.
+def _require_small(source: Source) -> None:
+    """Refuse a config that alone would fill the memory, before transformers reads it.
 
     Raises:
         CheckpointError: see above. Anything else that is wrong is left to transformers to find.
     """
     try:
         file = find_file(source, "config.json")
-        level = [read_json_object(file)] if file is not None else []
+        entries = read_json_object(file) if file is not None else {}
     except CheckpointError:
         return
+    _require_small_counts(entries, str(file))
+
+
+def _require_small_counts(entries: dict[str, Any], where: str) -> None:
+    """Refuse numbers of layers or labels that no model has, in nested entries too."""
+    level = [entries]
     while level:
-        for name, count in ((name, entries.get(name)) for entries in level for name in _LAYERS):
-            if isinstance(count, int) and count > _MOST_LAYERS:
-                raise CheckpointError(f"{file}: {name} is {count:,}; models have at most {_MOST_LAYERS:,} layers here.")
-        level = [inner for entries in level for inner in entries.values() if isinstance(inner, dict)]
+        for name, most in _MOST.items():
+            for count in (part.get(name) for part in level):
+                if isinstance(count, int) and count > most:
+                    raise CheckpointError(f"{where}: {name} is {count:,}; it may be {most:,} at most.")
+        level = [inner for part in level for inner in part.values() if isinstance(inner, dict)]
 
 
 def _merge(entries: dict[str, Any], overrides: dict[str, Any], where: str) -> dict[str, Any]:

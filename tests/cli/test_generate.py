@@ -43,6 +43,13 @@ def test_several_completions_of_a_prompt_from_stdin_and_a_trace(capsys, monkeypa
     assert "".join(step["text"] for step in steps if step["completion"] == 0).strip().startswith(out[:20].strip())
 
 
+def test_a_full_disk_is_told_after_the_text(capsys):
+    assert main(["generate", "--at-most", "4", "--trace", "/dev/full", "Hello"]) == 2
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert "--trace: /dev/full cannot be written: No space left" in err
+
+
 def test_without_a_control_it_is_the_base_model(capsys):
     assert main(["generate", "--seed", "3", SEA]) == 0
     free = capsys.readouterr().out
@@ -74,6 +81,7 @@ def test_a_picture(capsys, tmp_path):
         (["--dtype", "flat32", "--at-most", "9", "Hello"], "unknown dtype 'flat32'; did you mean 'float32'?"),
         (["--device", "cuda:77", "--at-most", "9", "Hello"], "there is no device 'cuda:77' here"),
         (["--trace", "/dev/null/trace.jsonl", "--at-most", "9", "Hello"], "--trace: "),
+        (["--trace", "/", "--at-most", "9", "Hello"], "--trace: "),
         (["--at-least", "999999", "Hello"], "pass the context window"),
     ],
 )

@@ -91,9 +91,11 @@ def test_logits_that_are_not_numbers_fail_alone(text_inputs):
     poison = 1999
     assert not any(poison in prompt for prompt in prompts)
     generator.get_input_embeddings().weight.data[poison] = math.nan
-    completions = generate(generator, lenvm, [*prompts, [5, poison]], **settings(seed=[5, 6, 7, 8, 9]))
+    completions = generate(generator, lenvm, [*prompts, [5, poison]], **settings(seed=[5, 6, 7, 8, 9]), trace=True)
     assert completions[4].finish_reason == "error"
     assert "NaN" in completions[4].error
+    for one in completions:  # what failed is no token, and has no trace
+        assert [step.token_id for step in one.trace or []] == one.token_ids
     for ours, before in zip(completions[:4], expected, strict=True):
         assert ours.token_ids[:6] == before.token_ids[:6]
 

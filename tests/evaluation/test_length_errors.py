@@ -135,10 +135,20 @@ def test_a_perfect_predictor_scores_about_what_sampling_alone_costs():
     assert abs(report.bias_tokens) < 4 * report.bias_tokens_stderr
 
 
-def test_nothing_ended():
-    with pytest.raises(DataError, match=r"1 prompts, 1 completions.*more max_tokens"):
-        report_of([at_start("a", 3, 2.0, truncated=True)])
-    with pytest.raises(DataError, match="0 prompts"):
+def test_every_prompt_has_a_truncated_completion():
+    report = report_of([at_start("a", 3, 2.0, truncated=True)])
+    assert (report.mre, report.mre_constant, report.bias_tokens, report.spearman) == (None,) * 4
+    assert report.positions == {}
+    assert (report.prompts, report.prompts_left_out, report.completions_truncated) == (0, 1, 1)
+    assert report.written[0].mae_tokens == pytest.approx(1.0)  # 2 for the 3 that there were
+    assert as_png(plot_prediction(report)).startswith(b"\x89PNG")
+    half = report_of([at_start("a", 3, 2.0, truncated=True), at_start("a", 2, 2.0)])
+    assert half.mre is None
+    assert half.positions["start"].mae_tokens == 0.0
+
+
+def test_nothing_to_count():
+    with pytest.raises(DataError, match="there are no completions"):
         report_of([])
     with pytest.raises(ValueError, match="no tokens"):
         report_of([("a", [1.0], False)])

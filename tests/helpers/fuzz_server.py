@@ -58,7 +58,11 @@ def _requests(folder: Path) -> tuple[Run, dict[str, bytes]]:
     def run(name: str, data: bytes) -> None:
         status, headers, answer = server.ask(_ROUTES[name.split()[0]], data)
         assert status not in (500, 502, 503), (status, answer)
-        assert isinstance(answer, dict) or headers["content-type"].startswith("text/event-stream"), answer
+        if headers["content-type"].startswith("text/event-stream"):
+            assert "server_error" not in answer, answer
+            assert answer.rstrip().endswith("data: [DONE]"), answer
+        else:
+            assert isinstance(answer, dict), answer
         if status != 200:
             raise LenVMError(answer["error"]["message"])
 

@@ -5,7 +5,18 @@ import sys
 
 import pytest
 
-MODULES = ("values", "returns", "objectives", "censoring", "guidance", "tree", "batch", "metrics", "errors")
+MODULES = (
+    "values",
+    "returns",
+    "objectives",
+    "censoring",
+    "guidance",
+    "reweighting",
+    "tree",
+    "batch",
+    "metrics",
+    "errors",
+)
 HEAVY = ("transformers", "lightning", "torchmetrics", "datasets", "peft", "PIL", "torchvision", "matplotlib")
 
 

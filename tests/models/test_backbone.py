@@ -307,7 +307,8 @@ def test_code_of_a_backbone_runs_only_where_that_is_said(tmp_path, monkeypatch):
         ({"quantization_config": [1]}, "no model could be read from"),
         ({"attn_implementation": 3}, "no weights could be read from"),
         ({"tie_word_embeddings": "x"}, "no model could be read from"),
-        ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100,000,000; models have at most 10,000 layers here"),
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100,000,000; it may be 10,000 at most"),
+        ({"num_labels": 10**8}, "num_labels is 100,000,000"),
         ({"vision_config": {"depth": 10**8}}, "depth is 100,000,000"),
     ],
 )
@@ -320,3 +321,8 @@ def test_configs_of_a_wrong_form(tmp_path, content, words):
     with pytest.raises(CheckpointError, match=words) as told:
         load_backbone(folder)
     assert str(folder) in str(told.value)
+
+
+def test_overrides_count_as_little():
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 1,000,000; it may be 10,000 at most"):
+        load_config("tiny-text", overrides={"num_hidden_layers": 10**6})

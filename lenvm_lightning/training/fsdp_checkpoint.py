@@ -6,6 +6,7 @@
 import io
 import math
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ _KNOWN = {
     },
     "pathlib": {"PosixPath", "WindowsPath"},
 }  # fmt: skip
+
+
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # the table of what was read has as many places as the largest of these says
+_BUFFERS = ("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -66,8 +71,9 @@ def read_index(folder: Path) -> Metadata:
         CheckpointError: there is no such index, it is damaged, or holds other objects than an index does.
     """
     try:
-        with (folder / INDEX).open("rb") as file:
-            found = _Unpickler(file).load()
+        content = (folder / INDEX).read_bytes()
+        _require_bounded(content)
+        found = _Unpickler(io.BytesIO(content)).load()
     except Exception as error:  # a damaged pickle may end in anything
         said = error if isinstance(error, OSError | CheckpointError) else first_line(error)
         raise CheckpointError(f"{folder / INDEX} cannot be read safely: {said}") from error
@@ -76,6 +82,19 @@ def read_index(folder: Path) -> Metadata:
     with in_a_sentence(f"{folder / INDEX} does not fit the shards beside it"):
         _compare_with_shards(found, folder)
     return found
+
+
+def _require_bounded(content: bytes) -> None:
+    """Refuse a pickle that takes more memory than it has bytes for: one opcode of nine bytes can ask for 64 GiB.
+
+    Raises:
+        CheckpointError: it does.
+        ValueError: it is no pickle.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        far = isinstance(argument, int) and argument > len(content)
+        if opcode.name in _BUFFERS or (opcode.name in _PUTS and far):
+            raise CheckpointError(f"it holds {opcode.name} {argument!r}, as no index of shards does")
 
 
 def _compare_with_shards(index: Metadata, folder: Path) -> None:

@@ -149,17 +149,26 @@ def test_training(tmp_path, monkeypatch):
         require_trained(here, tmp_path / "whole")
 
 
+def stopped_at(folder, number):
+    """A training that came upon a full disk."""
+    with Faults(number).injected(), contextlib.suppress(LenVMError):
+        train(folder)
+    return folder
+
+
+def is_in_the_middle(folder):
+    """Whether a training has begun and not ended."""
+    run = folder / "one"
+    return any((run / "checkpoints").glob("*.ckpt")) and not (run / "model").exists()
+
+
 @pytest.mark.slow
 def test_training_that_goes_on(tmp_path, monkeypatch):
     """The same where a run stopped in the middle is continued."""
     monkeypatch.setenv("LENVM_CACHE", str(tmp_path / "cache"))
     train(tmp_path / "whole")
-    numbers = every_call(lambda: train(tmp_path / "count_all"))
-    stopped = tmp_path / "stopped"
-    with Faults(len(numbers) * 3 // 4).injected(), contextlib.suppress(LenVMError):
-        train(stopped)
-    assert list((stopped / "one" / "checkpoints").glob("*.ckpt"))
-    assert not (stopped / "one" / "model").exists()
+    calls = len(every_call(lambda: train(tmp_path / "all")))
+    stopped = next(filter(is_in_the_middle, (stopped_at(tmp_path / str(n), n) for n in range(calls, 0, -calls // 40))))
     for here in inject(tmp_path, train, 3, begin=lambda folder: shutil.copytree(stopped, folder)):
         train(here)
         require_trained(here, tmp_path / "whole")

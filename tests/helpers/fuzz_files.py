@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import torch
+import torch.distributed.checkpoint as dcp
 from fuzz_targets import Run, Target
 from PIL import Image
 from safetensors.torch import save_file
@@ -28,6 +29,7 @@ from lenvm_lightning.pipeline.recipe import read_recipe, recipes_folder
 from lenvm_lightning.rollouts.generators.interface import GeneratedText
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.published_format import convert
+from lenvm_lightning.training.fsdp_checkpoint import INDEX, load_shards
 from lenvm_lightning.training.load_checkpoint import model_of_checkpoint
 
 QUESTION = {"role": "user", "content": "Add 3 and 4, please."}
@@ -202,6 +204,20 @@ def _checkpoints(folder: Path) -> tuple[Run, dict[str, bytes]]:
     return run, {"checkpoint": content}
 
 
+def _indexes(folder: Path) -> tuple[Run, dict[str, bytes]]:
+    """The index of a checkpoint of several ranks, which is a pickle."""
+    dcp.save({"weights": torch.ones(8), "optimizer": {"lr": 0.5}}, checkpoint_id=folder / "shards", no_dist=True)
+
+    def run(name: str, data: bytes) -> None:
+        (folder / "shards" / INDEX).write_bytes(data)
+        state = {"weights": torch.zeros(8), "optimizer": {"lr": 0.0}}
+        load_shards(state, folder / "shards", no_dist=True)
+        assert state["weights"].shape == (8,)
+        assert isinstance(state["optimizer"]["lr"], float)
+
+    return run, {"index": (folder / "shards" / INDEX).read_bytes()}
+
+
 def _headers(folder: Path) -> tuple[Run, dict[str, bytes]]:
     """The header of a value head's file, which says where the numbers lie."""
     directory = tinyworld.path("tiny-text-lenvm")
@@ -263,4 +279,5 @@ FILES = {
     "headers of safetensors": Target(_headers, 0.1),
     "tokenizers": Target(_tokenizers, 0.1),
     "checkpoints": Target(_checkpoints, 0.5),
+    "indexes of shards": Target(_indexes, 0.3),
 }

@@ -41,6 +41,16 @@ def test_an_index_makes_no_object(folder, tmp_path):
     assert not (tmp_path / "harmed").exists()
 
 
+@pytest.mark.parametrize(
+    "opcodes", [b"Nr" + (2**31).to_bytes(4, "little"), b"p2147483648\n", b"\x96" + (2**40).to_bytes(8, "little")]
+)
+def test_an_index_takes_no_more_memory_than_it_has_bytes_for(folder, opcodes):
+    # A few bytes that make a table of 32 GiB, or a buffer of a TiB.
+    (folder / INDEX).write_bytes(b"\x80\x05N" + opcodes + b".")
+    with pytest.raises(CheckpointError, match="cannot be read safely"):
+        read_index(folder)
+
+
 def test_an_index_of_one_rank_is_not_read(folder, tmp_path):
     (folder / INDEX).unlink()
     (folder / f"__0{INDEX}").write_bytes(pickle.dumps(Harm()))

@@ -25,7 +25,6 @@ EXAMPLES = """examples:
   lenvm generate --tilt -10 "Ann has 3 pens and buys 2. How many pens does she have?"
   lenvm generate --image shapes.png --at-most 40 "How many circles are there?"
   lenvm generate --generator Qwen/Qwen2.5-7B-Instruct --lenvm runs/qwen2.5-1.5b/model --at-least 300 "Tell me a story."
-
   lenvm generate --equal-to 64 --trace page.html "Write a text about the sea."       and how each token was chosen
 
 The text goes to stdout; what is known of its length, while it is written and in the end, to stderr.
@@ -167,27 +166,21 @@ def _write_trace(
     Raises:
         GenerationError: it cannot be written.
     """
+    from ..inspection.page import write_page
+    from ..inspection.traced import readings_of_traces
+
     try:
-        _write_trace_to(file, prompt, completions, tokenizer, lenvm, title)
+        if file.suffix.lower() in _PAGES:
+            write_page(list(readings_of_traces(prompt, completions, tokenizer, lenvm.gamma)), file, title)
+            return
+        lines = [
+            json.dumps({"completion": completion.index, "text": tokenizer.decode([step.token_id]), **asdict(step)})
+            for completion in completions
+            for step in completion.trace or []
+        ]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise GenerationError(f"--trace: {file} cannot be written: {error.strerror or error}") from error
-
-
-def _write_trace_to(
-    file: Path, prompt: "Prompt", completions: "list[Completion]", tokenizer: Any, lenvm: Any, title: str
-) -> None:
-    if file.suffix.lower() in _PAGES:
-        from ..inspection.page import write_page
-        from ..inspection.traced import readings_of_traces
-
-        write_page(list(readings_of_traces(prompt, completions, tokenizer, lenvm.gamma)), file, title)
-        return
-    lines = [
-        json.dumps({"completion": completion.index, "text": tokenizer.decode([step.token_id]), **asdict(step)})
-        for completion in completions
-        for step in completion.trace or []
-    ]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _opened(open_image: Any, image: str) -> Any:

@@ -14,7 +14,6 @@ from .models import add_models, open_lenvm
 EXAMPLES = """examples:
   lenvm predict tiny-math --limit 5                                     the embedded tiny world
   lenvm predict prompts.jsonl --lenvm runs/text_lenvm/model > lengths.jsonl
-
   lenvm predict prompts.jsonl --lenvm runs/mine/model --format vllm --served-model Qwen/Qwen3-8B > batch.jsonl
 
 One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end included), or error. With --format vllm or

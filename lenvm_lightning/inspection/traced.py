@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from ..decoding.generate import Completion
 from ..decoding.text_stream import TextStream
 from ..rollouts.generators.interface import Prompt
@@ -23,8 +25,6 @@ def readings_of_traces(
         tokenizer: of the generator.
         gamma: discount of the length value model.
     """
-    import torch
-
     for completion in completions:
         steps = completion.trace or []
         if not steps:
@@ -36,17 +36,10 @@ def readings_of_traces(
         ended = completion.finish_reason == "stop"
         after = [step.remaining for step in steps[1:]]
         after.append(0.0 if ended and not texts[-1] else _promised(steps[-1]))
-        values = (remaining_to_value(torch.tensor(after, dtype=torch.float64), gamma) + 0.0).tolist()
+        values = remaining_to_value(torch.tensor(after, dtype=torch.float64), gamma) + 0.0  # -0.0 reads oddly
         tokens = [
-            TokenReading(
-                step.token_id,
-                text,
-                value,
-                left,
-                left + 1 - step.remaining,
-                _candidates(step, tokenizer),
-            )
-            for step, text, left, value in zip(steps, texts, after, values, strict=True)
+            TokenReading(step.token_id, text, value, left, left + 1 - step.remaining, _candidates(step, tokenizer))
+            for step, text, left, value in zip(steps, texts, after, values.tolist(), strict=True)
         ]
         images = [image for image in prompt.images if isinstance(image, str)]
         name = f"{completion.index}{' (failed)' if completion.finish_reason == 'error' else ''}"

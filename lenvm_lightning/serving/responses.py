@@ -99,7 +99,7 @@ async def _tokens(
     try:
         left = len(answers.all)
         while left:
-            answer, token = await merged.get()
+            completion, token = await merged.get()
             if first:
                 metrics.first_token.observe(time.monotonic() - began)
                 first = False
@@ -107,12 +107,12 @@ async def _tokens(
                 raise ValueError(token.error)
             if token.finish_reason == "error":
                 raise CompletionFailedError(token.error or "it could not be written")
-            shown = answer.take(token)
+            shown = completion.take(token)
             if token.finish_reason is not None:
                 left -= 1
                 comparable = by_itself and token.finish_reason == "stop"
-                metrics.ended(len(answer.token_ids), answer.expected, comparable)
-            yield answer, shown
+                metrics.ended(len(completion.token_ids), completion.expected, comparable)
+            yield completion, shown
     finally:
         for reader in readers:
             reader.cancel()
@@ -129,8 +129,8 @@ async def _pieces(
     try:
         for piece in answers.opening():
             yield _event(piece)
-        async for answer, shown in tokens:
-            found = answers.piece(answer, shown)
+        async for completion, shown in tokens:
+            found = answers.piece(completion, shown)
             if found is not None:
                 yield _event(found)
         if usage:

@@ -30,9 +30,8 @@ _KNOWN = {
     },
     "pathlib": {"PosixPath", "WindowsPath"},
 }  # fmt: skip
-
-
-_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # the table of what was read has as many places as the largest of these says
+# Opcodes that place something in the table of what was read, which is as long as the largest place.
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 _BUFFERS = ("BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER")
 
 
@@ -85,7 +84,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 def _require_bounded(content: bytes) -> None:
-    """Refuse a pickle that takes more memory than it has bytes for: one opcode of nine bytes can ask for 64 GiB.
+    """Refuse a pickle that takes more memory than it has bytes for: one opcode of five bytes can ask for 64 GiB.
 
     Raises:
         CheckpointError: it does.

@@ -122,7 +122,7 @@ def _tables(reports: "Mapping[str, LengthReport]") -> list[Table]:
         simple = [
             "regression: of log(1 + remaining) on the lengths of prompt and text so far, as logarithms; probe: on the "
             "generator's hidden state after half of its layers. Both learned what remained "
-            "within the limit of the rollouts they learned from, which should be that of this evaluation."
+            "within the limit of their rollouts, which should be that of this evaluation."
         ]
     return [
         _before_the_first_token(reports),

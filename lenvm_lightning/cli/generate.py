@@ -120,6 +120,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.trace:
         asked = Prompt("prompt", [{"role": "user", "content": content}], tuple(arguments.image))
         _write_trace(arguments.trace, asked, completions, tokenizer, lenvm, f"{name} under {control or 'no control'}")
+        print(f"{arguments.trace}: how each token was chosen", file=sys.stderr)
     total = sum(len(completion.token_ids) for completion in completions)
     print(f"{total:,} tokens, {total / seconds:,.0f} tokens/s", file=sys.stderr)
     return 3 if any(completion.finish_reason == "error" for completion in completions) else 0

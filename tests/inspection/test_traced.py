@@ -80,7 +80,7 @@ def test_it_is_what_reading_the_text_again_says():
 @pytest.fixture
 def page(tmp_path, capsys):
     assert main(["generate", "--equal-to", "40", "-n", "2", "--trace", str(tmp_path / "page.html"), SEA]) == 0
-    capsys.readouterr()
+    assert "page.html: how each token was chosen" in capsys.readouterr().err
     return tmp_path / "page.html"
 
 

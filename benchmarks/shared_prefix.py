@@ -113,7 +113,8 @@ def step(model: LengthValueModel, batch: LengthBatch, way: str) -> Tensor:
     if way == "rows":
         logits = row_logits(model, batch)
     else:
-        logits = compute(model, batch, make_plan(batch["layout"], [way], ordered=bool(batch["vision"])))
+        plan = make_plan(batch["layout"], [way], ordered=bool(batch["vision"]))
+        logits = compute(model, batch, plan)[..., 0]
     rule = model.config.rule
     losses = token_losses(logits, rule.of(batch["remaining"]), batch["remaining"], "mse", rule)
     torch.where(batch["mask"], losses, 0.0).sum().backward()

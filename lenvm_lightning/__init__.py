@@ -12,6 +12,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 if TYPE_CHECKING:
     from .decoding.generate import generate, stream
     from .decoding.transformers_hook import guided
+    from .distributions.heads import HeadConfig
     from .guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
     from .models.adapters import LoRA
     from .models.backbone_config import BackboneConfig
@@ -27,6 +28,7 @@ _WHERE = {
     "BackboneConfig": "models.backbone_config",
     "EqualTo": "guidance",
     "Gated": "guidance",
+    "HeadConfig": "distributions.heads",
     "LenVMConfig": "models.lenvm_config",
     "LenVMModule": "training.module",
     "LoRA": "models.adapters",
@@ -48,6 +50,7 @@ __all__ = [
     "BackboneConfig",
     "EqualTo",
     "Gated",
+    "HeadConfig",
     "LenVMConfig",
     "LenVMModule",
     "LengthValueModel",

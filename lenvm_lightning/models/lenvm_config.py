@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, get_args
 
+from ..distributions.heads import LengthRule, rule_from_plain
 from ..objectives import LengthTarget, TargetKind
 from ..utils.settings import is_integer, is_number
 from .backbone_config import DtypeKind, QuantiseKind
@@ -21,6 +22,8 @@ class LenVMConfig:
         dropout: dropout before each linear layer of the head, while training.
         base: how the weights under an adapter are loaded: `dtype`, `quantise`, `keep_layers`, and their
             `digest`; empty for a model that holds its own.
+        length_head: what the outputs of its distributional head mean, see `distributions.heads.rule_to_plain`; empty
+            without one.
 
     Raises:
         ValueError: entries that mean nothing; the file may have been written by hand, or by a stranger.
@@ -33,6 +36,7 @@ class LenVMConfig:
     rollouts: dict[str, Any] = dataclasses.field(default_factory=dict)
     dropout: float = 0.0
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
+    length_head: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
@@ -45,14 +49,22 @@ class LenVMConfig:
             "rollouts": (_is_rollouts(self.rollouts), "an object, its generators one by their names"),
             "dropout": (is_number(self.dropout) and 0.0 <= self.dropout < 1.0, "a number of at least 0 and below 1"),
             "base": (_is_base(self.base), "an object that says dtype, quantise, keep_layers and digest"),
+            "length_head": (isinstance(self.length_head, dict), "an object"),
         }
         if wrong := [f"{name} must be {kind}" for name, (fits, kind) in wanted.items() if not fits]:
             raise ValueError("; ".join(wrong))
+        if self.length_head:
+            rule_from_plain(self.length_head)
 
     @property
     def rule(self) -> LengthTarget:
         """The target rule: logit -> value, remaining."""
         return LengthTarget(self.target, self.gamma, self.length_scale)
+
+    @property
+    def length_rule(self) -> LengthRule | None:
+        """What the outputs of the distributional head mean; None without one."""
+        return rule_from_plain(self.length_head) if self.length_head else None
 
 
 def _is_rollouts(value: Any) -> bool:

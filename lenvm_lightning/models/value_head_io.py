@@ -1,7 +1,8 @@
-"""What a value model directory holds beside its backbone: the head and `lenvm_config.json`, read and written.
+"""What a value model directory holds beside its backbone: the heads and `lenvm_config.json`, read and written.
 
 A published LenVM is an ordinary Hugging Face directory with the head either in `value_head.safetensors` or among its
-shards. Nothing is guessed: a directory without a complete head is an error.
+shards. Nothing is guessed: a directory without a complete head is an error. A distributional head has a file of its
+own, which the research code does not look for.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from .hub_files import Source, find_file, quiet_transformers, read_tensors, tens
 
 CONFIG_FILE = "lenvm_config.json"
 HEAD_FILE = "value_head.safetensors"
+LENGTH_HEAD_FILE = "length_head.safetensors"
 HEAD_KEYS = ("fc.weight", "fc.bias", "summary.weight", "summary.bias")
 _HEAD_PREFIX = "v_head."
 
@@ -74,6 +76,28 @@ def check_head(head: dict[str, Tensor], expected: dict[str, Tensor], source: Sou
         )
 
 
+def read_length_head(source: Source, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of the distributional head, in float32.
+
+    Args:
+        source: directory or hub id.
+        expected: state dict of a head that fits.
+
+    Raises:
+        CheckpointError: it is missing or of another shape.
+    """
+    path = find_file(source, LENGTH_HEAD_FILE)
+    found = dict(tensors_of_file(path, expected.__contains__)) if path else {}
+    shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
+    if {key: tuple(tensor.shape) for key, tensor in found.items()} != shapes:
+        raise CheckpointError(
+            f"{str(source)!r} has a distributional head by its {CONFIG_FILE}, but "
+            f"{LENGTH_HEAD_FILE} {'does not fit it' if path else 'is missing'} (expected {shapes}). Copy the file that "
+            f"was saved with it, or remove length_head from {CONFIG_FILE} to use the value alone."
+        )
+    return {key: tensor.float() if tensor.dtype != torch.float64 else tensor for key, tensor in found.items()}
+
+
 def read_lenvm_config(source: Source) -> dict[str, Any]:
     """Content of `lenvm_config.json`; empty for published directories, which have none."""
     path = find_file(source, CONFIG_FILE)
@@ -82,19 +106,29 @@ def read_lenvm_config(source: Source) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def writing_value_model(
-    folder: Path, head: dict[str, Tensor], config: dict[str, Any], processor: Any
+    folder: Path,
+    head: dict[str, Tensor],
+    length_head: dict[str, Tensor] | None,
+    config: dict[str, Any],
+    processor: Any,
 ) -> Iterator[None]:
     """Write what every value model directory has, around what its backbone writes.
 
-    Head and config come last, so that half a directory is no LenVM.
+    Heads and config come last, so that half a directory is no LenVM.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (HEAD_FILE, CONFIG_FILE):
+    for name in (HEAD_FILE, LENGTH_HEAD_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
     yield
     if processor is not None:
         with quiet_transformers():
             processor.save_pretrained(folder)
-    tensors = {_HEAD_PREFIX + key: tensor.detach().cpu().contiguous() for key, tensor in head.items()}
-    save_file(tensors, folder / HEAD_FILE, metadata={"format": "pt"})
+    _save({_HEAD_PREFIX + key: tensor for key, tensor in head.items()}, folder / HEAD_FILE)
+    if length_head is not None:
+        _save(length_head, folder / LENGTH_HEAD_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(held, path, metadata={"format": "pt"})

@@ -1,4 +1,6 @@
-"""LengthValueModel: a headless transformers backbone, text or vision-language, and one scalar head.
+"""LengthValueModel: a headless transformers backbone, text or vision-language, and a scalar head on it.
+
+Beside the scalar head, the value, there may be one that predicts the whole distribution of what remains.
 
 The backbone has no vocabulary head: the logits over the vocabulary are the biggest tensor of a training step, and
 nobody would read them.
@@ -16,6 +18,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..distributions.length_distribution import LengthDistribution
 from ..errors import CheckpointError
 from . import adapters
 from .adapters import LoRA
@@ -41,8 +45,15 @@ from .hub_files import Source
 from .lenvm_config import LenVMConfig
 from .model_card import CARD_FILE, model_card, stored_card
 from .processors import load_processor
-from .value_head import ValueHead, keep_float32
-from .value_head_io import CONFIG_FILE, check_head, read_head, read_lenvm_config, writing_value_model
+from .value_head import LengthHead, ValueHead, keep_float32
+from .value_head_io import (
+    CONFIG_FILE,
+    check_head,
+    read_head,
+    read_length_head,
+    read_lenvm_config,
+    writing_value_model,
+)
 
 
 class LengthValueModel(nn.Module):
@@ -63,9 +74,15 @@ class LengthValueModel(nn.Module):
         self.backbone = backbone
         self.config = config
         self.v_head = ValueHead(hidden_size(backbone.config), config.dropout)
-        if backbone.dtype == torch.float64:
-            self.v_head.double()
-        self.v_head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
+        self.length_rule = config.length_rule
+        self.length_head: LengthHead | None = None
+        if self.length_rule is not None:
+            with torch.random.fork_rng():  # whatever else is drawn is what it would be without it
+                self.length_head = LengthHead(hidden_size(backbone.config), self.length_rule.size)
+        for head in self.heads():
+            if backbone.dtype == torch.float64:
+                head.double()
+            head.to(backbone.device)  # bitsandbytes loads onto the GPU at once
         self._takes_token_types = takes_argument(backbone, "mm_token_type_ids")
         self.takes_positions = takes_argument(backbone, "position_ids")
         self.source: Source | None = None  # where it was loaded from
@@ -113,6 +130,9 @@ class LengthValueModel(nn.Module):
             config = dataclasses.replace(config, base=base)
         model = cls(backbone, config)
         model.v_head.reset(config.rule.bias_for(expected_length) if expected_length else 0.0)
+        if model.length_head is not None and model.length_rule is not None:
+            with torch.random.fork_rng():
+                model.length_head.reset(model.length_rule.start(expected_length or 1.0))
         return model
 
     @classmethod
@@ -169,19 +189,22 @@ class LengthValueModel(nn.Module):
         model = cls(backbone, config)
         check_head(head, model.v_head.state_dict(), source)
         model.v_head.load_state_dict(head)
+        if model.length_head is not None:
+            model.length_head.load_state_dict(read_length_head(source, model.length_head.state_dict()))
         model.source = source
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], processor: Any = None) -> None:
         """Write the published layout: a Hugging Face directory, `value_head.safetensors`, `lenvm_config.json`.
 
-        A model with adapters writes these instead of whole weights, in PEFT's layout; see `save_merged`.
+        A distributional head goes to `length_head.safetensors`, which other tools leave alone. A model with adapters
+        writes these instead of whole weights, in PEFT's layout; see `save_merged`.
 
         Args:
             folder: directory to write into; created where missing.
             processor: tokenizer or processor to store beside the weights.
         """
-        with writing_value_model(Path(folder), self.v_head.state_dict(), dataclasses.asdict(self.config), processor):
+        with self._writing(Path(folder), self.config, processor):
             if adapters.is_adapted(self.backbone):
                 adapters.save_adapter(Path(folder), self.backbone, str(self.config.backbone))
             else:
@@ -199,8 +222,12 @@ class LengthValueModel(nn.Module):
                 training, anything less rounds what adapters have changed.
         """
         config = dataclasses.replace(self.config, base={})
-        with writing_value_model(Path(folder), self.v_head.state_dict(), dataclasses.asdict(config), processor):
+        with self._writing(Path(folder), config, processor):
             save_backbone(Path(folder), adapters.merge(self.backbone, dtype))
+
+    def _writing(self, folder: Path, config: LenVMConfig, processor: Any) -> AbstractContextManager[None]:
+        length_head = self.length_head.state_dict() if self.length_head is not None else None
+        return writing_value_model(folder, self.v_head.state_dict(), length_head, dataclasses.asdict(config), processor)
 
     def card(self, license: str | None = None) -> ModelCard:
         """The model card: that of the directory it was loaded from, else one of what the model remembers.
@@ -259,17 +286,21 @@ class LengthValueModel(nn.Module):
                 module._buffers[name] = keep_float32(before, after)
         return self
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, all_heads: bool = False, **inputs: Any
+    ) -> Tensor:
         """Logits of every position.
 
         Args:
             input_ids: token ids. Shape (B, T).
             attention_mask: 1 = real token, 0 = padding. Shape (B, T).
+            all_heads: True = the outputs of the distributional head, too, after the logit; `distribution` reads them.
             inputs: what else the backbone takes: `pixel_values`, `image_grid_thw`, `position_ids`,
                 the cache (the mask then covers what is in there too), …
 
         Returns:
-            Logits, shape (B, T), float32 or better; `value` and `remaining` read them.
+            Logits, shape (B, T), float32 or better; `value` and `remaining` read them. With `all_heads` shape
+            (B, T, 1 + K), the logit first; K is 0 without a distributional head.
         """
         cache = inputs.get("cache", inputs.get("past_key_values"))  # transformers renames it
         inputs.setdefault("use_cache", cache is not None)
@@ -283,7 +314,11 @@ class LengthValueModel(nn.Module):
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs).last_hidden_state
         if has_images and cache is not None:
             cache.lenvm_offset = getattr(self.backbone, "rope_deltas", None)
-        return self.v_head(hidden)
+        logits = self.v_head(hidden)
+        if not all_heads:
+            return logits
+        heads = [logits[..., None]] + ([self.length_head(hidden)] if self.length_head is not None else [])
+        return torch.cat(heads, dim=-1)
 
     def _positions(self, input_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor | None:
         """Positions where transformers counts others: padding on the left, and text after images in a cache.
@@ -307,6 +342,26 @@ class LengthValueModel(nn.Module):
     def remaining(self, logits: Tensor) -> Tensor:
         """Predicted tokens still to come, EOS included. Same shape as `logits`."""
         return self.config.rule.remaining(logits)
+
+    def distribution(self, outputs: Tensor) -> LengthDistribution:
+        """How likely every number of remaining tokens is.
+
+        Args:
+            outputs: of `forward(..., all_heads=True)`. Shape (..., 1 + K).
+
+        Raises:
+            CheckpointError: the model has no distributional head.
+        """
+        if self.length_rule is None:
+            raise CheckpointError(
+                f"{str(self.source or self.config.backbone)!r} predicts one number, not a distribution. Train it with "
+                "model.head.kind: bins"
+            )
+        return self.length_rule.distribution(outputs[..., 1:])
+
+    def heads(self) -> Iterator[nn.Module]:
+        """The value head, and the distributional one where there is one."""
+        return (head for head in (self.v_head, self.length_head) if head is not None)
 
     @property
     def gamma(self) -> float:

@@ -95,7 +95,8 @@ class DryRun:
             self.tracker.own(buffer, WEIGHTS)
         for part in self.model.vision_modules():
             self.tracker.watch(part, VISION, phase=IN_VISION_TOWER)
-        self.tracker.watch(self.model.v_head, HEAD)
+        for head in self.model.heads():
+            self.tracker.watch(head, HEAD)
         self.tracker.watch_recomputing(self.model, RECOMPUTED, RECOMPUTE)
         self._states: list[Any] = []
 

@@ -114,7 +114,7 @@ def parameters_by_part(model: LengthValueModel) -> dict[str, Part]:
     embeddings = {id(p) for p in model.backbone.get_input_embeddings().parameters()}
     vision = {id(p) for part in model.vision_modules() for p in part.parameters()}
     for name, parameter in model.named_parameters():
-        if name.startswith("v_head."):
+        if name.startswith(("v_head.", "length_head.")):
             part = parts[HEAD]
         elif ".lora_" in name:
             part = parts["adapters"]

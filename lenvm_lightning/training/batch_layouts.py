@@ -4,7 +4,7 @@ Everything around sees rows: only how the logits (B, T) come about differs, and 
 
 1. `layout_plan` chooses the way, by what it costs.
 2. `token_places` says where every token of the rows lies in that way, and where its logit is found again.
-3. Here the tokens are taken there, run through the model, and their logits are brought back.
+3. Here the tokens are taken there, run through the model, and the outputs of its heads are brought back.
 
 For packed rows positions start over: transformers makes the block-diagonal masks of sdpa and eager attention from them,
 and flash attention, which skips what is masked, gets one long bin.
@@ -32,6 +32,11 @@ def row_logits(model: LengthValueModel, batch: LengthBatch) -> Tensor:
     Returns:
         Shape (B, T), float32 or better. Without a layout as the model gives them; with one, 0 at padding.
     """
+    return row_outputs(model, batch)[..., 0]
+
+
+def row_outputs(model: LengthValueModel, batch: LengthBatch) -> Tensor:
+    """Outputs of all heads, the logit first, computed in the layout of a batch. Shape (B, T, 1 + K)."""
     layout = batch.get("layout")
     if layout is None or layout.kind == "rows":
         return _run_rows(model, batch)
@@ -39,20 +44,20 @@ def row_logits(model: LengthValueModel, batch: LengthBatch) -> Tensor:
 
 
 def compute(model: LengthValueModel, batch: LengthBatch, plan: LayoutPlan) -> Tensor:
-    """Logits of the rows of a batch, computed as planned. Shape (B, T), 0 at padding."""
+    """Outputs of all heads for the rows of a batch, computed as planned. Shape (B, T, 1 + K), 0 at padding."""
     if plan.way == "rows":
-        logits = _run_rows(model, batch)
+        outputs = _run_rows(model, batch)
     elif plan.way == "cache":
-        logits = _run_on_cache(model, batch)
+        outputs = _run_on_cache(model, batch)
     else:
-        logits = _run_in_bins(model, batch, plan)
-    return torch.where(batch["attention_mask"].bool(), logits, 0.0)
+        outputs = _run_in_bins(model, batch, plan)
+    return torch.where(batch["attention_mask"].bool()[..., None], outputs, 0.0)
 
 
 def _run_rows(model: LengthValueModel, batch: LengthBatch) -> Tensor:
     """Padded rows. Padding is on the right, where causal attention does not look: without a mask, kernels skip half."""
     mask = batch["attention_mask"] if skips_what_is_masked(model) else None
-    return model(batch["input_ids"], mask, **batch["vision"])
+    return model(batch["input_ids"], mask, all_heads=True, **batch["vision"])
 
 
 def _to(device: torch.device, array: np.ndarray) -> Tensor:
@@ -76,15 +81,21 @@ def _run_on_cache(model: LengthValueModel, batch: LengthBatch) -> Tensor:
     cache = DynamicCache()
     cache_name = cache_argument(model.backbone)
     prompt_ids = ids.take(_to(device, places.prompt_sources))
-    prompt_logits = model(prompt_ids, prompt_mask, **{cache_name: cache}, **batch["vision"])
+    of_prompts = model(prompt_ids, prompt_mask, all_heads=True, **{cache_name: cache}, **batch["vision"])
     # 3. The completions: every row reads the keys and values of its own prompt.
     gather_for_rows(cache, prompt_of_row)
     completion_ids = ids.take(_to(device, places.completion_sources))
     mask = torch.cat([prompt_mask[prompt_of_row], completion_mask], 1)
-    completion_logits = model(completion_ids, mask, **{cache_name: cache})
+    of_completions = model(completion_ids, mask, all_heads=True, **{cache_name: cache})
     # 4. Back to the rows.
-    logits = torch.cat([prompt_logits.flatten(), completion_logits.flatten()])
-    return logits.take(torch.from_numpy(places.places).to(device))
+    outputs = torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)])
+    return _bring_back(outputs, places.places)
+
+
+def _bring_back(outputs: Tensor, places: np.ndarray) -> Tensor:
+    """Outputs (N, 1 + K) of tokens wherever they were computed, to the tokens (B, T) of the rows."""
+    flat = outputs.index_select(0, _to(outputs.device, places.reshape(-1)))
+    return flat.view(*places.shape, outputs.shape[-1])
 
 
 def gather_for_rows(cache: Any, prompt_of_row: Tensor) -> None:
@@ -121,8 +132,8 @@ def _run_in_bins(model: LengthValueModel, batch: LengthBatch, plan: LayoutPlan) 
         if rope is not None and vision:
             positions = _image_positions(model, rope, batch, depth)
     # 3. One forward, and back to the rows.
-    logits = model(ids.take(sources), mask, position_ids=positions, **vision)
-    return logits.flatten().take(torch.from_numpy(packed.places).to(device))
+    outputs = model(ids.take(sources), mask, all_heads=True, position_ids=positions, **vision)
+    return _bring_back(outputs.flatten(0, 1), packed.places)
 
 
 def _tree_masks(model: LengthValueModel, tree: Tensor, branch: Tensor, depth: Tensor) -> Tensor | dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..distributions.heads import make_rule, rule_to_plain
 from ..errors import LenVMError
 from ..models.backbone_config import BackboneConfig
 from ..models.lenvm_config import LenVMConfig
@@ -22,6 +23,10 @@ def value_model_config(settings: LenVMSettings, facts: Any) -> LenVMConfig:
     gamma = settings.gamma
     if facts is None and (gamma == "auto" or settings.loss.target == "normalised"):
         raise LenVMError("gamma: auto and target: normalised need a DataModule that knows the lengths; set gamma")
+    head = settings.head
+    if facts is None and head.kind != "point":
+        raise LenVMError(f"head.kind: {head.kind} needs a DataModule that knows the lengths")
+    rule = make_rule(head.kind, head.size, facts.longest, facts.tail_after_cut) if facts else None
     return LenVMConfig(
         gamma=facts.gamma if gamma == "auto" else gamma,
         target=settings.loss.target,
@@ -29,6 +34,7 @@ def value_model_config(settings: LenVMSettings, facts: Any) -> LenVMConfig:
         backbone=settings.backbone.source,
         rollouts=vars(facts).copy() if facts else {},
         dropout=settings.head_dropout,
+        length_head=rule_to_plain(rule) if rule is not None else {},
     )
 
 
@@ -44,7 +50,7 @@ def build_model(settings: LenVMSettings, config: LenVMConfig, expected_length: f
         CheckpointError: the backbone cannot be loaded as it is asked for.
     """
     backbone = settings.backbone
-    return LengthValueModel.from_backbone(
+    model = LengthValueModel.from_backbone(
         backbone.source,
         config,
         pretrained=backbone.pretrained,
@@ -57,6 +63,9 @@ def build_model(settings: LenVMSettings, config: LenVMConfig, expected_length: f
         quantise=backbone.quantise,
         lora=settings.lora,
     )
+    if model.length_head is not None:
+        model.length_head.detached = settings.head.detached
+    return model
 
 
 def prepare_for_training(model: LengthValueModel, backbone: BackboneConfig) -> None:

@@ -117,10 +117,11 @@ def shard(model: LengthValueModel, mesh: DeviceMesh, precision: str) -> None:
     # 2. What layers are gathered in, and what gradients are added in; None = as the weights are.
     gathered = torch.bfloat16 if precision == "bf16-mixed" else None
     added = torch.float32 if precision in ("bf16-mixed", "bf16-true", "16-true") else None
-    # 3. What is gathered by itself: the head, then every layer, then all else at once.
+    # 3. What is gathered by itself: the heads, then every layer, then all else at once.
     ranks = mesh["data_parallel"]
     layers = [m for m in model.backbone.get_decoder().modules() if isinstance(m, GradientCheckpointingLayer)]
-    fully_shard(model.v_head, mesh=ranks)
+    for head in model.heads():
+        fully_shard(head, mesh=ranks)
     for part in (*layers, model):
         fully_shard(part, mesh=ranks, mp_policy=MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=added))
     if mesh.device_type == "cpu":

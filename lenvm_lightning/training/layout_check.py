@@ -85,5 +85,5 @@ def _difference(model: LengthValueModel, plain: LengthBatch, laid_out: LengthBat
     plan = make_plan(laid_out["layout"], [way], ordered=bool(laid_out["vision"]), flat=skips_what_is_masked(model))
     mask = plain["attention_mask"].bool()
     expected = row_logits(model, plain)[mask].double()
-    found = compute(model, laid_out, plan)[mask].double()
+    found = compute(model, laid_out, plan)[..., 0][mask].double()
     return float((found - expected).square().mean().sqrt() / expected.std())

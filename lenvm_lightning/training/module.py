@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..batch import LengthBatch
 from ..censoring import Supervision, anchor, treat_censored
+from ..distributions.heads import HeadConfig
 from ..errors import LenVMError, RecipeError
 from ..models.adapters import LoRA, digest_of_frozen
 from ..models.backbone_config import BackboneConfig
@@ -21,7 +22,7 @@ from ..models.value_model import LengthValueModel
 from ..objectives import LossConfig, state_weights, token_losses
 from ..returns import lambda_returns
 from . import fsdp
-from .batch_layouts import row_logits
+from .batch_layouts import row_logits, row_outputs
 from .build import build_model, prepare_for_training, set_train_mode, value_model_config
 from .checkpoint_contents import check_contents, keep_what_is_trained, kept_names
 from .layout_check import check_layout
@@ -42,6 +43,7 @@ class LenVMModule(L.LightningModule):
         optimizer: how it learns.
         lora: train adapters on the language model, with the backbone frozen; None trains the backbone itself.
         head_dropout: dropout in the value head.
+        head: what it predicts of the lengths that may follow: the value alone, or their distribution, too.
 
     Raises:
         RecipeError: settings that cannot be, or that contradict each other; all of them.
@@ -57,10 +59,11 @@ class LenVMModule(L.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),
         lora: LoRA | None = None,
         head_dropout: float = 0.0,
+        head: HeadConfig = HeadConfig(),
     ) -> None:
         super().__init__()
         backbone = backbone if isinstance(backbone, BackboneConfig) else BackboneConfig(str(backbone))
-        self.settings = LenVMSettings(backbone, gamma, loss, optimizer, lora, head_dropout)
+        self.settings = LenVMSettings(backbone, gamma, loss, optimizer, lora, head_dropout, head)
         if problems := self.settings.problems():
             raise RecipeError("the model settings contradict each other:\n  " + "\n  ".join(problems))
         self.save_hyperparameters(self.settings.as_plain())
@@ -130,19 +133,35 @@ class LenVMModule(L.LightningModule):
         values = rule.predict(logits.detach())
         return lambda_returns(values, remaining, mask, rule.gamma, lam).to(logits.dtype)
 
-    def loss_sum(self, logits: Tensor, batch: LengthBatch) -> tuple[Tensor, Tensor]:
+    def loss_sum(self, outputs: Tensor, batch: LengthBatch) -> tuple[Tensor, Tensor]:
         """Weighted loss of the supervised states of a batch, and the sum of their weights (float64).
 
         Where every token counts alike, these are the sum of losses and the number of states.
+
+        Args:
+            outputs: of all heads, the logit first. Shape (B, T, 1 + K); or logits alone, shape (B, T).
+            batch: the batch.
         """
         rule, loss = self.lenvm.config.rule, self.settings.loss
+        logits = outputs if outputs.ndim == 2 else outputs[..., 0]
         predicted = rule.remaining(logits.detach())  # (B, T)
         remaining, mask, lower_bound = self.supervision(predicted, batch)
         target = self.target(logits, remaining, mask)
         losses = token_losses(logits, target, remaining, loss.kind, rule)  # (B, T)
         counts = mask & ~(lower_bound & (predicted >= remaining))
         weights = state_weights(batch["remaining"], mask, loss.weight)  # (B, T)
-        return (weights.to(losses.dtype) * torch.where(counts, losses, 0.0)).sum(), weights.sum()
+        total = (weights.to(losses.dtype) * torch.where(counts, losses, 0.0)).sum()
+        if self.lenvm.length_rule is not None and outputs.ndim == 3:
+            total = total + self._length_loss_sum(outputs[..., 1:], batch, remaining)
+        return total, weights.sum()
+
+    def _length_loss_sum(self, outputs: Tensor, batch: LengthBatch, supervised: Tensor) -> Tensor:
+        """Loss of the distributional head, weighted as the value's; its likelihood knows of truncated completions."""
+        assert self.lenvm.length_rule is not None
+        truncated = batch["censored"][:, None]
+        losses = self.lenvm.length_rule.losses(outputs, batch["remaining"], truncated, supervised)  # (B, T)
+        weights = state_weights(batch["remaining"], batch["mask"], self.settings.loss.weight).to(losses.dtype)
+        return self.settings.head.weight * (weights * losses.masked_fill(~batch["mask"], 0.0)).sum()
 
     # -- train and validate -------------------------------------------------------------------------------------
 
@@ -152,7 +171,7 @@ class LenVMModule(L.LightningModule):
         Where completions count alike, that mean is over as many as a batch has on average. Divided by its own number,
         a batch of a few long ones would count as much as one of many short ones.
         """
-        total, tokens = self.loss_sum(self(batch), batch)
+        total, tokens = self.loss_sum(row_outputs(self.lenvm, batch), batch)
         if self._rows_per_batch is not None:
             tokens = torch.full_like(tokens, self._rows_per_batch)
         self._step_tokens = self._step_tokens + tokens
@@ -179,8 +198,9 @@ class LenVMModule(L.LightningModule):
 
     def validation_step(self, batch: LengthBatch, batch_idx: int) -> Tensor:
         """Add a held-out batch to the metrics; returns its logits for callbacks."""
-        logits = self(batch)
-        total, tokens = self.loss_sum(logits, batch)
+        outputs = row_outputs(self.lenvm, batch)
+        logits = outputs[..., 0]
+        total, tokens = self.loss_sum(outputs, batch)
         self.val_loss.update(total / or_one(tokens), tokens)
         predicted = self.lenvm.remaining(logits)
         states = (predicted, batch["remaining"], batch["mask"], batch["censored"])

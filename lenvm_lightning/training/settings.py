@@ -1,9 +1,10 @@
 """All settings of a `LenVMModule` in one place: what they may be, and how a checkpoint holds them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..distributions.heads import HeadConfig
 from ..models.adapters import LoRA
 from ..models.backbone_config import BackboneConfig
 from ..objectives import LossConfig
@@ -21,6 +22,7 @@ class LenVMSettings:
         optimizer: how it learns.
         lora: adapters on a frozen language model; None trains the backbone itself.
         head_dropout: dropout in the value head, in [0, 1).
+        head: what it predicts of the lengths that may follow: the value alone, or their distribution, too.
     """
 
     backbone: BackboneConfig
@@ -29,6 +31,7 @@ class LenVMSettings:
     optimizer: OptimizerConfig
     lora: LoRA | None
     head_dropout: float
+    head: HeadConfig = field(default_factory=HeadConfig)
 
     def problems(self) -> list[str]:
         """What is wrong with the settings, in words: each for itself, and with one another."""
@@ -37,7 +40,7 @@ class LenVMSettings:
             found.append(f"gamma must lie strictly between 0 and 1 or be 'auto', got {self.gamma}")
         if not 0.0 <= self.head_dropout < 1.0:
             found.append(f"head_dropout must be at least 0 and below 1, got {self.head_dropout}")
-        found += self.backbone.problems() + self.loss.problems() + self.optimizer.problems()
+        found += self.backbone.problems() + self.loss.problems() + self.optimizer.problems() + self.head.problems()
         return found + self._adapter_problems()
 
     def _adapter_problems(self) -> list[str]:
@@ -71,4 +74,5 @@ class LenVMSettings:
             optimizer=OptimizerConfig(**plain["optimizer"]),
             lora=LoRA(**plain["lora"]) if plain["lora"] is not None else None,
             head_dropout=plain["head_dropout"],
+            head=HeadConfig(**plain.get("head", {})),  # checkpoints of earlier releases have none
         )

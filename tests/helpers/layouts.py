@@ -76,7 +76,7 @@ def run(model, logits, batch):
 
 def planned(model, batch, way):
     plan = make_plan(batch["layout"], [way], ordered=bool(batch["vision"]))
-    return compute(model, batch, plan)
+    return compute(model, batch, plan)[..., 0]
 
 
 SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -15,6 +15,7 @@ MODULES = (
     "tree",
     "batch",
     "metrics",
+    "distributions.heads",
     "errors",
 )
 HEAVY = ("transformers", "lightning", "torchmetrics", "datasets", "peft", "PIL", "torchvision", "matplotlib")

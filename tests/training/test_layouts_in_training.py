@@ -12,6 +12,7 @@ from transformers import OPTConfig
 
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import TextLenVM, VisionLenVM
+from lenvm_lightning.distributions.heads import HeadConfig
 from lenvm_lightning.errors import RecipeError
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.tinyworld.rollouts import write_rollouts
@@ -88,10 +89,8 @@ def test_sharing_gives_the_curve_of_padded_rows(files, tmp_path, kind, settings)
 
 @pytest.mark.parametrize(("kind", "layout"), [("text", "packed"), ("vision", "shared")])
 def test_a_resumed_run_ends_with_the_same_weights(files, tmp_path, kind, layout):
-    options = {
-        "head_dropout": 0.2,
-        "save": True,
-    }  # dropout draws random numbers, which the check of the layout must not disturb
+    # Dropout draws random numbers, which the check of the layout must not disturb.
+    options = {"head_dropout": 0.2, "save": True, "head": HeadConfig("bins" if kind == "text" else "point")}
     record, whole, _ = train(files, kind, layout, tmp_path / "whole", **options)
     half = tmp_path / "whole" / f"step-{STEPS // 2:09d}.ckpt"
     rest, ours, trainer = train(files, kind, layout, tmp_path / "rest", resume=half, **options)

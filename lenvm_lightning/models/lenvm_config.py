@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, get_args
 
+from ..distributions.conformal import Calibration, calibration_from_plain
 from ..distributions.heads import LengthRule, rule_from_plain
 from ..objectives import LengthTarget, TargetKind
 from ..utils.settings import is_integer, is_number
@@ -24,6 +25,8 @@ class LenVMConfig:
             `digest`; empty for a model that holds its own.
         length_head: what the outputs of its distributional head mean, see `distributions.heads.rule_to_plain`; empty
             without one.
+        calibration: how its distributions become intervals that held on held-out prompts, see
+            `distributions.conformal.Calibration`; empty where nothing was held out.
 
     Raises:
         ValueError: entries that mean nothing; the file may have been written by hand, or by a stranger.
@@ -37,6 +40,7 @@ class LenVMConfig:
     dropout: float = 0.0
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
     length_head: dict[str, Any] = dataclasses.field(default_factory=dict)
+    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
@@ -50,11 +54,14 @@ class LenVMConfig:
             "dropout": (is_number(self.dropout) and 0.0 <= self.dropout < 1.0, "a number of at least 0 and below 1"),
             "base": (_is_base(self.base), "an object that says dtype, quantise, keep_layers and digest"),
             "length_head": (isinstance(self.length_head, dict), "an object"),
+            "calibration": (isinstance(self.calibration, dict), "an object"),
         }
         if wrong := [f"{name} must be {kind}" for name, (fits, kind) in wanted.items() if not fits]:
             raise ValueError("; ".join(wrong))
         if self.length_head:
             rule_from_plain(self.length_head)
+        if self.calibration:
+            calibration_from_plain(self.calibration)
 
     @property
     def rule(self) -> LengthTarget:
@@ -65,6 +72,11 @@ class LenVMConfig:
     def length_rule(self) -> LengthRule | None:
         """What the outputs of the distributional head mean; None without one."""
         return rule_from_plain(self.length_head) if self.length_head else None
+
+    @property
+    def intervals(self) -> Calibration | None:
+        """How distributions become intervals; None where nothing was held out to calibrate on."""
+        return calibration_from_plain(self.calibration) if self.calibration else None
 
 
 def _is_rollouts(value: Any) -> bool:

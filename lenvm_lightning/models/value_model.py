@@ -27,7 +27,7 @@ from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..distributions.length_distribution import LengthDistribution
+from ..distributions.length_distribution import LengthDistribution, lognormal
 from ..errors import CheckpointError
 from . import adapters
 from .adapters import LoRA
@@ -344,20 +344,46 @@ class LengthValueModel(nn.Module):
         return self.config.rule.remaining(logits)
 
     def distribution(self, outputs: Tensor) -> LengthDistribution:
-        """How likely every number of remaining tokens is.
+        """How likely every number of remaining tokens is, as predicted; `quantile` is calibrated.
+
+        A model that predicts one number has a log-normal distribution around it, as wide as its errors were on
+        held-out completions.
 
         Args:
             outputs: of `forward(..., all_heads=True)`. Shape (..., 1 + K).
 
         Raises:
-            CheckpointError: the model has no distributional head.
+            CheckpointError: the model predicts one number, and nothing was held out in its training.
         """
-        if self.length_rule is None:
+        if self.length_rule is not None:
+            return self.length_rule.distribution(outputs[..., 1:])
+        calibration = self.config.intervals
+        if calibration is None or calibration.spread is None:
             raise CheckpointError(
-                f"{str(self.source or self.config.backbone)!r} predicts one number, not a distribution. Train it with "
-                "model.head.kind: bins"
+                f"{str(self.source or self.config.backbone)!r} predicts one number, and does not say how sure of it. "
+                "Train it with model.head.kind: bins, or by this release with at least 20 prompts held out"
             )
-        return self.length_rule.distribution(outputs[..., 1:])
+        return lognormal(self.remaining(outputs[..., 0]), calibration.spread)
+
+    def quantile(self, outputs: Tensor, q: float, written: Tensor | int) -> Tensor:
+        """Tokens that a share `q` of continuations stay within, as it held on held-out prompts.
+
+        Args:
+            outputs: of `forward(..., all_heads=True)`. Shape (..., 1 + K).
+            q: in (0, 1).
+            written: tokens written at each state, 0 at the prompt boundary. Broadcasts with (...).
+
+        Returns:
+            Tokens, infinite where truncated completions left the level unknown; as predicted where fewer than 20
+            prompts were held out. Shape (...).
+
+        Raises:
+            CheckpointError: see `distribution`.
+        """
+        distribution, calibration = self.distribution(outputs), self.config.intervals
+        if calibration is None:
+            return distribution.quantile(q)
+        return calibration.quantile(distribution, q, written)
 
     def heads(self) -> Iterator[nn.Module]:
         """The value head, and the distributional one where there is one."""

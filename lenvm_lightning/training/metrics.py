@@ -1,4 +1,4 @@
-"""The errors of `lenvm_lightning.metrics` as torchmetrics: sums that are true across batches and ranks."""
+"""Errors in tokens and scores of distributions as torchmetrics: sums that are true across batches and ranks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
+from ..batch import LengthBatch
+from ..distributions.conformal import Calibration, calibrate
+from ..distributions.length_distribution import LengthDistribution
+from ..distributions.scores import crps
 from ..metrics import (
     POSITIONS,
     ErrorSums,
@@ -129,3 +133,68 @@ class PromptBoundaryMRE(_KeepsDigits):
     def compute(self) -> dict[str, Tensor]:
         """`mre` and `mre_constant` over the known prompts, see `metrics.boundary_errors`."""
         return boundary_errors(*self.by_prompt())
+
+
+class HeldOutScores(_KeepsDigits):
+    """How well predicted distributions fit the held-out completions, and the calibration that follows.
+
+    The score of a state is the predicted probability of at most as many tokens as remained. A model that predicts one
+    number has a log-normal distribution around it, whose width these states say.
+    """
+
+    full_state_update = False
+    higher_is_better = None
+
+    state: list[Tensor]
+    crps_sum: Tensor
+    states: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of each state: score (of a single number log((1 + true) / (1 + predicted))), truncated, written, prompt.
+        self.add_state("state", [], dist_reduce_fx="cat")
+        self.add_state("crps_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("states", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, distribution: LengthDistribution | None, batch: LengthBatch) -> None:
+        """Add a batch.
+
+        Args:
+            predicted: predicted remaining tokens. Shape (B, T).
+            distribution: predicted, of shape (B, T); None where the model predicts one number.
+            batch: the batch.
+        """
+        remaining, mask = batch["remaining"], batch["mask"]
+        truncated = batch["censored"][:, None] & mask
+        if distribution is None:
+            score = torch.log1p(remaining.double()) - torch.log1p(predicted.double())
+        else:
+            score = distribution.cdf(remaining.to(predicted.dtype)).double()
+            known = mask & ~truncated
+            self.crps_sum += crps(distribution, remaining)[known].double().sum()
+            self.states += known.sum()
+        length = torch.where(mask, remaining, 0).amax(dim=1, keepdim=True)
+        columns = [score, truncated, length - remaining, batch["prompt_index"][:, None].expand_as(mask)]
+        # A state with nothing left is the end itself, which needs no prediction.
+        told = mask & (remaining > 0)
+        self.state.append(torch.stack([column.double()[told] for column in columns], dim=1))
+
+    def sync(self, *args: Any, **options: Any) -> None:
+        """Gather the states of all ranks; one that met no batch takes part with an empty list of the right type."""
+        if isinstance(self.state, list) and not self.state:
+            self.state.append(torch.zeros(0, 4, dtype=torch.float64, device=self.device))
+        super().sync(*args, **options)
+
+    def compute(self) -> tuple[Calibration | None, dict[str, Tensor]]:
+        """The calibration, None with fewer than 20 prompts, and `crps_tokens` of completions that ended."""
+        if isinstance(self.state, list) and not self.state:
+            return None, {}
+        score, truncated, written, prompt = _joined(self.state).unbind(1)
+        if self.states > 0:
+            spread, measured = None, {"crps_tokens": self.crps_sum / self.states}
+        else:
+            measured = {}
+            known = score[truncated == 0]
+            spread = float(known.square().mean().sqrt().clamp(min=1e-3)) if len(known) else 1.0
+            score = torch.special.ndtr(score / spread)
+        return calibrate(score, truncated > 0, written, prompt, spread), measured

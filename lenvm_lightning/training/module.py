@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..batch import LengthBatch
 from ..censoring import Supervision, anchor, treat_censored
+from ..distributions.conformal import calibration_to_plain
 from ..distributions.heads import HeadConfig
 from ..errors import LenVMError, RecipeError
 from ..models.adapters import LoRA, digest_of_frozen
@@ -26,7 +27,7 @@ from .batch_layouts import row_logits, row_outputs
 from .build import build_model, prepare_for_training, set_train_mode, value_model_config
 from .checkpoint_contents import check_contents, keep_what_is_trained, kept_names
 from .layout_check import check_layout
-from .metrics import LengthErrors, PromptBoundaryMRE, TokenMean
+from .metrics import HeldOutScores, LengthErrors, PromptBoundaryMRE, TokenMean
 from .optimizers import OptimizerConfig, optimizer_and_schedule, precision_warning
 from .settings import LenVMSettings
 from .strategies import name_of, unsupported_settings
@@ -206,13 +207,23 @@ class LenVMModule(L.LightningModule):
         states = (predicted, batch["remaining"], batch["mask"], batch["censored"])
         self.val_errors.update(*states)
         self.val_boundary.update(*states, batch["prompt_index"])
+        distribution = self.lenvm.distribution(outputs) if self.lenvm.length_rule is not None else None
+        self.val_scores.update(predicted, distribution, batch)
         return logits
 
     def on_validation_epoch_end(self) -> None:
-        """Log everything measured on the held-out rows, from sums over all batches and ranks."""
-        results = {"loss": self.val_loss.compute(), **self.val_errors.compute(), **self.val_boundary.compute()}
+        """Log everything measured on the held-out rows, from sums over all batches and ranks, and calibrate on them."""
+        calibration, scores = self.val_scores.compute()
+        if not self.trainer.sanity_checking:
+            self.lenvm.config.calibration = calibration_to_plain(calibration)
+        results = {
+            "loss": self.val_loss.compute(),
+            **self.val_errors.compute(),
+            **self.val_boundary.compute(),
+            **scores,
+        }
         self.log_dict({f"val/{name}": value.float() for name, value in results.items()}, rank_zero_only=True)
-        for metric in (self.val_loss, self.val_errors, self.val_boundary):
+        for metric in (self.val_loss, self.val_errors, self.val_boundary, self.val_scores):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
@@ -258,6 +269,7 @@ class LenVMModule(L.LightningModule):
         if self.device_mesh is not None:
             fsdp.shard(self.model, self.device_mesh, self.trainer.precision)
         self.val_errors = LengthErrors()
+        self.val_scores = HeldOutScores()
         self.val_boundary = PromptBoundaryMRE(data.val_prompts if data is not None else 1, config.gamma)
 
     def on_fit_start(self) -> None:

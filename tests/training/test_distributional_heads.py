@@ -75,7 +75,7 @@ def test_it_is_written_beside_the_published_layout_and_read_again(tmp_path, kind
     with torch.no_grad():
         assert torch.equal(alone(**inputs), outputs[..., 0])
         assert alone(**inputs, all_heads=True).shape == (*inputs["input_ids"].shape, 1)
-    with pytest.raises(CheckpointError, match="predicts one number, not a distribution"):
+    with pytest.raises(CheckpointError, match="predicts one number, and does not say how sure"):
         alone.distribution(outputs)
 
 

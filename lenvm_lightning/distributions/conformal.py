@@ -37,15 +37,15 @@ class Calibration:
         levels: the levels that quantiles shall have, ascending in (0, 1).
         asked: of each band, the level to ask for instead of each; infinity where held-out completions show none.
         prompts: held-out prompts of each band.
-        spread: of a model that predicts one number: standard deviation of log((1 + true) / (1 + predicted)), for a
-            log-normal distribution around it; None for a distributional head.
+        spread: root mean square of log((1 + true) / (1 + predicted)), for a log-normal distribution around a value; it
+            is what a model that predicts one number has.
     """
 
     bands: tuple[int, ...]
     levels: tuple[float, ...]
     asked: tuple[tuple[float, ...], ...]
     prompts: tuple[int, ...]
-    spread: float | None = None
+    spread: float = 1.0
 
     def quantile(self, distribution: LengthDistribution, q: float, written: Tensor | int) -> Tensor:
         """Tokens that a share `q` of continuations stay within, by what held-out prompts showed.
@@ -85,7 +85,7 @@ class Calibration:
 
 
 def calibrate(
-    score: Tensor, truncated: Tensor, written: Tensor, prompt: Tensor, spread: float | None = None
+    score: Tensor, truncated: Tensor, written: Tensor, prompt: Tensor, spread: float = 1.0
 ) -> Calibration | None:
     """Calibrate on held-out states.
 
@@ -164,7 +164,7 @@ def calibration_from_plain(plain: Mapping[str, Any]) -> Calibration:
     try:
         asked = tuple(tuple(math.inf if level is None else level for level in row) for row in plain["asked"])
         bands, levels, prompts = (tuple(plain[name]) for name in ("bands", "levels", "prompts"))
-        found = Calibration(bands, levels, asked, prompts, plain.get("spread"))
+        found = Calibration(bands, levels, asked, prompts, plain["spread"])
     except (KeyError, TypeError) as error:
         raise ValueError("calibration must say bands, levels, asked, prompts and spread") from error
     problems = {
@@ -173,8 +173,7 @@ def calibration_from_plain(plain: Mapping[str, Any]) -> Calibration:
         "asked must have a row for each band, with an ascending level or null for each of levels": len(asked)
         == len(bands) == len(prompts) and all(_asks(row, len(levels)) for row in asked),
         "prompts must be whole numbers": all(is_integer(count) for count in prompts),
-        "spread must be a positive number or null": found.spread is None
-        or (is_number(found.spread) and found.spread > 0),
+        "spread must be a positive number": is_number(found.spread) and found.spread > 0,
     }  # fmt: skip
     if wrong := [name for name, holds in problems.items() if not holds]:
         raise ValueError("calibration: " + "; ".join(wrong))

@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 Completion = tuple[Prompt, Sequence[int]]
 _STATES = 16  # of a completion, to learn from
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # beside a variance of 1; the best on every fifth prompt is taken
-_FEWEST = 20  # completions to learn from
+FEWEST = 20  # completions to learn from
 
 
 class LogLinear:
@@ -140,8 +140,8 @@ class Probe:
 
 def _fit(rows: Sequence[Floats], completions: Sequence[Completion], chosen: bool = False) -> LogLinear:
     """A regression on a few states of each completion; rows hold those alone where they were chosen before."""
-    if len(rows) < _FEWEST:
-        raise DataError(f"{len(rows)} completions are too few to learn from: take {_FEWEST} or more")
+    if len(rows) < FEWEST:
+        raise DataError(f"{len(rows)} completions are too few to learn from: take {FEWEST} or more")
     numbers: dict[str, int] = {}
     features, remaining, prompts = [], [], []
     for row, (prompt, ids) in zip(rows, completions, strict=True):

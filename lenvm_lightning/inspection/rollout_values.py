@@ -1,4 +1,4 @@
-"""A length value model over prompts and what was sampled for them: logits at every state."""
+"""A length value model over prompts and what was sampled for them: what it predicts at every state."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +31,7 @@ def values_of(
     completions: Iterable[tuple[Prompt, Sequence[int]]],
     batch_tokens: int = 8192,
     window: int = _WINDOW,
+    all_heads: bool = False,
 ) -> Iterator[tuple[int, Tensor | str]]:
     """Read prompts and completions with a length value model.
 
@@ -41,10 +42,12 @@ def values_of(
             prompt boundary is read. The completions of a prompt share its work where they give the same object.
         batch_tokens: padded tokens of a batch; a longer completion gets one of its own.
         window: completions that are read, sorted by length, before the next are looked at.
+        all_heads: True = the outputs of the distributional head, too.
 
     Yields:
         The number of a completion, from 0, and its logits: float32 on the CPU, shape (L + 1,), from s_0 (the last
-        prompt token) to s_L (the last generated one); or why there are none. Any order within a window.
+        prompt token) to s_L (the last generated one); or why there are none. With `all_heads` shape (L + 1, 1 + K).
+        Any order within a window.
     """
     pad = tokenizer_of(processor).pad_token_id
     collate = Collator(0 if pad is None else pad, getattr(processor, "image_processor", None))
@@ -62,7 +65,7 @@ def values_of(
                 rows.append(row)
         for some in ([row for row in rows if not row["images"]], [row for row in rows if row["images"]]):
             for batch in plan_batches([len(row["input_ids"]) for row in some], batch_tokens, seed=None):
-                yield from _read(lenvm, collate, [some[i] for i in batch])
+                yield from _read(lenvm, collate, [some[i] for i in batch], all_heads)
 
 
 def _encode(lenvm: LengthValueModel, processor: Any, prompt: Prompt) -> dict[str, Any] | str:
@@ -114,7 +117,9 @@ def _holds_image_token(lenvm: LengthValueModel, ids: Sequence[int]) -> bool:
     return bool(token_types(lenvm.backbone.config, torch.as_tensor(ids, dtype=torch.int64)).any())
 
 
-def _read(lenvm: LengthValueModel, collate: Collator, rows: list[dict[str, Any]]) -> Iterator[tuple[int, Tensor]]:
+def _read(
+    lenvm: LengthValueModel, collate: Collator, rows: list[dict[str, Any]], all_heads: bool
+) -> Iterator[tuple[int, Tensor]]:
     batch = collate(rows)
     device, dtype = lenvm.backbone.device, lenvm.backbone.dtype
     vision = {
@@ -122,6 +127,7 @@ def _read(lenvm: LengthValueModel, collate: Collator, rows: list[dict[str, Any]]
         for name, x in batch["vision"].items()
         if isinstance(x, Tensor)
     }
-    logits = lenvm(batch["input_ids"].to(device), batch["attention_mask"].to(device), **vision).float().cpu()
-    for number, mask, row in zip(batch["row"].tolist(), batch["mask"], logits, strict=True):
+    ids, present = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    outputs = lenvm(ids, present, all_heads=all_heads, **vision).float().cpu()
+    for number, mask, row in zip(batch["row"].tolist(), batch["mask"], outputs, strict=True):
         yield number, row[mask]

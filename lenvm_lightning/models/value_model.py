@@ -358,7 +358,7 @@ class LengthValueModel(nn.Module):
         if self.length_rule is not None:
             return self.length_rule.distribution(outputs[..., 1:])
         calibration = self.config.intervals
-        if calibration is None or calibration.spread is None:
+        if calibration is None:
             raise CheckpointError(
                 f"{str(self.source or self.config.backbone)!r} predicts one number, and does not say how sure of it. "
                 "Train it with model.head.kind: bins, or by this release with at least 20 prompts held out"

@@ -151,7 +151,7 @@ class HeldOutScores(_KeepsDigits):
 
     def __init__(self) -> None:
         super().__init__()
-        # Of each state: score (of a single number log((1 + true) / (1 + predicted))), truncated, written, prompt.
+        # Of each state: score, log((1 + true) / (1 + predicted)), truncated, written, prompt.
         self.add_state("state", [], dist_reduce_fx="cat")
         self.add_state("crps_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("states", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -166,35 +166,32 @@ class HeldOutScores(_KeepsDigits):
         """
         remaining, mask = batch["remaining"], batch["mask"]
         truncated = batch["censored"][:, None] & mask
-        if distribution is None:
-            score = torch.log1p(remaining.double()) - torch.log1p(predicted.double())
-        else:
+        ratio = torch.log1p(remaining.double()) - torch.log1p(predicted.double())
+        score = ratio
+        if distribution is not None:
             score = distribution.cdf(remaining.to(predicted.dtype)).double()
             known = mask & ~truncated
             self.crps_sum += crps(distribution, remaining)[known].double().sum()
             self.states += known.sum()
         length = torch.where(mask, remaining, 0).amax(dim=1, keepdim=True)
-        columns = [score, truncated, length - remaining, batch["prompt_index"][:, None].expand_as(mask)]
-        # A state with nothing left is the end itself, which needs no prediction.
-        told = mask & (remaining > 0)
+        columns = [score, ratio, truncated, length - remaining, batch["prompt_index"][:, None].expand_as(mask)]
+        told = mask & (remaining > 0)  # nothing left is the end itself, which needs no prediction
         self.state.append(torch.stack([column.double()[told] for column in columns], dim=1))
 
     def sync(self, *args: Any, **options: Any) -> None:
         """Gather the states of all ranks; one that met no batch takes part with an empty list of the right type."""
         if isinstance(self.state, list) and not self.state:
-            self.state.append(torch.zeros(0, 4, dtype=torch.float64, device=self.device))
+            self.state.append(torch.zeros(0, 5, dtype=torch.float64, device=self.device))
         super().sync(*args, **options)
 
     def compute(self) -> tuple[Calibration | None, dict[str, Tensor]]:
         """The calibration, None with fewer than 20 prompts, and `crps_tokens` of completions that ended."""
         if isinstance(self.state, list) and not self.state:
             return None, {}
-        score, truncated, written, prompt = _joined(self.state).unbind(1)
-        if self.states > 0:
-            spread, measured = None, {"crps_tokens": self.crps_sum / self.states}
-        else:
-            measured = {}
-            known = score[truncated == 0]
-            spread = float(known.square().mean().sqrt().clamp(min=1e-3)) if len(known) else 1.0
+        score, ratio, truncated, written, prompt = _joined(self.state).unbind(1)
+        known = ratio[truncated == 0]
+        spread = float(known.square().mean().sqrt().clamp(min=1e-3)) if len(known) else 1.0
+        measured = {"crps_tokens": self.crps_sum / self.states} if self.states > 0 else {}
+        if not measured:
             score = torch.special.ndtr(score / spread)
         return calibrate(score, truncated > 0, written, prompt, spread), measured

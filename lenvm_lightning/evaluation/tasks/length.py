@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import EvaluationError
 from ...rollouts.generators.interface import Prompt
@@ -39,7 +39,7 @@ class LengthTask(ValueTask):
     """Mean relative error at the prompt boundary, and errors by position; see `Task`."""
 
     name = "length"
-    version = 3
+    version = 4
     settings = LengthSettings
 
     def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:
@@ -57,17 +57,31 @@ class LengthTask(ValueTask):
 
     def summarise(self, measured: Measured) -> Findings:
         """Return the tables of errors and the plot."""
+        from ..interval_predictors import interval_predictors
+        from ..interval_tables import interval_tables, plot_intervals
         from ..length_errors import LengthPredictions, plot_prediction
 
         assert measured.lenvm is not None
-        found = LengthPredictions(measured.lenvm.gamma)
+        lenvm = measured.lenvm
+        found = LengthPredictions(lenvm.gamma)
+        medians = LengthPredictions(lenvm.gamma) if lenvm.length_rule is not None else None
+        intervals = interval_predictors(measured)
         limit = _limit(measured)
-        for sample, logits in read_states(measured):
-            found.add(sample.prompt_id, measured.lenvm.remaining(logits), sample.truncated, limit)
+        for sample, outputs in read_states(measured, all_heads=True):
+            found.add(sample.prompt_id, lenvm.remaining(outputs[:, 0]), sample.truncated, limit)
+            if medians is not None:
+                medians.add(sample.prompt_id, lenvm.distribution(outputs).median(), sample.truncated, limit)
+            intervals.add(sample, outputs, limit)
         ours = found.compute()
-        reports = {_OURS: ours, **_simple_predictors(measured)}
-        curves = {"by_prompt": [vars(prompt) for prompt in ours.by_prompt]}
-        return Findings(_tables(reports), curves, {"prediction": plot_prediction(ours, measured.notice)})
+        reports = {_OURS: ours, **({"median": medians.compute()} if medians else {}), **_simple_predictors(measured)}
+        curves: dict[str, Any] = {"by_prompt": [vars(prompt) for prompt in ours.by_prompt]}
+        tables, figures = _tables(reports), {"prediction": plot_prediction(ours, measured.notice)}
+        if scores := intervals.compute():
+            of_ours = next(iter(scores.values()))
+            tables += interval_tables(scores)
+            figures["intervals"] = plot_intervals(of_ours, measured.notice)
+            curves |= {"pit": of_ours.pit, "reliability": [list(pair) for pair in of_ours.reliability]}
+        return Findings(tables, curves, figures)
 
 
 def _simple_predictors(measured: Measured) -> "dict[str, LengthReport]":
@@ -120,9 +134,10 @@ def _tables(reports: "Mapping[str, LengthReport]") -> list[Table]:
     simple = []
     if len(reports) > 1:
         simple = [
-            "regression: of log(1 + remaining) on the lengths of prompt and text so far, as logarithms; probe: on the "
-            "generator's hidden state after half of its layers. Both learned what remained "
-            "within the limit of their rollouts, which should be that of this evaluation."
+            "median: of the predicted distribution, where the length value model has one. regression: of "
+            "log(1 + remaining) on the lengths of prompt and text so far, as logarithms; probe: on the generator's "
+            "hidden state after half of its layers. Both learned what remained within the limit of their rollouts, "
+            "which should be that of this evaluation."
         ]
     return [
         _before_the_first_token(reports),

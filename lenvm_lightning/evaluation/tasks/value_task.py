@@ -81,8 +81,12 @@ def _tiny_questions(settings: EvaluationSettings) -> Questions:
     return Questions(prompts, _TINY_PROMPTS, prompts.description)
 
 
-def read_states(measured: Measured) -> "Iterator[tuple[Sample, Tensor]]":
-    """Samples with the logits of all their states, in the order of the samples.
+def read_states(measured: Measured, all_heads: bool = False) -> "Iterator[tuple[Sample, Tensor]]":
+    """Samples with what is predicted at all their states, in the order of the samples.
+
+    Args:
+        measured: samples and length value model.
+        all_heads: see `values_of`.
 
     Raises:
         EvaluationError: a prompt that the length value model cannot read.
@@ -102,7 +106,7 @@ def read_states(measured: Measured) -> "Iterator[tuple[Sample, Tensor]]":
     assert measured.lenvm is not None
     pairs = ((prompt_of(sample), sample.token_ids) for sample in samples)
     found: dict[int, Tensor] = {}
-    for number, logits in values_of(measured.lenvm, measured.processor, pairs):
+    for number, logits in values_of(measured.lenvm, measured.processor, pairs, all_heads=all_heads):
         if isinstance(logits, str):
             raise EvaluationError(f"prompt {samples[number].prompt_id!r} cannot be read: {logits}")
         found[number] = logits

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import LenVMError
-from . import convert, export, generate, inspect, plan, predict, run, sample, serve
+from . import calibrate, convert, export, generate, inspect, plan, predict, run, sample, serve
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ COMMANDS = {
         predict,
         "predict the length of answers to prompts",
         "Predict how many tokens the answer to each prompt will have, before anything is generated.",
+    ),
+    "calibrate": Command(
+        calibrate,
+        "learn how sure a length value model may be",
+        "Turn what a length value model predicts into intervals that hold on completions it was not trained on.",
     ),
     "serve": Command(
         serve,

@@ -14,14 +14,17 @@ from .models import add_models, open_lenvm
 EXAMPLES = """examples:
   lenvm predict tiny-math --limit 5                                     the embedded tiny world
   lenvm predict prompts.jsonl --lenvm runs/text_lenvm/model > lengths.jsonl
+  lenvm predict tiny-math --limit 5 --quantiles .5,.9                   how sure that is
   lenvm predict prompts.jsonl --lenvm runs/mine/model --format vllm --served-model Qwen/Qwen3-8B > batch.jsonl
 
-One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end included), or error. With --format vllm or
-dynamo it is a line of a batch file, by which the server's scheduler knows the expected length; prompts without one are
-told on stderr.
+One JSON object a prompt goes to stdout: prompt_id, expected_tokens (the end included), or error. With --quantiles it
+has quantiles, too: the tokens that such a share of completions stays within; null where training saw too few that
+long. With --format vllm or dynamo it is a line of a batch file, by which the server's scheduler knows the expected
+length (with --quantiles the first of them); prompts without one are told on stderr.
 """
 
 if TYPE_CHECKING:
+    from ..evaluation.prediction import Prediction
     from ..rollouts.generators.interface import Prompt
 
 
@@ -38,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="jsonl",
         help="jsonl: expected lengths; vllm: requests with it as their priority (lower first, for a server with "
         "--scheduling-policy priority); dynamo: as nvext.agent_hints.osl",
+    )
+    parser.add_argument(
+        "--quantiles", metavar="Q,Q", type=_levels, default=(), help="levels between 0 and 1, such as .5,.9"
     )
     parser.add_argument("--served-model", metavar="NAME", help="what the server of --format calls its model")
 
@@ -62,7 +68,7 @@ def execute(arguments: argparse.Namespace) -> int:
     lenvm = open_lenvm(arguments, generator or guess)
     processor = load_processor(generator or arguments.lenvm or guess)
     status = 0
-    for prompt, found in predict_lengths(lenvm, processor, prompts):
+    for prompt, found in predict_lengths(lenvm, processor, prompts, quantiles=arguments.quantiles):
         told = _told(arguments, prompt, found)
         failed = "error" in told
         print(json.dumps(told), file=sys.stderr if failed and arguments.format != "jsonl" else sys.stdout, flush=True)
@@ -70,15 +76,29 @@ def execute(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _told(arguments: argparse.Namespace, prompt: "Prompt", found: float | str) -> dict[str, Any]:
+def _levels(text: str) -> tuple[float, ...]:
+    """Levels of quantiles, as they are typed."""
+    levels = tuple(float(word) for word in text.split(","))
+    if not all(0.0 < level < 1.0 for level in levels):
+        raise argparse.ArgumentTypeError(f"levels lie between 0 and 1, such as .5,.9; got {text!r}")
+    return levels
+
+
+def _told(arguments: argparse.Namespace, prompt: "Prompt", found: "Prediction | str") -> dict[str, Any]:
     """The line of a prompt: its expected length, a request that tells it, or why there is neither."""
     if isinstance(found, str):
         return {"prompt_id": prompt.prompt_id, "error": found}
     if arguments.format == "jsonl":
-        return {"prompt_id": prompt.prompt_id, "expected_tokens": round(found, 1)}
+        told: dict[str, Any] = {"prompt_id": prompt.prompt_id, "expected_tokens": round(found.expected_tokens, 1)}
+        if found.quantiles:
+            told["quantiles"] = {f"{q:g}": n if n is None else round(n, 1) for q, n in found.quantiles.items()}
+        return told
+    tokens = next(iter(found.quantiles.values()), found.expected_tokens)
+    if tokens is None:
+        return {"prompt_id": prompt.prompt_id, "error": "this quantile is not known: training saw too few that long"}
     from ..serving.scheduled_requests import scheduled_request
 
     try:
-        return scheduled_request(prompt, found, arguments.format, arguments.served_model)
+        return scheduled_request(prompt, tokens, arguments.format, arguments.served_model)
     except ValueError as error:
         return {"prompt_id": prompt.prompt_id, "error": str(error)}

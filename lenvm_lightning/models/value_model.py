@@ -16,14 +16,12 @@ head.
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -40,11 +38,9 @@ from .backbone import (
     token_types,
     vision_modules,
 )
-from .hub import push_folder
 from .hub_files import Source
 from .lenvm_config import LenVMConfig
-from .model_card import CARD_FILE, model_card, stored_card
-from .processors import load_processor
+from .publishing import Publishing
 from .value_head import LengthHead, ValueHead, keep_float32
 from .value_head_io import (
     CONFIG_FILE,
@@ -56,7 +52,7 @@ from .value_head_io import (
 )
 
 
-class LengthValueModel(nn.Module):
+class LengthValueModel(Publishing, nn.Module):
     """Predicts at every position how many tokens are still to come.
 
     Args:
@@ -229,53 +225,6 @@ class LengthValueModel(nn.Module):
         length_head = self.length_head.state_dict() if self.length_head is not None else None
         return writing_value_model(folder, self.v_head.state_dict(), length_head, dataclasses.asdict(config), processor)
 
-    def card(self, license: str | None = None) -> ModelCard:
-        """The model card: that of the directory it was loaded from, else one of what the model remembers.
-
-        Args:
-            license: what its front matter says of the license; where None, as `model_card` finds it.
-        """
-        card = stored_card(self.source) if self.source is not None else None
-        if card is None:
-            return model_card(self.config, license=license)
-        if license is not None:
-            card.data["license"] = license
-        return card
-
-    def push_to_hub(self, repo_id: str, *, processor: Any = None, card: ModelCard | None = None, **options: Any) -> str:
-        """Publish it on the Hugging Face hub: what `save_pretrained` writes, with its model card as README.md.
-
-        transformers' mixin of this name is not used: it would put a card of its own in place of the one with the
-        metrics, and leave the tokenizer behind.
-
-        Args:
-            repo_id: such as `me/my-lenvm`.
-            processor: tokenizer or processor to publish with it; where None, the one beside the weights that were
-                loaded or trained further, if there is one.
-            card: the model card; `card()` where None.
-            options: for `push_folder` (private, token, revision, create_pr, commit_message, commit_description).
-
-        Returns:
-            Address of the commit.
-
-        Raises:
-            CheckpointError: the hub cannot be reached or refuses, or adapters whose base is a folder of this machine.
-        """
-        if adapters.is_adapted(self.backbone):
-            adapters.refuse_local_base(self.backbone, str(self.config.backbone))
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, processor or self._processor())
-            (card or self.card()).save(Path(folder) / CARD_FILE)
-            return push_folder(Path(folder), repo_id, **options)
-
-    def _processor(self) -> Any:
-        """Tokenizer or processor of the model it was loaded from, or else trained from; None where there is none."""
-        place = self.source or self.config.backbone
-        try:
-            return load_processor(place) if place is not None else None
-        except CheckpointError:  # a published directory may be weights alone
-            return None
-
     def _apply(self, fn: Any, recurse: bool = True) -> "LengthValueModel":
         # Rotary frequencies are buffers that are not stored: halved, they would differ from those made on loading.
         derived = [(m, name, m._buffers[name]) for m in self.modules() for name in m._non_persistent_buffers_set]
@@ -355,15 +304,28 @@ class LengthValueModel(nn.Module):
         Raises:
             CheckpointError: the model predicts one number, and nothing was held out in its training.
         """
+        self.require_distribution()
         if self.length_rule is not None:
             return self.length_rule.distribution(outputs[..., 1:])
-        calibration = self.config.intervals
-        if calibration is None:
+        assert self.config.intervals is not None
+        return lognormal(self.remaining(outputs[..., 0]), self.config.intervals.spread)
+
+    @property
+    def says_how_sure(self) -> bool:
+        """Whether it predicts distributions: it has a head for them, or was calibrated."""
+        return self.length_rule is not None or self.config.intervals is not None
+
+    def require_distribution(self) -> None:
+        """Refuse a model that predicts one number and does not say how sure of it.
+
+        Raises:
+            CheckpointError: it has neither a distributional head nor a calibration.
+        """
+        if not self.says_how_sure:
             raise CheckpointError(
                 f"{str(self.source or self.config.backbone)!r} predicts one number, and does not say how sure of it. "
-                "Train it with model.head.kind: bins, or by this release with at least 20 prompts held out"
+                "Calibrate it on completions that it was not trained on: lenvm calibrate"
             )
-        return lognormal(self.remaining(outputs[..., 0]), calibration.spread)
 
     def quantile(self, outputs: Tensor, q: float, written: Tensor | int) -> Tensor:
         """Tokens that a share `q` of continuations stay within, as it held on held-out prompts.

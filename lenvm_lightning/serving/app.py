@@ -97,7 +97,11 @@ def build_app(service: Service, api_key: str | None = None) -> FastAPI:
         service.require_few(len(prompts))
 
         async def told() -> dict[str, Any]:
-            return {"object": "list", "model": name, "data": await service.lengths(prompts, body.completion)}
+            return {
+                "object": "list",
+                "model": name,
+                "data": await service.lengths(prompts, body.completion, body.quantiles),
+            }
 
         return await unless_left(request, told())
 

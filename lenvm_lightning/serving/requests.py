@@ -234,12 +234,17 @@ class CompletionRequest(GenerationRequest):
         return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
 
+_MOST_LEVELS = 64
+Level = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
+
+
 class LengthsRequest(BaseModel):
     """The body of ``/v1/lengths``: prompts, or one prompt and the answer to be read beside it."""
 
     messages: list[Message] | None = Field(None, fail_fast=True, max_length=_MOST_MESSAGES)
     prompts: Texts | None = None
     completion: Text | None = None
+    quantiles: list[Level] = Field([0.05, 0.5, 0.95], max_length=_MOST_LEVELS)
 
     @model_validator(mode="after")
     def _one_way(self) -> "LengthsRequest":

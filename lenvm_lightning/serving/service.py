@@ -13,6 +13,7 @@ from ..decoding.limits import context_window
 from ..decoding.read_back import read_back
 from ..decoding.sampling_params import SamplingParams, completion_seed
 from ..errors import GenerationError, reason_of
+from ..evaluation.prediction import quantiles_at
 from ..guidance import Control, target_of
 from ..inspection.rollout_values import values_of
 from ..rollouts.generators.interface import Prompt
@@ -185,26 +186,37 @@ class Service:
             reading = self.engine_loop.call(functools.partial(read_back, model, ids, likeliest))
             answer.read = await asyncio.wrap_future(reading)
 
-    async def lengths(self, prompts: Sequence[Prompt], completion: str | None) -> list[dict[str, Any]]:
+    async def lengths(
+        self, prompts: Sequence[Prompt], completion: str | None, quantiles: Sequence[float]
+    ) -> list[dict[str, Any]]:
         """Expected lengths before anything is written, and along a completion where one is given.
+
+        Args:
+            prompts: what is asked.
+            completion: an answer to be read beside them.
+            quantiles: levels that are told where the length value model says how sure it is.
 
         Raises:
             ValueError: a prompt that cannot be read, or no length value model.
             QueueFullError: the server is about to end.
         """
-        return await asyncio.wrap_future(self.engine_loop.call(lambda: self._lengths(prompts, completion)))
+        return await asyncio.wrap_future(self.engine_loop.call(lambda: self._lengths(prompts, completion, quantiles)))
 
-    def _lengths(self, prompts: Sequence[Prompt], completion: str | None) -> list[dict[str, Any]]:
+    def _lengths(
+        self, prompts: Sequence[Prompt], completion: str | None, quantiles: Sequence[float]
+    ) -> list[dict[str, Any]]:
         lenvm = self.generator.lenvm
         if lenvm is None:
             raise ValueError("there is no length value model here; start the server with --lenvm")
         ids = [] if completion is None else self.tokenizer(completion, add_special_tokens=False)["input_ids"]
-        found: dict[int, Any] = dict(values_of(lenvm, self.generator.processor, ((prompt, ids) for prompt in prompts)))
+        pairs = ((prompt, ids) for prompt in prompts)
+        found: dict[int, Any] = dict(values_of(lenvm, self.generator.processor, pairs, all_heads=True))
         told = []
         for number in range(len(prompts)):
-            logits = found[number]
-            if isinstance(logits, str):
-                raise ValueError(f"prompt {number}: {logits}")
+            outputs = found[number]
+            if isinstance(outputs, str):
+                raise ValueError(f"prompt {number}: {outputs}")
+            logits = outputs[:, 0]
             remaining, value = lenvm.remaining(logits).tolist(), lenvm.value(logits).tolist()
             for place, token in enumerate(ids, start=1):
                 if token in self.generator.stop_ids:  # nothing follows, which the model is never asked
@@ -212,6 +224,8 @@ class Service:
             if not all(map(math.isfinite, remaining)):
                 raise GenerationError("the length value model gives no number here: it is broken")
             one: dict[str, Any] = {"index": number, "expected_tokens": remaining[0]}
+            if lenvm.says_how_sure:
+                one["quantiles"] = {f"{q:g}": n for q, n in quantiles_at(lenvm, outputs[0], 0, quantiles).items()}
             if completion is not None:
                 texts = [self.tokenizer.decode([token]) for token in ids]
                 one["tokens"] = [

@@ -184,14 +184,24 @@ class HeldOutScores(_KeepsDigits):
             self.state.append(torch.zeros(0, 5, dtype=torch.float64, device=self.device))
         super().sync(*args, **options)
 
-    def compute(self) -> tuple[Calibration | None, dict[str, Tensor]]:
-        """The calibration, None with fewer than 20 prompts, and `crps_tokens` of completions that ended."""
+    def compute(self) -> dict[str, Tensor]:
+        """`states`, of which `calibration_of` makes a calibration, and `crps_tokens` of completions that ended.
+
+        The second only where distributions were predicted.
+        """
         if isinstance(self.state, list) and not self.state:
-            return None, {}
-        score, ratio, truncated, written, prompt = _joined(self.state).unbind(1)
-        known = ratio[truncated == 0]
-        spread = float(known.square().mean().sqrt().clamp(min=1e-3)) if len(known) else 1.0
-        measured = {"crps_tokens": self.crps_sum / self.states} if self.states > 0 else {}
-        if not measured:
-            score = torch.special.ndtr(score / spread)
-        return calibrate(score, truncated > 0, written, prompt, spread), measured
+            return {}
+        found = {"states": _joined(self.state)}
+        return {**found, "crps_tokens": self.crps_sum / self.states} if self.states > 0 else found
+
+
+def calibration_of(scores: dict[str, Tensor]) -> Calibration | None:
+    """The calibration that `HeldOutScores.compute` leads to; None with fewer than 20 prompts."""
+    if "states" not in scores:
+        return None
+    score, ratio, truncated, written, prompt = scores["states"].unbind(1)
+    known = ratio[truncated == 0]
+    spread = float(known.square().mean().sqrt().clamp(min=1e-3)) if len(known) else 1.0
+    if "crps_tokens" not in scores:
+        score = torch.special.ndtr(score / spread)
+    return calibrate(score, truncated > 0, written, prompt, spread)

@@ -27,7 +27,7 @@ from .batch_layouts import row_logits, row_outputs
 from .build import build_model, prepare_for_training, set_train_mode, value_model_config
 from .checkpoint_contents import check_contents, keep_what_is_trained, kept_names
 from .layout_check import check_layout
-from .metrics import HeldOutScores, LengthErrors, PromptBoundaryMRE, TokenMean
+from .metrics import HeldOutScores, LengthErrors, PromptBoundaryMRE, TokenMean, calibration_of
 from .optimizers import OptimizerConfig, optimizer_and_schedule, precision_warning
 from .settings import LenVMSettings
 from .strategies import name_of, unsupported_settings
@@ -198,7 +198,7 @@ class LenVMModule(L.LightningModule):
         self.train_loss.reset()
 
     def validation_step(self, batch: LengthBatch, batch_idx: int) -> Tensor:
-        """Add a held-out batch to the metrics; returns its logits for callbacks."""
+        """Add a held-out batch to the metrics; returns the outputs of all heads, (B, T, 1 + K), for callbacks."""
         outputs = row_outputs(self.lenvm, batch)
         logits = outputs[..., 0]
         total, tokens = self.loss_sum(outputs, batch)
@@ -209,13 +209,14 @@ class LenVMModule(L.LightningModule):
         self.val_boundary.update(*states, batch["prompt_index"])
         distribution = self.lenvm.distribution(outputs) if self.lenvm.length_rule is not None else None
         self.val_scores.update(predicted, distribution, batch)
-        return logits
+        return outputs
 
     def on_validation_epoch_end(self) -> None:
         """Log everything measured on the held-out rows, from sums over all batches and ranks, and calibrate on them."""
-        calibration, scores = self.val_scores.compute()
+        scores = self.val_scores.compute()
         if not self.trainer.sanity_checking:
-            self.lenvm.config.calibration = calibration_to_plain(calibration)
+            self.lenvm.config.calibration = calibration_to_plain(calibration_of(scores))
+        scores.pop("states", None)
         results = {
             "loss": self.val_loss.compute(),
             **self.val_errors.compute(),

@@ -1,20 +1,43 @@
 """A figure at each validation: predicted against true remaining tokens along a few held-out completions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ...batch import LengthBatch
 from .log_figure import log_figure
 
 
+class _Panel(NamedTuple):
+    """Tokens that remain along a completion: true, predicted, and between which two 80% are predicted."""
+
+    true: np.ndarray
+    predicted: np.ndarray
+    interval: tuple[np.ndarray, np.ndarray] | None
+
+
+def _panel(model: Any, outputs: Tensor, remaining: Tensor) -> _Panel:
+    """Of the outputs (L + 1, 1 + K) at the states of a completion."""
+    interval = None
+    if model.length_rule is not None:
+        distribution = model.distribution(outputs)
+        interval = (_array(distribution.quantile(0.1)), _array(distribution.quantile(0.9)))
+    return _Panel(_array(remaining), _array(model.remaining(outputs[:, 0])), interval)
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.float().cpu().numpy()
+
+
 class RemainingCurves(L.Callback):
     """Logs the figure `val/remaining` to every logger: one panel a completion, for vision with its image.
 
-    The completions are the same at every validation, spread over the held-out lengths.
+    The completions are the same at every validation, spread over the held-out lengths. Where a distribution is
+    predicted, its 80% interval is shaded.
 
     Args:
         completions: number of panels.
@@ -22,7 +45,7 @@ class RemainingCurves(L.Callback):
 
     def __init__(self, completions: int = 4) -> None:
         self.completions = completions
-        self._panels: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._panels: dict[int, _Panel] = {}
 
     def _wanted(self, trainer: L.Trainer) -> list[int]:
         sizes = trainer.datamodule.val_sizes  # type: ignore[attr-defined]
@@ -47,8 +70,7 @@ class RemainingCurves(L.Callback):
             if row in wanted:
                 mask = batch["mask"][i]
                 with torch.no_grad():
-                    predicted = pl_module.model.remaining(outputs[i])[mask]  # type: ignore[union-attr, operator]
-                self._panels[row] = (predicted.float().cpu().numpy(), batch["remaining"][i][mask].cpu().numpy())
+                    self._panels[row] = _panel(pl_module.model, outputs[i][mask], batch["remaining"][i][mask])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw and log the figure."""
@@ -66,10 +88,14 @@ class RemainingCurves(L.Callback):
         figure = Figure(figsize=(3.6 * len(rows), 2.8 * height), layout="constrained")
         panels = figure.subplots(height, len(rows), squeeze=False)
         for column, row in enumerate(rows):
-            predicted, true = self._panels[row]
+            panel = self._panels[row]
             axis = panels[0][column]
-            axis.plot(true, color="0.6", linewidth=2, label="true")
-            axis.plot(predicted, color="C0", linewidth=1.2, label="predicted")
+            axis.plot(panel.true, color="0.6", linewidth=2, label="true")
+            axis.plot(panel.predicted, color="C0", linewidth=1.2, label="predicted")
+            if panel.interval is not None:
+                axis.fill_between(
+                    range(len(panel.true)), *panel.interval, color="C0", alpha=0.2, linewidth=0, label="80%"
+                )
             axis.set(xlabel="tokens written", ylim=(0, None), title=f"held-out {row}")
             if height == 2:
                 panels[1][column].axis("off")

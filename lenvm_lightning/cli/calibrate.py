@@ -1,0 +1,52 @@
+"""``lenvm calibrate``: how sure a length value model may be, from completions that it was not trained on."""
+
+import argparse
+from pathlib import Path
+
+from ..errors import DataError
+from .models import add_models, open_lenvm
+
+EXAMPLES = """examples:
+  lenvm calibrate rollouts/held_out --lenvm runs/mine/model
+  lenvm calibrate rollouts/held_out --lenvm published-lenvm --gamma 0.997
+
+The end of a training calibrates by itself, on the prompts that it held out. This is for models of others, and for other
+prompts than those trained on. Of a file that names splits only `test` is read. It is written to lenvm_config.json in
+the folder of the length value model; nothing else there changes.
+"""
+_LEVELS = (0.05, 0.5, 0.95)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``lenvm calibrate``."""
+    parser.add_argument("rollouts", metavar="ROLLOUTS", help="a folder of `lenvm sample`, or a rollouts.jsonl")
+    add_models(parser, "whose completions they are (default: the one the length value model was trained for)")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Calibrate; exit status."""
+    if arguments.lenvm is None:
+        raise DataError("--lenvm is missing: the folder of a length value model")
+    folder = Path(arguments.lenvm)
+    if not folder.is_dir():
+        raise DataError(f"--lenvm: {folder} is no folder here. Write it into one first: lenvm export")
+    file = Path(arguments.rollouts)
+    file = file / "rollouts.jsonl" if file.is_dir() else file
+    if not file.is_file():
+        raise DataError(f"there is no file {file}")
+    from ..evaluation.calibration import calibrate_on, write_calibration
+    from ..inspection.read import completions_of
+    from ..models.processors import load_processor
+    from ..rollouts.read import read_rollouts
+
+    splits = {rollout.split for rollout in read_rollouts(file)}
+    completions = list(completions_of(file, split="test" if "test" in splits else None))
+    lenvm = open_lenvm(arguments, str(folder))
+    found = calibrate_on(lenvm, load_processor(arguments.generator or folder), completions)
+    write_calibration(lenvm, folder, found)
+    print(f"{folder}: calibrated on {len(completions):,} completions of {found.prompts[0]:,} prompts")
+    for band, row in zip(found.bands, found.asked, strict=True):
+        asked = dict(zip(found.levels, row, strict=True))
+        told = ", ".join(f"{level:g} at {asked[level]:.3f}" for level in _LEVELS)
+        print(f"  from {band:,} tokens written: quantile {told} of the predicted distribution")
+    return 0

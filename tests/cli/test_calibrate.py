@@ -1,0 +1,71 @@
+"""`lenvm calibrate` as people type it, and the quantiles that it makes known."""
+
+import json
+import shutil
+
+import pytest
+
+from lenvm_lightning import tinyworld
+from lenvm_lightning.cli.main import main
+from lenvm_lightning.models.lenvm_config import LenVMConfig
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("held-out") / "rollouts"
+    words = ["sample", "--generator", "tiny-text", "--prompts", "tiny-math", "--split", "test", "--limit", "24"]
+    assert main([*words, "-n", "2", "--max-tokens", "200", "--out", str(folder)]) == 0
+    return folder
+
+
+def uncalibrated(folder):
+    """A copy of the embedded model that says nothing of how sure it is."""
+    shutil.copytree(tinyworld.path("tiny-text-lenvm"), folder)
+    config = json.loads((folder / "lenvm_config.json").read_text(encoding="utf-8"))
+    config.pop("calibration", None)
+    (folder / "lenvm_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_a_model_of_one_number_gets_intervals(rollouts, tmp_path, capsys):
+    folder = uncalibrated(tmp_path / "model")
+    predict = ["predict", "tiny-math", "--limit", "3", "--lenvm", str(folder), "--quantiles", ".05,.5,.95"]
+    assert main(predict) == 2
+    assert "does not say how sure of it. Calibrate it on completions" in capsys.readouterr().err
+    weights = (folder / "value_head.safetensors").read_bytes()
+    assert main(["calibrate", str(rollouts), "--lenvm", str(folder)]) == 0
+    assert "calibrated on 48 completions of 24 prompts" in capsys.readouterr().out
+    assert (folder / "value_head.safetensors").read_bytes() == weights
+    config = json.loads((folder / "lenvm_config.json").read_text(encoding="utf-8"))
+    assert LenVMConfig(**config).intervals.prompts[0] == 24
+    assert main(predict) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for row in rows:
+        low, middle, high = (row["quantiles"][q] for q in ("0.05", "0.5", "0.95"))
+        assert 0 <= low < middle < (high or 1e9)
+    scheduled = [*predict, "--format", "vllm", "--served-model", "mine"]
+    assert main(scheduled) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["body"]["priority"] for line in lines] == [max(1, round(r["quantiles"]["0.05"])) for r in rows]
+
+
+def test_what_cannot_be_calibrated_is_refused(rollouts, tmp_path, capsys):
+    folder = uncalibrated(tmp_path / "model")
+    few = tmp_path / "few.jsonl"
+    lines = (rollouts / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    few.write_text("\n".join(lines[:10]) + "\n", encoding="utf-8")
+    for words, said in (
+        ([str(rollouts)], "--lenvm is missing"),
+        ([str(rollouts), "--lenvm", "nobody/nowhere"], "Write it into one first: lenvm export"),
+        (["nowhere.jsonl", "--lenvm", str(folder)], "there is no file nowhere.jsonl"),
+        ([str(few), "--lenvm", str(folder)], "prompts are too few to calibrate on: take completions of 20 or more"),
+    ):
+        assert main(["calibrate", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("levels", ["0", "1", ".5,2", "half"])
+def test_levels_lie_between_0_and_1(levels, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "tiny-math", "--quantiles", levels])
+    assert "--quantiles" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from lenvm_lightning.decoding.sampling_params import SamplingParams
 from lenvm_lightning.errors import GenerationError, StoreError
 from lenvm_lightning.rollouts.generators.interface import Answer, PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
+from lenvm_lightning.rollouts.generators.local import generator as generator_module
 from lenvm_lightning.rollouts.quantile_limit import QuantileLimit, ended_in, truncated_at
 from lenvm_lightning.rollouts.record import parse_record
 from lenvm_lightning.rollouts.sample import report, sample_rollouts
@@ -132,6 +133,13 @@ def test_the_batch_is_the_one_that_the_limit_would_have_given(model, tiny_text, 
 def test_neither_rows_nor_order_matter(model, tiny_text, prompts, aborted, tmp_path, rows, order):
     generator = LocalGenerator(model, tiny_text, "text", rows=rows)
     outcome = sample_rollouts(generator, prompts, N, tmp_path, LONG, abort_at_quantile=SHARE, order=order)
+    assert outcome.rollouts.read_bytes() == (aborted / "rollouts.jsonl").read_bytes()
+
+
+def test_engines_side_by_side_share_the_limit(model, tiny_text, prompts, aborted, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator_module, "_engines_for", lambda model, rows: 2)
+    generator = LocalGenerator(model, tiny_text, "text", rows=32)
+    outcome = sample_rollouts(generator, prompts, N, tmp_path, LONG, abort_at_quantile=SHARE)
     assert outcome.rollouts.read_bytes() == (aborted / "rollouts.jsonl").read_bytes()
 
 

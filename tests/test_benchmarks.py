@@ -1,6 +1,7 @@
 """The training benchmarks run, and say what they measured in one JSON line."""
 
 import json
+import runpy
 
 import pytest
 from forks import finish, script
@@ -114,3 +115,27 @@ def test_serving():
     assert all(row["tokens_per_s"] > 0 and row["first_token_s"] > 0 for row in result["servers"].values())
     assert 14 <= result["servers"]["lenvm serve, guided"]["tokens"] <= 18
     assert result["cost_of_guidance_lenvm"] > 0
+
+
+def test_makespan():
+    output, result = run("makespan")
+    assert "all orders wrote the same" in output
+    assert result["random_tokens"] == result["predicted_tokens"] == result["oracle_tokens"] > result["aborted_tokens"]
+    assert result["aborted_tokens"] >= result["aborted_kept_tokens"] > 0
+    for name in ("random", "predicted", "oracle"):
+        assert result[f"{name}_steps"] >= result["bound_steps"]
+        assert result[f"{name}_seconds_ratio"] > 0
+    for row in result["simulated"]:
+        # Each is a way of beginning the same completions; whoever aborts is below the bound where a straggler is.
+        assert all(row[name] >= 1 for name in ("random", "predicted", "error 0.6", "error 0.3", "oracle"))
+    assert result["simulated"][0]["aborted"] < 1
+
+
+def test_makespan_of_lengths():
+    makespan = runpy.run_path(str(BENCHMARKS / "makespan.py"))
+    assert makespan["makespan"]([3, 3, 3, 9], 2) == 12
+    assert makespan["makespan"]([9, 3, 3, 3], 2) == 9 == makespan["bound"]([9, 3, 3, 3], 2)
+    assert makespan["bound"]([2, 2, 2], 2) == 3
+    # All side by side, it ends with the third; one more step tells those that still run.
+    assert makespan["aborted_makespan"]([9, 3, 5, 4], 4, 0.75) == 6
+    assert makespan["aborted_makespan"]([9, 3, 5, 4], 1, 1.0) == 21

@@ -10,6 +10,7 @@ EXAMPLES = """examples:
   lenvm sample --generator tiny-text --prompts tiny-math --limit 100 --out rollouts/math
   lenvm sample --generator Qwen/Qwen2.5-1.5B-Instruct --prompts gsm8k --split train -n 16 --out rollouts/gsm8k
   lenvm sample --generator http://localhost:8000 --prompts questions.jsonl --options '{concurrency: 64}' --out q
+  lenvm sample --generator tiny-text --prompts tiny-math --longest-first --abort-at-quantile .9 --out rollouts/batch
 
 Killed or stopped, the same command goes on; where it is complete, it does nothing. OUT/rollouts.jsonl is there when
 all is. A server's key is read from $OPENAI_API_KEY and sent to that server alone.
@@ -29,7 +30,11 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``lenvm sample``: a flag for each setting."""
     for name, field in FIELDS.items():
-        add_setting(parser, field, **_SPECIAL.get(name, {}))
+        if name == "longest_first":
+            flag = "--longest-first"
+            parser.add_argument(flag, action="store_true", default=None, help=field.metadata["meaning"])
+        else:
+            add_setting(parser, field, **_SPECIAL.get(name, {}))
 
 
 def execute(arguments: argparse.Namespace) -> int:

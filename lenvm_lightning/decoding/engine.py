@@ -49,7 +49,7 @@ class RunningCompletion:
         logprob: sum of the log-probabilities (nats) that the generator gave them, before temperature, truncation and
             control.
         remaining: tokens still to come, by the length value model; None without one.
-        finish_reason: ``stop`` = an end token or a stop string, ``length`` = truncated at ``max_tokens``, ``error`` =
+        finish_reason: ``stop`` = an end token or a stop string, ``length`` = truncated at its limit, ``error`` =
             see ``error``; None while it is being written.
         unread: why a model cannot read its prompt; None where it can.
         result: what the last step decided for all rows, and ``place``, which of them this is; None without a scorer.
@@ -83,7 +83,7 @@ class RunningCompletion:
         ends = self.request.ends
         if self.last_token in stop_ids or (ends is not None and ends(self.token_ids)):
             return "stop"
-        return "length" if len(self.token_ids) == self.request.params.max_tokens else None
+        return "length" if len(self.token_ids) >= self.request.most_tokens else None
 
     @classmethod
     def of(cls, request: Request, index: int) -> "RunningCompletion":

@@ -34,6 +34,8 @@ class Request:
         inputs: what else the models take, tensors of its images; empty for text.
         ends: whether what was written so far is to end here, such as with a stop string; None where nothing says so.
         prefills: of the generator and of the length value model, once they have read the prompt.
+        limit: tokens after which a completion is truncated, where that is less than ``params.max_tokens``; asked at
+            every step, for it may fall while one is written.
     """
 
     key: Any
@@ -44,6 +46,13 @@ class Request:
     inputs: dict[str, Any] = field(default_factory=dict)
     ends: Callable[[list[int]], bool] | None = None
     prefills: list[Prefill] = field(default_factory=list)
+    limit: Callable[[], int] | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens after which a completion is truncated, now."""
+        most = self.params.max_tokens
+        return most if self.limit is None else min(most, self.limit())
 
     @property
     def width(self) -> int:

@@ -18,6 +18,7 @@ from . import tasks
 from .asked_prompts import write_prompts
 from .models import Models
 from .prepare import Prepared, identity_of, name_of_folder, prepare
+from .recorded import Recorded
 from .report import write_report
 from .results import Results
 from .samples import Sample, SampleFolder, collect
@@ -80,7 +81,7 @@ def evaluate(settings: EvaluationSettings, root: Path = Path("results"), command
         # 3. Questions -> samples, system by system.
         _tell_opened(samples)
         models.lenvm()  # one that cannot be loaded is told before base is sampled for hours
-        speeds = _sample(prepared, models, samples)
+        speeds = _take(prepared.recorded, samples) if prepared.recorded else _sample(prepared, models, samples)
         by_system = {system.name: samples.of(system.name) for system in prepared.systems}
         _tell_failed(samples)
         if not any(by_system.values()):
@@ -143,6 +144,15 @@ def _sample(prepared: Prepared, models: Models, samples: SampleFolder) -> dict[s
             speeds[system.name] = speed
     write_prompts(samples.folder, asked)
     return speeds
+
+
+def _take(recorded: Recorded, samples: SampleFolder) -> dict[str, float]:
+    """Take completions that are there for samples; nothing was sampled, so there is no speed of it."""
+    for sample in recorded.samples:
+        if not samples.has(sample.key):
+            samples.add(sample)
+    write_prompts(samples.folder, {"base": recorded.prompts})
+    return {}
 
 
 def _measured(prepared: Prepared, models: Models, by_system: dict[str, list[Sample]]) -> Measured:
@@ -214,6 +224,8 @@ def _results(
     seed = sampling.pop("seed")
     if any(one.seedless for some in samples.values() for one in some):
         seed = None  # it decided the questions, but not what was answered
+    if prepared.recorded is not None:
+        seed, sampling = None, prepared.recorded.sampling
     return Results(
         task=prepared.task.name,
         task_version=prepared.task.version,

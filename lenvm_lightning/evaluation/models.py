@@ -38,7 +38,7 @@ class Models:
             LenVMError: it cannot be reached, or does not take a control.
         """
         prepared = self._prepared
-        if not prepared.server:
+        if not prepared.server or prepared.recorded is not None:
             return None
         self._generator = open_generator(prepared.generator, **prepared.generator_options)
         meta = next(iter(prepared.questions.prompts)).meta
@@ -95,5 +95,5 @@ class Models:
 
         # A server's model writes in the vocabulary of the length value model.
         prepared = self._prepared
-        source = prepared.settings.lenvm if prepared.server else model_of(prepared.generator)
+        source = prepared.tokenizer or prepared.settings.lenvm
         return load_processor((prepared.settings.options or {}).get("processor") or source or "")

@@ -11,6 +11,7 @@ from ..errors import EvaluationError
 from ..models import embedded
 from ..rollouts.sample import is_server, is_vllm, model_of
 from . import tasks
+from .recorded import Recorded
 from .samples import System
 from .settings import WHERE, EvaluationSettings, filled
 from .task import DataSource, Questions, Task
@@ -32,6 +33,8 @@ class Prepared:
         generator: embedded name, directory, hub id, ``vllm:`` before one of these, or address.
         server: True = the generator is the address of a server, which decodes by itself.
         tiny_world: True = questions or generator are of the tiny world.
+        tokenizer: where the tokenizer of the questions is; None: with the length value model.
+        recorded: completions that are measured on instead of sampling; None where the generator is asked.
     """
 
     task: Task
@@ -43,6 +46,8 @@ class Prepared:
     generator: str
     server: bool
     tiny_world: bool
+    tokenizer: str | None = None
+    recorded: Recorded | None = None
 
     @property
     def generator_options(self) -> dict[str, Any]:
@@ -70,10 +75,11 @@ def prepare(settings: EvaluationSettings) -> Prepared:
     # 1. Task and models.
     task = tasks.get(settings.task)
     assert isinstance(task, Task), f"{settings.task} asks no questions"
-    generator = settings.generator or task.generator
+    recorded = task.recorded(settings)
+    generator = settings.generator or (recorded.generator or "unknown" if recorded else task.generator)
     lenvm = settings.lenvm or embedded.value_model_of(model_of(generator))
     # 2. The data source, and its protocol where nobody said otherwise.
-    source = task.source_of(settings.data, model_of(generator))
+    source = _source_of(recorded) if recorded else task.source_of(settings.data, model_of(generator))
     data = None if settings.data == source.name else settings.data
     given = replace(settings, generator=generator, lenvm=lenvm, data=data)
     complete = filled(given, source.defaults)
@@ -95,7 +101,24 @@ def prepare(settings: EvaluationSettings) -> Prepared:
         generator=generator,
         server=server,
         tiny_world=source.tiny_world or embedded.wrote(model_of(generator)),
+        tokenizer=_tokenizer_of(settings, generator, recorded),
+        recorded=recorded,
     )
+
+
+def _source_of(recorded: Recorded) -> DataSource:
+    """Prompts of rollouts that are there."""
+    questions = Questions(recorded.prompts, recorded.of, {"rollouts": recorded.description})
+    return DataSource("rollouts", lambda settings: questions, {"max_tokens": recorded.max_tokens})
+
+
+def _tokenizer_of(settings: EvaluationSettings, generator: str, recorded: Recorded | None) -> str | None:
+    """Where the tokenizer of the questions is; None: with the length value model, as that of servers' models is."""
+    if is_server(generator):
+        return None
+    if recorded is not None and settings.generator is None:
+        return recorded.tokenizer
+    return model_of(generator)
 
 
 def _check_guidance(
@@ -139,14 +162,11 @@ def identity_of(prepared: Prepared, generator: dict[str, Any] | None) -> dict[st
         prepared: what is to be done.
         generator: fingerprint of a server; None for a local one, whose files are looked at.
     """
-    from ..rollouts.generators.local.loading import digest, name_of
     from ..rollouts.generators.vllm import deciding_options
 
-    def model(source: str) -> dict[str, Any]:
-        return {"name": name_of(source), "digest": digest(source)[:16]}
-
     given = prepared.settings
-    settings = {key: value for key, value in given.as_dict().items() if key not in (*WHERE, "compare", "model")}
+    left_out = (*WHERE, "compare", "model", "rollouts")  # which rollouts, the questions say
+    settings = {key: value for key, value in given.as_dict().items() if key not in left_out}
     # They do not decide what is asked, but every token and number; what is usual goes without saying.
     dtype = given.dtype or (given.options or {}).get("dtype") or _usual_dtype(prepared)
     settings |= {"dtype": dtype} if dtype != "float32" else {}
@@ -161,24 +181,37 @@ def identity_of(prepared: Prepared, generator: dict[str, Any] | None) -> dict[st
         **settings,
         "source": prepared.source.name,
         "systems": [system.name for system in prepared.systems],
-        "generator": generator or _as_run(prepared.generator, model(model_of(prepared.generator))),
-        "lenvm": model(given.lenvm) if given.lenvm else None,
+        "generator": generator or _generator_of(prepared),
+        "lenvm": _model(given.lenvm) if given.lenvm else None,
         "questions": prepared.questions.description,
     }
 
 
-def _as_run(generator: str, told: dict[str, Any]) -> dict[str, Any]:
-    """A generator in this process, and who runs it where that is not usual."""
+def _generator_of(prepared: Prepared) -> dict[str, Any]:
+    """A generator in this process, and who runs it where that is not usual; of rollouts, who they say wrote them."""
+    generator = prepared.generator
+    if prepared.recorded is not None:
+        return {"name": generator}
+    told = _model(model_of(generator))
     return {**told, "run_by": "vllm"} if is_vllm(generator) else told
 
 
+def _model(source: str) -> dict[str, Any]:
+    from ..rollouts.generators.local.loading import digest, name_of
+
+    return {"name": name_of(source), "digest": digest(source)[:16]}
+
+
 def _usual_dtype(prepared: Prepared) -> str:
-    """The dtype of the generator where none was given; ``float32`` of a server's, which is not known; vLLM's own."""
+    """The dtype of the generator where none was given.
+
+    ``float32`` where it is not known, of a server's and of that of rollouts; vLLM's own.
+    """
     from ..models.backbone import load_config
     from ..models.dtypes import usual_dtype
     from ..rollouts.generators.local.loading import place_for
 
-    if prepared.server:
+    if prepared.server or prepared.recorded is not None:
         return "float32"
     if is_vllm(prepared.generator):
         return "auto"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
 from ..utils.plain_yaml import parse_yaml
-from ..utils.settings import COUNT, FOLDERS, NUMBER, OPTIONS, TEXT, Kind, setting, setting_of
+from ..utils.settings import COUNT, FOLDERS, NUMBER, OPTIONS, TEXT, TRUTH, Kind, setting, setting_of
 
 
 def list_of(item: Kind, called: str) -> Kind:
@@ -32,7 +32,6 @@ def _parse_source(text: str) -> Any:
     return parse_yaml(text) if text.startswith("{") else text
 
 
-TRUTH = Kind(lambda text: text.lower() in ("1", "true", "yes"), lambda value: isinstance(value, bool), "true or false")
 _SOURCE = Kind(
     _parse_source,
     lambda value: TEXT.fits(value) or (isinstance(value, dict) and bool(value)),

@@ -11,6 +11,7 @@ from ..errors import EvaluationError
 from ..models import embedded
 from ..rollouts.generators.interface import GeneratedText, Prompt
 from . import tiny_world
+from .recorded import Recorded
 from .results import Results, Table
 from .samples import Sample, System
 from .settings import EvaluationSettings
@@ -149,6 +150,14 @@ class Task:
                 return source
         named = [source for source in others if isinstance(data, str) and data in source.names]
         return (named or others or list(self.sources))[-1]
+
+    def recorded(self, settings: EvaluationSettings) -> Recorded | None:
+        """Rollouts that are measured on instead of samples; None where the generator is asked.
+
+        Raises:
+            LenVMError: they cannot be read, or other settings contradict them.
+        """
+        return None
 
     def system_names(self, settings: EvaluationSettings, source: DataSource, guided: bool) -> Sequence[str]:
         """Names of the systems that are measured.

@@ -44,8 +44,8 @@ def plan_tasks(
 
 
 def needs_generator(task: EvaluationSettings) -> bool:
-    """Whether a task measures a generator; others look at what was measured before."""
-    return isinstance(evaluation_tasks.get(task.task), Task)
+    """Whether a task measures a generator; others look at what was measured or written before."""
+    return isinstance(evaluation_tasks.get(task.task), Task) and getattr(task.own, "rollouts", None) is None
 
 
 def check_tasks(tasks: list[EvaluationSettings], variants: Collection[str]) -> None:

@@ -16,12 +16,24 @@ from typing import Any
 from ..decoding.sampling_params import SamplingParams
 from ..errors import RecipeError
 from ..utils.foreign_text import without_credentials
-from ..utils.settings import COUNT, FOLDERS, OPTIONS, SOURCES, TEXT, describe, misfits, setting, setting_of
+from ..utils.settings import (
+    COUNT,
+    FOLDERS,
+    OPTIONS,
+    SHARE,
+    SOURCES,
+    TEXT,
+    TRUTH,
+    describe,
+    misfits,
+    setting,
+    setting_of,
+)
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What to sample. All but ``options``, ``out`` and ``allow_images_from`` decides what the completions are."""
+    """What to sample. All but those in `_ELSEWHERE` decides what the completions are."""
 
     generator: str = setting(
         TEXT, "an embedded model, a model directory, a hub id, vllm: before one of these, or a server's http:// address"
@@ -42,6 +54,16 @@ class SampleSettings:
     allow_images_from: str | list[str] | None = setting(
         FOLDERS, "other folders than that of the data from which images that rows name may be opened", None
     )
+    longest_first: bool = setting(TRUTH, "start prompts first whose answers lenvm expects to be the longest", False)
+    lenvm: str | None = setting(
+        TEXT, "the length value model of longest_first (default: the embedded one of an embedded generator)", None
+    )
+    abort_at_quantile: float | None = setting(
+        SHARE,
+        "truncate what is longer than the completion with which this share of all has ended, such as .9; "
+        "for generators in this process",
+        None,
+    )
     out: str | None = setting(TEXT, "folder of the completions (in a recipe: RUNS/rollouts/GENERATOR-DIGEST)", None)
 
     @property
@@ -52,10 +74,11 @@ class SampleSettings:
     def as_dict(self) -> dict[str, Any]:
         """The settings as a recipe has them, without what there is none of, and never with a password."""
         values = {**asdict(self), "stop": list(self.stop), "generator": without_credentials(self.generator)}
-        return {name: value for name, value in values.items() if name not in ("stop", "allow_images_from") or value}
+        return {name: value for name, value in values.items() if name not in _LEFT_OUT or value}
 
 
-_ELSEWHERE = ("options", "allow_images_from", "out")  # what does not decide what the completions are
+_ELSEWHERE = ("options", "allow_images_from", "longest_first", "lenvm", "out")  # do not decide what completions are
+_LEFT_OUT = ("stop", "allow_images_from", "longest_first", "lenvm", "abort_at_quantile")  # where there is none of them
 FIELDS = {f.name: f for f in fields(SampleSettings)}
 
 
@@ -77,10 +100,24 @@ def read_settings(section: dict[str, Any], where: str) -> SampleSettings:
     """
     given = {key: value for key, value in section.items() if value is not None}
     problems = [f"{key} is missing" for key, f in FIELDS.items() if f.default is MISSING and key not in given]
-    problems += [problem for _, problem in wrong_values(given)]
+    problems += [problem for _, problem in wrong_values(given)] or list(_contradictions(given))
     if problems:
         raise RecipeError(f"{where} cannot be sampled:\n  " + "\n  ".join(problems))
     return SampleSettings(**given)
+
+
+def _contradictions(given: dict[str, Any]) -> Iterator[str]:
+    """What cannot be together."""
+    from ..rollouts.sample import is_server, is_vllm
+
+    source = given.get("generator", "")
+    if "lenvm" in given and not given.get("longest_first"):
+        yield "lenvm is read by longest_first alone, which is not asked for"
+    if "abort_at_quantile" in given and (is_server(source) or is_vllm(source)):
+        yield (
+            f"abort_at_quantile stops completions on their way, and those of {without_credentials(source)} come whole: "
+            "take a model in this process (a name or a directory), or a smaller max_tokens"
+        )
 
 
 def settled(settings: SampleSettings, runs: Path) -> SampleSettings:
@@ -116,6 +153,7 @@ def run_sampling(settings: SampleSettings, *, wait: bool = False) -> int:
     """
     from ..rollouts.prompts import load_prompts
     from ..rollouts.sample import already_sampled, open_generator, report, sample_rollouts
+    from .longest_first import longest_first, value_model_for
 
     source, options = settings.generator, {"model": settings.model, **(settings.options or {})}
     with sigterm_exits():
@@ -126,9 +164,13 @@ def run_sampling(settings: SampleSettings, *, wait: bool = False) -> int:
             allow_images_from=settings.allow_images_from,
         )
         wanted = prompts, settings.n, rollouts_file(settings).parent, settings.sampling
-        outcome = already_sampled(source, *wanted, **options)
+        share = settings.abort_at_quantile
+        lenvm = value_model_for(source, settings.lenvm) if settings.longest_first else None
+        outcome = already_sampled(source, *wanted, share, **options)
         if outcome is None:
-            outcome = sample_rollouts(open_generator(source, **options), *wanted, wait=wait)
+            generator = open_generator(source, **options)
+            order = None if lenvm is None else longest_first(source, lenvm, generator, options)
+            outcome = sample_rollouts(generator, *wanted, abort_at_quantile=share, order=order, wait=wait)
     report(outcome)
     return outcome.status
 

@@ -1,25 +1,29 @@
 """Sampling rollouts: prompts and a generator in, a folder of records and its summary out, resumable."""
 
+import functools
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..decoding.sampling_params import SamplingParams
-from ..errors import GeneratorError, StoreError, nearest
+from ..errors import GenerationError, GeneratorError, StoreError, nearest
 from ..utils.foreign_text import without_credentials
-from ..utils.json_input import read_object
+from ..utils.json_input import parse_object, read_object
 from ..utils.locked_folder import full_disk_in_a_sentence
 from ..utils.progress import CompletionProgress
 from .ask import ask_for_missing
-from .generators.interface import Failure, Generator, Prompts
-from .store import RolloutKey, RolloutStore, rollout_settings
-from .summary import as_text, summarise, write_histogram
+from .generators.interface import Failure, Generator, Prompt, Prompts, Stoppable
+from .quantile_limit import truncated_at
+from .store import RolloutKey, RolloutRecord, RolloutStore, rollout_settings
+from .summary import LengthCounts, as_text, summarise, write_histogram
 
 _VLLM = "vllm:"
+PromptOrder = Callable[[Iterator[Prompt]], Iterable[str]]
+"""Prompts in their own order to their ids in the order in which they are to be started."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,15 @@ def model_of(source: str) -> str:
 
 @full_disk_in_a_sentence("What is done stays: make room, then type the same command again.")
 def sample_rollouts(
-    generator: Generator, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, *, wait: bool = False
+    generator: Generator,
+    prompts: Prompts,
+    n: int,
+    folder: Path,
+    sampling: SamplingParams,
+    *,
+    abort_at_quantile: float | None = None,
+    order: PromptOrder | None = None,
+    wait: bool = False,
 ) -> SamplingOutcome:
     """Sample ``n`` completions of each prompt into a folder; goes on where an earlier run stopped.
 
@@ -113,23 +125,32 @@ def sample_rollouts(
         n: completions of a prompt.
         folder: where they go.
         sampling: how tokens are sampled.
+        abort_at_quantile: truncate what is longer than the completion with whose end this share of all of them has
+            ended, see `quantile_limit`; the generator has to be `Stoppable`.
+        order: of the prompts that miss a completion; it decides when each is started, and not what it is.
         wait: wait where another process samples into the folder, instead of refusing.
 
     Raises:
+        GenerationError: there is a share, but the generator does not stop early.
         StoreError: the folder is in use, holds completions sampled otherwise, or cannot be written; or nothing at
             all could be sampled.
         GeneratorError: the generator stopped. What is done stays, and the next call goes on from there.
     """
-    settings = rollout_settings(generator.fingerprint(), prompts, n, sampling)
+    if abort_at_quantile is not None and not isinstance(generator, Stoppable):
+        raise GenerationError(
+            f"abort_at_quantile: completions of {generator.name} come whole, so none can be stopped on its way. Take a "
+            "model in this process (a name or a directory), or a smaller max_tokens."
+        )
+    settings = rollout_settings(generator.fingerprint(), prompts, n, sampling, abort_at_quantile)
     with RolloutStore(folder, prompts, settings, generator.name, wait) as store:
         for note in store.notes:
             _say(f"{folder}: {note}")
         if not store.complete:
             if store.done:
                 _say(f"{folder}: going on from {store.done:,} of {store.total:,} completions")
-            speed = _sample_missing(store, generator, sampling)
+            speed = _sample_missing(store, generator, sampling, order)
             if all(failure.final for failure in store.failures.values()):
-                _finish(store, sampling, speed)
+                _finish(store, generator, sampling, speed)
         else:
             _say(f"{folder} is complete for these settings.")
         return _outcome(store)
@@ -149,7 +170,14 @@ def _read_object(file: Path) -> dict[str, Any] | None:
 
 
 def already_sampled(
-    source: str, prompts: Prompts, n: int, folder: Path, sampling: SamplingParams, /, **options: Any
+    source: str,
+    prompts: Prompts,
+    n: int,
+    folder: Path,
+    sampling: SamplingParams,
+    abort_at_quantile: float | None = None,
+    /,
+    **options: Any,
 ) -> SamplingOutcome | None:
     """The outcome of a complete folder, told without loading the generator; None where it has to be loaded.
 
@@ -159,6 +187,7 @@ def already_sampled(
         n: as there.
         folder: as there.
         sampling: as there.
+        abort_at_quantile: as there.
         **options: what `open_generator` would be given.
 
     Raises:
@@ -170,7 +199,8 @@ def already_sampled(
     recorded = settings.get("generator")
     if not isinstance(recorded, dict) or not _is_recorded(source, recorded, options):
         return None
-    with RolloutStore(folder, prompts, rollout_settings(recorded, prompts, n, sampling), "") as store:
+    wanted = rollout_settings(recorded, prompts, n, sampling, abort_at_quantile)
+    with RolloutStore(folder, prompts, wanted, "") as store:
         _say(f"{folder} is complete for these settings.")
         return _outcome(store)
 
@@ -191,8 +221,11 @@ def _is_recorded(source: str, recorded: dict[str, Any], options: dict[str, Any])
     return same and recorded.get("digest") == digest(model)
 
 
-def _sample_missing(store: RolloutStore, generator: Generator, sampling: SamplingParams) -> float | None:
+def _sample_missing(
+    store: RolloutStore, generator: Generator, sampling: SamplingParams, order: PromptOrder | None
+) -> float | None:
     """Sample what is missing; tokens a second, None where nothing was."""
+    ids = None if order is None else list(order(store.unfinished()))
     failed = len(store.failures)
     progress = CompletionProgress(
         "sample",
@@ -206,7 +239,7 @@ def _sample_missing(store: RolloutStore, generator: Generator, sampling: Samplin
     )
     return ask_for_missing(
         generator,
-        store.missing(),
+        store.missing(ids),
         sampling,
         missing=store.total - store.done - failed,
         keep=store.add_answer,
@@ -215,22 +248,37 @@ def _sample_missing(store: RolloutStore, generator: Generator, sampling: Samplin
     )
 
 
-def _finish(store: RolloutStore, sampling: SamplingParams, speed: float | None) -> None:
+def _finish(store: RolloutStore, generator: Generator, sampling: SamplingParams, speed: float | None) -> None:
     if not store.done:
         raise StoreError(
             f"not one completion could be sampled:\n{group_failures(store.failures)}\n"
             f"Delete {store.failed} to ask again."
         )
+    counts, limit, change = store.counts, sampling.max_tokens, None
+    if store.limit is not None and store.limit() < limit and isinstance(generator, Stoppable):
+        # Only now the limit is known: what ended beyond it before, or was stopped a little late, is cut back to it.
+        limit = store.limit()
+        change = functools.partial(truncated_at, limit=limit, text_of=generator.text_of)
+        counts = _counts_of(store.final_lines(change))
     summary = summarise(
-        store.counts,
+        counts,
         generator=store.generator,
         prompts=len(store.prompts),
         failed=len(store.failures),
-        limit=sampling.max_tokens,
+        limit=limit,
         tokens_per_s=speed,
+        aborted=store.limit is not None,
     )
-    write_histogram(store.folder / "tensorboard", store.counts)
-    store.finish(summary.as_dict())
+    write_histogram(store.folder / "tensorboard", counts)
+    store.finish(summary.as_dict(), store.final_lines(change))
+
+
+def _counts_of(lines: Iterable[bytes]) -> LengthCounts:
+    counts = LengthCounts()
+    for line in lines:
+        record = RolloutRecord.from_line(parse_object(line))
+        counts.add(record.length, record.truncated, record.logprob, record.reencoded)
+    return counts
 
 
 def group_failures(failures: dict[RolloutKey, Failure]) -> str:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,8 +21,9 @@ from ..utils.images import opened
 from ..utils.json_input import parse_object
 from ..utils.locked_folder import sync_folder, write_whole
 from .completion_store import CompletionStore
-from .generators.interface import Answer, Failure, GeneratedText, PromptRequest, Prompts
+from .generators.interface import Answer, Failure, GeneratedText, Prompt, PromptRequest, Prompts
 from .images import save_image
+from .quantile_limit import QuantileLimit
 from .record import FINISH, require_sound
 from .summary import LengthCounts
 
@@ -32,7 +33,13 @@ RolloutKey = tuple[str, int]
 """(prompt_id, number of the completion)"""
 
 
-def rollout_settings(fingerprint: dict[str, Any], prompts: Prompts, n: int, sampling: SamplingParams) -> dict[str, Any]:
+def rollout_settings(
+    fingerprint: dict[str, Any],
+    prompts: Prompts,
+    n: int,
+    sampling: SamplingParams,
+    abort_at_quantile: float | None = None,
+) -> dict[str, Any]:
     """What decides the content of a store, as JSON values.
 
     Args:
@@ -40,10 +47,12 @@ def rollout_settings(fingerprint: dict[str, Any], prompts: Prompts, n: int, samp
         prompts: which ones are asked for.
         n: completions of each prompt.
         sampling: how tokens are sampled.
+        abort_at_quantile: share of the completions after whose ends the others are truncated; None: none are.
     """
+    aborts = {} if abort_at_quantile is None else {"abort_at_quantile": abort_at_quantile}
     settings = {
         "format": FORMAT,
-        "sampling": sampling.as_dict(),
+        "sampling": {**sampling.as_dict(), **aborts},
         "n": n,
         "generator": fingerprint,
         "prompts": prompts.description,
@@ -165,6 +174,7 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
         total: number of completions wanted.
         failures: why there is no completion, by (prompt_id, number); those of earlier runs only where they are final.
         counts: lengths and the like of the completions that are there (empty where it was complete when opened).
+        limit: what is known of the limit that `abort_at_quantile` sets; None where the settings have none.
         notes: what was put right on opening, for people.
     """
 
@@ -189,6 +199,9 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
         self.failed = folder / "failures.jsonl"
         self.complete = False
         self.counts = LengthCounts()
+        sampling = settings["sampling"]
+        quantile = sampling.get("abort_at_quantile")
+        self.limit = None if quantile is None else QuantileLimit(quantile, self.total, sampling["max_tokens"])
         self._prompt_parts: dict[str, dict[str, Any]] = {}
 
     # -- opening ------------------------------------------------------------------------------------------------------
@@ -231,10 +244,14 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
     def forget(self) -> None:
         """Count anew."""
         self.counts = LengthCounts()
+        if self.limit is not None:
+            self.limit.forget()
 
     def remember(self, record: RolloutRecord) -> None:
         """Count a completion that is there."""
         self.counts.add(record.length, record.truncated, record.logprob, record.reencoded)
+        if self.limit is not None and not record.truncated:
+            self.limit.ended(record.length)
 
     def _read_failures(self) -> None:
         """Take over the final ones of earlier runs; the others are tried again."""
@@ -265,13 +282,24 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
         """Whether a completion is one of those asked for."""
         return self._in_order.wanted(key)
 
-    def missing(self) -> Iterator[PromptRequest]:
-        """What is to be asked of a generator, in order; made as it is read."""
-        for prompt_id, index in self._in_order.numbers.items():
-            keys = [(prompt_id, number) for number in range(self.n)]
-            numbers = tuple(key[1] for key in keys if not self.has(key) and key not in self.failures)
-            if numbers:
-                yield PromptRequest(self.prompts[index], numbers)
+    def missing(self, order: Iterable[str] | None = None) -> Iterator[PromptRequest]:
+        """What is to be asked of a generator; made as it is read.
+
+        Args:
+            order: ids of prompts, those that come first being asked for first; where None, all in their own order.
+        """
+        for prompt_id in self._in_order.numbers if order is None else order:
+            if numbers := self._missing_of(prompt_id):
+                yield PromptRequest(self.prompts[self._in_order.numbers[prompt_id]], numbers, limit=self.limit)
+
+    def unfinished(self) -> Iterator[Prompt]:
+        """Prompts that miss a completion, in their order; each is made as it is read."""
+        numbers = self._in_order.numbers
+        return (self.prompts[index] for prompt_id, index in numbers.items() if self._missing_of(prompt_id))
+
+    def _missing_of(self, prompt_id: str) -> tuple[int, ...]:
+        keys = ((prompt_id, number) for number in range(self.n))
+        return tuple(key[1] for key in keys if not self.has(key) and key not in self.failures)
 
     # -- adding -------------------------------------------------------------------------------------------------------
 
@@ -329,8 +357,21 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
 
     # -- finishing ----------------------------------------------------------------------------------------------------
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write ``summary.json`` and, in the order of the prompts, ``rollouts.jsonl``; the journal goes.
+    def final_lines(self, change: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Iterator[bytes]:
+        """Lines of the final file, in the order of the prompts.
+
+        Args:
+            change: what becomes of each record; None: it stays as it was written.
+        """
+        for line in self.journal.lines(self._in_order.in_order()):
+            yield line if change is None else json.dumps(change(parse_object(line))).encode() + b"\n"
+
+    def finish(self, summary: dict[str, Any], lines: Iterable[bytes]) -> None:
+        """Write ``summary.json`` and ``rollouts.jsonl``; the journal goes.
+
+        Args:
+            summary: JSON values.
+            lines: see `final_lines`.
 
         Raises:
             StoreError: the disk is full; the journal stays.
@@ -343,7 +384,7 @@ class RolloutStore(CompletionStore[RolloutKey, RolloutRecord]):
             write_whole(self.summary, json.dumps(summary, indent=2) + "\n")
             try:
                 with part.open("wb") as target:
-                    self.journal.copy(self._in_order.in_order(), target)
+                    target.writelines(lines)
                     target.flush()
                     os.fsync(target.fileno())
             except OSError:

@@ -69,6 +69,7 @@ class Summary:
         reencoded_share: share whose ids come from their text.
         logprob_per_token: mean log-probability of a token (nats), before temperature and truncation; None = unknown.
         tokens_per_s: of the run that finished it; None where that sampled nothing.
+        aborted: True = the limit was found on the way, see `quantile_limit`.
     """
 
     generator: str
@@ -85,14 +86,23 @@ class Summary:
     reencoded_share: float
     logprob_per_token: float | None
     tokens_per_s: float | None
+    aborted: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"format": 1, **asdict(self)}
+        values = {"format": 1, **asdict(self)}
+        return values if self.aborted else {name: one for name, one in values.items() if name != "aborted"}
 
 
 def summarise(
-    counts: LengthCounts, *, generator: str, prompts: int, failed: int, limit: int, tokens_per_s: float | None
+    counts: LengthCounts,
+    *,
+    generator: str,
+    prompts: int,
+    failed: int,
+    limit: int,
+    tokens_per_s: float | None,
+    aborted: bool = False,
 ) -> Summary:
     """Sum up at least one completion; see `Summary`."""
     import numpy as np
@@ -116,6 +126,7 @@ def summarise(
         reencoded_share=counts.reencoded / len(lengths),
         logprob_per_token=counts.logprob_per_token,
         tokens_per_s=tokens_per_s,
+        aborted=aborted,
     )
 
 
@@ -142,7 +153,11 @@ def as_text(summary: dict[str, Any]) -> str:
     if summary["gamma_is_low"]:
         lines.append(
             "  more than 1% was truncated, so the 99th-percentile length is only known to be at least the limit: "
-            "sample with more max_tokens if you can"
+            + (
+                "what was aborted to end the batch early is learned from as right-censored"
+                if summary.get("aborted")
+                else "sample with more max_tokens if you can"
+            )
         )
     notice = embedded.notice(PurePath(summary["generator"]).name)
     if summary["tiny_world"] and notice:

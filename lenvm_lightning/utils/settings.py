@@ -68,6 +68,8 @@ FOLDERS = Kind(str, _are_texts, "a folder or a list of folders")
 COUNT = Kind(int, lambda value: is_integer(value) and value >= 1, "a whole number of at least 1")
 INTEGER = Kind(int, is_integer, "a whole number")
 NUMBER = Kind(float, is_number, "a number")
+TRUTH = Kind(lambda text: text.lower() in ("1", "true", "yes"), lambda value: isinstance(value, bool), "true or false")
+SHARE = Kind(float, lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1")
 
 
 def setting(kind: Kind, meaning: str, default: Any = MISSING) -> Any:

@@ -113,6 +113,26 @@ def test_an_abandoned_run_leaves_nothing_behind(text):
     assert {id(one.request) for one in engine.run(again)} == set(map(id, again))
 
 
+def test_a_limit_may_fall_while_completions_are_written(text):
+    """It truncates those beyond it at their next token; those of other requests are written to their own."""
+    generator = build("tiny-text", eos_bias=-100.0)
+    limit = [9]
+    free = Request(0, [5, 6, 7], [0], SamplingParams(max_tokens=8))
+    limited = Request(1, [6, 6, 7], [1, 2], SamplingParams(max_tokens=8), limit=lambda: limit[0])
+    lengths = {}
+    for step, written in enumerate(Engine(generator).steps([free, limited]), 1):
+        for completion in written:
+            if completion.finish_reason:
+                assert completion.finish_reason == "length"
+                lengths[completion.request.key, completion.index] = len(completion.token_ids)
+        if step == 4:
+            limit[0] = 3
+    assert lengths == {(0, 0): 8, (1, 0): 5, (1, 1): 5}
+    begun = [Request(2, [5], [3], SamplingParams(max_tokens=8), limit=lambda: 3)]
+    [completion] = Engine(generator).run(begun)
+    assert (len(completion.token_ids), completion.finish_reason) == (3, "length")
+
+
 def test_what_is_no_request_is_passed_on_even_none(text):
     [request] = requests_of(1)
     seen = list(Engine(*text).run([None, "a", request, None]))

@@ -17,7 +17,7 @@ from ..results import Column, Measure, Table, TableRow
 from ..samples import System
 from ..settings import TRUTH, EvaluationSettings
 from ..task import Findings, Measured
-from .value_task import ValueTask, read_states
+from .value_task import ValueSettings, ValueTask, read_states
 
 if TYPE_CHECKING:
     from ..length_errors import LengthReport, PositionError
@@ -26,7 +26,7 @@ _OURS = "LenVM"
 
 
 @dataclass(frozen=True)
-class LengthSettings:
+class LengthSettings(ValueSettings):
     """What this task alone can be asked."""
 
     learn_from: str | None = setting(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, get_args
 from ...utils.settings import NUMBER, setting
 from ..results import Column, Measure, Table, TableRow
 from ..task import Findings, Measured
-from .value_task import ValueTask, read_states
+from .value_task import ValueSettings, ValueTask, read_states
 
 if TYPE_CHECKING:
     from ..length_tokens import TokenReport
@@ -17,7 +17,7 @@ _N = 8  # completions a prompt: a handful, for words are many
 
 
 @dataclass(frozen=True)
-class TokenSettings:
+class TokenSettings(ValueSettings):
     """What this task alone can be asked."""
 
     threshold: float = setting(NUMBER, "residuals beyond it count", 0.01)

@@ -1,12 +1,16 @@
 """What the tasks `length` and `tokens` share: completions of the unguided generator, read by a length value model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import EvaluationError
 from ...rollouts.generators.interface import GeneratedText
 from ...rollouts.sample import model_of
+from ...utils.settings import TEXT, setting
 from .. import tiny_world
+from ..recorded import Recorded, read_recorded
 from ..samples import Sample, System
 from ..settings import EvaluationSettings
 from ..task import DataSource, Measured, Questions, Task, first_of, ids_of
@@ -18,6 +22,16 @@ _TINY_SETS = {"tiny-vl": ["tiny-vqa"]}  # of other generators: problems and text
 _TINY_PROMPTS = 60
 # As rollouts are sampled: temperature 1 without truncation.
 _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+_OF_SAMPLING = ("data", "systems", "n", *_SAMPLING, "max_tokens", "model", "allow_images_from")
+
+
+@dataclass(frozen=True)
+class ValueSettings:
+    """What tasks of this kind can be asked."""
+
+    rollouts: str | None = setting(
+        TEXT, "a rollouts.jsonl or its folder whose completions are measured on; nothing is sampled", None
+    )
 
 
 class ValueTask(Task):
@@ -53,6 +67,21 @@ class ValueTask(Task):
             allow_images_from=settings.allow_images_from,
         )
         return Questions(first_of(prompts, settings.limit), len(prompts), prompts.description)
+
+    def recorded(self, settings: EvaluationSettings) -> Recorded | None:
+        """The rollouts that are named, held-out ones where they say which; None where none are.
+
+        Raises:
+            EvaluationError: they cannot be measured on, or settings say how to sample.
+            DataError: they cannot be read.
+        """
+        own: ValueSettings = settings.own
+        if own.rollouts is None:
+            return None
+        idle = [f"--{name.replace('_', '-')}" for name in _OF_SAMPLING if getattr(settings, name) is not None]
+        if idle:
+            raise EvaluationError(f"--rollouts names completions that are there: {', '.join(idle)} would do nothing")
+        return read_recorded(Path(own.rollouts), settings.limit)
 
     def systems(self, settings: EvaluationSettings, names: Sequence[str]) -> list[System]:
         """Return the unguided generator: lengths under a control are another matter."""

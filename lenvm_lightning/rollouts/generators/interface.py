@@ -1,8 +1,8 @@
 """What a generator is asked and what it answers: prompts and sampling parameters in, completions or failures out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -41,11 +41,14 @@ class PromptRequest:
         prompt: what is asked.
         numbers: which of its n completions, each from 0 to n - 1; those that an earlier run got are left out.
         control: of their length, for generators with a length value model beside them; None: the model alone.
+        limit: tokens after which a completion may be truncated, though ``max_tokens`` are more; it may fall while one
+            is written. A generator that is `Stoppable` looks at it, to others it means nothing.
     """
 
     prompt: Prompt
     numbers: tuple[int, ...]
     control: "Control | None" = None
+    limit: Callable[[], int] | None = None
 
     def failures(self, reason: str) -> "Iterator[Answer]":
         """Answers that none of its completions can be had, for good."""
@@ -150,3 +153,11 @@ class Generator(Protocol):
             GeneratorError: nothing more can be had from this generator.
             GenerationError: a request has a control that this generator cannot follow.
         """
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """A generator that truncates completions while it writes them, see `PromptRequest.limit`; soon, not at once."""
+
+    def text_of(self, token_ids: list[int]) -> str:
+        """Return the text of a completion that was truncated there, as `GeneratedText` has it."""

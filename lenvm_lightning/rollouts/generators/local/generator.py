@@ -209,14 +209,14 @@ class LocalGenerator:
                 continue
             seeds = [completion_seed(sampling.seed, prompt.prompt_id, number) for number in asked.numbers]
             ends = ends_with_stop(sampling.stop, self.tokenizer)
-            request = Request(asked, ids, seeds, sampling, asked.control, inputs, ends)
+            request = Request(asked, ids, seeds, sampling, asked.control, inputs, ends, limit=asked.limit)
             reason_against = engine.why_not(request) if engine is not None else ""
             if reason_against is None:
                 yield request
             elif self.lenvm is None:
                 self._warn_slow(reason_against)
                 forbidden = forbidden_ids(self.model, None, self.processor)
-                yield from write_with_generate(self.model, request, self.stop_ids, forbidden, self._text)
+                yield from write_with_generate(self.model, request, self.stop_ids, forbidden, self.text_of)
             else:
                 yield from asked.failures(f"{reason_against}, and guided decoding knows no other way")
 
@@ -225,7 +225,7 @@ class LocalGenerator:
         asked, seed = completion.request.key, completion.request.seeds[completion.index]
         reason, ids = completion.finish_reason, completion.token_ids
         if reason == "stop" or reason == "length":
-            result: GeneratedText | Failure = GeneratedText(self._text(ids), ids, reason, completion.logprob, seed)
+            result: GeneratedText | Failure = GeneratedText(self.text_of(ids), ids, reason, completion.logprob, seed)
         else:
             result = Failure(str(completion.error), final=True)
         return Answer(asked.prompt.prompt_id, asked.numbers[completion.index], result)
@@ -288,8 +288,9 @@ class LocalGenerator:
                 stacklevel=2,
             )
 
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+    def text_of(self, token_ids: list[int]) -> str:
+        """The text of token ids, without special tokens."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
 def _engines_for(model: PreTrainedModel, rows: int) -> int:

@@ -70,7 +70,7 @@ def write_with_generate(
     own = model.generation_config
     # Not as an argument: what it does not name would come from the model's own, penalties among it.
     model.generation_config = GenerationConfig(
-        max_new_tokens=request.params.max_tokens,
+        max_new_tokens=request.most_tokens,
         do_sample=True,
         num_return_sequences=len(request.seeds),
         eos_token_id=sorted(stop_ids) or None,

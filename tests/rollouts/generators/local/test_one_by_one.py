@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from lenvm_lightning.decoding.sampling_params import SamplingParams
+from lenvm_lightning.rollouts.generators.interface import PromptRequest
 from lenvm_lightning.rollouts.generators.local import LocalGenerator
 
 
@@ -45,3 +46,6 @@ def test_other_families_sample_prompt_by_prompt(tiny_text, config):
     for prompt in prompts:
         whole = logprob_of(generator, prompt, drawn[prompt.prompt_id, 1])
         assert drawn[prompt.prompt_id, 1].logprob == pytest.approx(whole, abs=1e-3)
+    few = [PromptRequest(prompt, (0, 1, 2), limit=lambda: 4) for prompt in prompts]
+    for key, completion in results(generator, few, SamplingParams(max_tokens=12)).items():
+        assert completion.token_ids == drawn[key].token_ids[:4]

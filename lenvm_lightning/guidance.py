@@ -18,7 +18,7 @@ control of many. There is no wait for the device in here. `decoding.control_text
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -52,6 +52,8 @@ class Control(Protocol):
 
     One that aims at a length may say so by an attribute ``n``, tokens, the end included: then there is room for them.
     One that knows when a text may end, and when it must, has a method ``ends(generated: Tensor) -> Ends``.
+    One that counts to a text, and not to the end, says so by an attribute ``until``: then `remaining` counts to the
+    token that completes it, that token is an end token, and once it is written the control is not asked again.
     """
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
@@ -94,14 +96,19 @@ class EqualTo:
             ``soft``: the tilt that brings E[g] to that of the target; beyond the reach of all tilts, the extreme
             candidate.
         strength: of ``penalty``: more lands nearer, less reads more like the base model.
+        until: a text: n counts to the token that completes its first occurrence, and what follows is the base model's.
 
     Raises:
-        ValueError: n below 1, a strength that is not positive, or an unknown mode.
+        ValueError: n below 1, a strength that is not positive, an unknown mode, or an empty ``until``.
     """
 
     n: int | Tensor
     mode: EqualMode = "penalty"
     strength: float | Tensor = STRENGTH
+    until: str | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     def ends(self, generated: Tensor) -> Ends:
         """Of ``penalty``: not before 90% of n, and by 105% of it at the latest."""
@@ -112,6 +119,7 @@ class EqualTo:
         _require_count("n", self.n)
         _require_positive("strength", self.strength)
         _require_known("mode", self.mode, get_args(EqualMode))
+        _require_text("until", self.until)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to sample from. Shape (B, K)."""
@@ -136,9 +144,10 @@ class AtMost:
         low: of ``penalty``, in [0, high]: 0 shortens only.
         high: of ``penalty``, in (0, 1]: what it stays under 1 by is room for a sentence to end in.
         strength: of ``penalty``, see `EqualTo`.
+        until: see `EqualTo`.
 
     Raises:
-        ValueError: n below 1, an unknown mode, or shares or a strength that mean nothing.
+        ValueError: n below 1, an unknown mode, shares or a strength that mean nothing, or an empty ``until``.
     """
 
     n: int | Tensor
@@ -146,6 +155,10 @@ class AtMost:
     low: float | Tensor = 0.7
     high: float | Tensor = 0.9
     strength: float | Tensor = STRENGTH
+    until: str | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     def ends(self, generated: Tensor) -> Ends:
         """Of ``penalty``: with token n at the latest."""
@@ -157,6 +170,7 @@ class AtMost:
         _require_known("mode", self.mode, get_args(LimitMode))
         _require_band(self.low, self.high, 0.0, 1.0)
         _require_positive("strength", self.strength)
+        _require_text("until", self.until)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to sample from. Shape (B, K)."""
@@ -309,10 +323,23 @@ def innermost(control: Any) -> Any:
     return innermost(control.control) if isinstance(control, Gated) else control
 
 
+def until_of(control: Any) -> str | None:
+    """The text that a control counts to, inside gates too; None where that is the end of the completion."""
+    until = getattr(innermost(control), "until", None)
+    return until if isinstance(until, str) else None
+
+
 def target_of(control: Any) -> int | None:
-    """Tokens that a control aims at, inside gates too; None where it has no target."""
+    """Tokens that a control aims at, inside gates too, in the segment where it has one; None where it has no target."""
     n = getattr(innermost(control), "n", None)
     return int(n) if isinstance(n, Integral) else None
+
+
+def _shown(control: Any) -> str:
+    """The control as it is written in Python; ``until`` only where it has one."""
+    named = {field.name: getattr(control, field.name) for field in fields(control)}
+    told = [f"{name}={value!r}" for name, value in named.items() if name != "until" or value is not None]
+    return f"{type(control).__name__}({', '.join(told)})"
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------
@@ -347,6 +374,11 @@ def _require_count(name: str, number: int | Tensor) -> None:
         return
     if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
         raise ValueError(f"{name} must be a whole number of at least 1 token, the end included; got {number!r}")
+
+
+def _require_text(name: str, text: str | None) -> None:
+    if text is not None and (not isinstance(text, str) or not text):
+        raise ValueError(f"{name} must be a text such as '</think>', or None for the end; got {text!r}")
 
 
 def _require_known(name: str, word: str, known: Sequence[str]) -> None:

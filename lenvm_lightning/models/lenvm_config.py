@@ -24,6 +24,7 @@ class LenVMConfig:
             `digest`; empty for a model that holds its own.
         length_head: what the outputs of its distributional head mean, see `distributions.heads.rule_to_plain`; empty
             without one.
+        until: the text whose first occurrence it counts to, such as `</think>`; None = the end of the completion.
 
     Raises:
         ValueError: entries that mean nothing; the file may have been written by hand, or by a stranger.
@@ -37,6 +38,7 @@ class LenVMConfig:
     dropout: float = 0.0
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
     length_head: dict[str, Any] = dataclasses.field(default_factory=dict)
+    until: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
@@ -50,6 +52,7 @@ class LenVMConfig:
             "dropout": (is_number(self.dropout) and 0.0 <= self.dropout < 1.0, "a number of at least 0 and below 1"),
             "base": (_is_base(self.base), "an object that says dtype, quantise, keep_layers and digest"),
             "length_head": (isinstance(self.length_head, dict), "an object"),
+            "until": (self.until is None or (isinstance(self.until, str) and self.until != ""), "a text or null"),
         }
         if wrong := [f"{name} must be {kind}" for name, (fits, kind) in wanted.items() if not fits]:
             raise ValueError("; ".join(wrong))

@@ -7,7 +7,7 @@ end of the thinking. Then held-out stories are answered under budgets of the thi
     base model   no control
     hard cut     what servers do: when the budget is used up, ``</think>`` is forced
     ramp         beside that, a bias on ``</think>`` that grows over the last part of the budget
-    AtMost       AtMost(n, until="</think>")
+    AtMost       AtMost(n, until="</think>"); with less strength; and kept above 70% of the budget, as whole texts are
     EqualTo      EqualTo(n, until="</think>")
 
 How to read the table: *within* is the share of thinking that ends within the budget, *thinking* its mean tokens,
@@ -161,6 +161,8 @@ def systems(budgets: list[int], ramps: list[float]) -> dict[str, dict[int, Contr
     for most in ramps:
         found[f"ramp to {most:g} nats"] = {n: Ramp(n, END, most=most) for n in budgets}
     found["AtMost"] = {n: AtMost(n, until=END) for n in budgets}
+    found["AtMost, strength=10"] = {n: AtMost(n, strength=10.0, until=END) for n in budgets}
+    found["AtMost, low=0.7"] = {n: AtMost(n, low=0.7, until=END) for n in budgets}
     found["EqualTo"] = {n: EqualTo(n, until=END) for n in budgets}
     return found
 
@@ -276,7 +278,7 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     for name, controls in systems(args.budgets, args.ramps).items():
         asked += [(name, n, control) for n, control in controls.items()]
     for name, n, control in asked:
-        key = f"{name}: {control!r}"
+        key = repr(control)
         if key not in done:
             began = time.perf_counter()
             done[key] = answer(local, lenvm, control, args)

@@ -32,6 +32,7 @@ EqualMode = Literal["penalty", "hard", "soft"]
 LimitMode = Literal["penalty", "hard"]
 ScaleKind = Literal["mul", "linear", "length_mul"]
 STRENGTH = 50.0  # nats, of `reweighting.length_penalty`
+_LOW = 0.7  # share of the limit of a whole text that `AtMost` does not go below
 _EARLIEST, _LATEST = 0.9, 1.05  # shares of a target length that a text is kept within
 
 
@@ -141,7 +142,8 @@ class AtMost:
         n: tokens, at least 1.
         mode: ``penalty``: see `reweighting.length_penalty`, between the shares ``low`` and ``high`` of n.
             ``hard``: the candidate after which least follows (the paper's choice, whatever n is).
-        low: of ``penalty``, in [0, high]: 0 shortens only.
+        low: of ``penalty``, in [0, high]: 0 shortens only. Where None 0.7, and 0 with ``until``: a budget of thinking
+            is a limit, and no length to fill.
         high: of ``penalty``, in (0, 1]: what it stays under 1 by is room for a sentence to end in.
         strength: of ``penalty``, see `EqualTo`.
         until: see `EqualTo`.
@@ -152,7 +154,7 @@ class AtMost:
 
     n: int | Tensor
     mode: LimitMode = "penalty"
-    low: float | Tensor = 0.7
+    low: float | Tensor | None = None
     high: float | Tensor = 0.9
     strength: float | Tensor = STRENGTH
     until: str | None = None
@@ -166,6 +168,8 @@ class AtMost:
         return _ends(self.mode, generated, torch.zeros_like(n), n)
 
     def __post_init__(self) -> None:
+        if self.low is None:
+            object.__setattr__(self, "low", _LOW if self.until is None else 0.0)
         _require_count("n", self.n)
         _require_known("mode", self.mode, get_args(LimitMode))
         _require_band(self.low, self.high, 0.0, 1.0)
@@ -345,10 +349,11 @@ def _shown(control: Any) -> str:
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _column(number: float | Tensor, like: Tensor) -> Tensor:
+def _column(number: float | Tensor | None, like: Tensor) -> Tensor:
     """A number for all rows, or one a row, as (…, 1) beside (B, K)."""
     if isinstance(number, Tensor):
         return number.to(like.dtype)[..., None]
+    assert number is not None
     return torch.full((1, 1), number, dtype=like.dtype, device=like.device)
 
 
@@ -386,9 +391,9 @@ def _require_known(name: str, word: str, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {word!r}")
 
 
-def _require_band(low: float | Tensor, high: float | Tensor, least: float, most: float) -> None:
+def _require_band(low: float | Tensor | None, high: float | Tensor, least: float, most: float) -> None:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return
-    if not (least <= low <= high <= most and high > 0):
+    if low is None or not (least <= low <= high <= most and high > 0):
         band = f"{least:g} <= low <= high <= {most:g}"
         raise ValueError(f"low and high must be shares of n with {band}; got {low}, {high}")

@@ -246,12 +246,16 @@ def test_a_control_of_a_segment_is_that_of_a_whole_text_that_ends_there():
     """The maths know nothing of texts: only that there is one, and which."""
     probs = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     remaining, generated = torch.tensor([[0.0, 4.0, 30.0]], dtype=torch.float64), torch.tensor([5])
-    for whole, segment in ((AtMost(12), AtMost(12, until="</think>")), (EqualTo(12), EqualTo(12, until="</think>"))):
+    for whole, segment in (
+        (AtMost(12, low=0), AtMost(12, until="</think>")),
+        (EqualTo(12), EqualTo(12, until="</think>")),
+    ):
         assert torch.equal(whole(probs, remaining, generated, 0.99), segment(probs, remaining, generated, 0.99))
         assert whole.ends(generated) == segment.ends(generated)
         assert until_of(Gated(segment)) == "</think>"
         assert until_of(whole) is None
         assert "until" not in repr(whole)
         assert "until='</think>'" in repr(segment)
+    assert (AtMost(12).low, AtMost(12, until="</think>").low) == (0.7, 0.0)
     with pytest.raises(ValueError, match="until must be a text"):
         AtMost(12, until="")

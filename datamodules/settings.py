@@ -23,6 +23,8 @@ class DataSettings:
             that the package writes itself.
         dataset: arguments of `datasets.load_dataset` instead of files, for rollouts kept as a dataset.
         processor: where tokenizer or processor come from; the model's backbone where None.
+        until: a text, such as `</think>`: what is learned is how many tokens are left to the one that completes its
+            first occurrence, and what follows is left out. A completion that ends without it counts to its end.
         max_length: tokens of a row, prompt and completion; what is longer loses the end of its completion, and its
             labels keep the whole length.
         max_prompt_length: tokens of a prompt; half of max_length where None. Longer text prompts lose their beginning.
@@ -52,6 +54,7 @@ class DataSettings:
     files: str | list[str] = "tinyworld"
     dataset: dict[str, Any] | None = None
     processor: str | None = None
+    until: str | None = None
     max_length: int = 4096
     max_prompt_length: int | None = None
     max_pixels: int | None = None
@@ -73,8 +76,9 @@ class DataSettings:
 
     @property
     def limits(self) -> Limits:
-        """Sizes that rows are truncated to."""
+        """What of a rollout becomes a row."""
         return Limits(
+            until=self.until,
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             max_pixels=self.max_pixels,
@@ -99,7 +103,14 @@ class DataSettings:
         Args:
             kind: of the DataModule.
         """
-        return self._sizes_too_small() + self._sizes_that_clash() + self._layout_problems(kind) + self._share_problems()
+        nothing = ["until is an empty text, which is everywhere: leave it out"] if self.until == "" else []
+        return (
+            nothing
+            + self._sizes_too_small()
+            + self._sizes_that_clash()
+            + self._layout_problems(kind)
+            + self._share_problems()
+        )
 
     def _sizes_too_small(self) -> list[str]:
         least = {

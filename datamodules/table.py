@@ -299,7 +299,10 @@ def build_table(
     allowed = allowed_folders(allow_images_from)
     source = _source(files, dataset, allowed)
     where = [os.path.realpath(folder) for folder in allowed]
-    settings = json.dumps([FORMAT, source.content, dataclasses.asdict(limits), where]) + _processor_key(processor)
+    sizes = dataclasses.asdict(limits)
+    if limits.until is None:  # as before there were segments: tables and runs from then go on
+        del sizes["until"]
+    settings = json.dumps([FORMAT, source.content, sizes, where]) + _processor_key(processor)
     key = hashlib.blake2b(settings.encode(), digest_size=12).hexdigest()
     root = cache_dir or default_cache_dir()
     folder = root / f"rollouts-{key}"

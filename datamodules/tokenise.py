@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from lenvm_lightning.decoding.segments import tokens_until
 from lenvm_lightning.models.processors import tokenizer_of
 from lenvm_lightning.rollouts import prompting
 from lenvm_lightning.rollouts.held_out import role_of
@@ -16,9 +17,10 @@ from lenvm_lightning.utils.images import MAX_IMAGE_PIXELS, open_image
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes that rows are truncated to.
+    """What of a rollout becomes a row.
 
     Attributes:
+        until: text whose first occurrence ends the segment that is learned; None takes the whole completion.
         max_length: tokens of prompt and completion together; what is longer loses the end of its completion.
         max_prompt_length: tokens of the prompt; a longer text prompt loses its beginning, one with images is refused.
         max_pixels: pixels of an image; larger ones are scaled down, keeping their shape. None: as the processor does.
@@ -29,6 +31,7 @@ class Limits:
     max_prompt_length: int | None = None
     max_pixels: int | None = None
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    until: str | None = None
 
     @property
     def prompt(self) -> int:
@@ -91,13 +94,13 @@ def encode_rollout(
     Args:
         processor: tokenizer, or processor of a vision-language model.
         rollout: what to encode.
-        limits: sizes to truncate to.
+        limits: what becomes of it.
         prompts: token ids of prompts met before, by content; filled here, so that the completions of one prompt
             load its images once.
 
     Returns:
         The row: `input_ids`, `prompt_length` (tokens of the prompt in it), `length` (tokens of the whole
-        completion, EOS included), `censored`, `prompt_id`, `split`, `images`; and notes on limits.
+        completion, EOS included, or of its segment), `censored`, `prompt_id`, `split`, `images`; and notes on limits.
 
     Raises:
         ValueError: the rollout cannot be used; the text says why.
@@ -115,6 +118,7 @@ def encode_rollout(
         notes.append(f"split {rollout.split!r} is neither train nor test: it counts as train")
     if rollout.token_ids and not rollout.censored and not _may_end(tokenizer_of(processor), completion[-1]):
         notes.append(f"it counts as ended by itself, but its last token, {completion[-1]}, is no end of sequence")
+    completion, censored = _segment(completion, rollout.censored, limits.until, tokenizer_of(processor))
     # 2. A prompt that is too long loses its beginning, what is too long even so the end of its completion.
     if len(prompt) > limits.prompt:
         if rollout.images:
@@ -131,7 +135,7 @@ def encode_rollout(
         "input_ids": prompt + completion[:room],
         "prompt_length": len(prompt),
         "length": len(completion),
-        "censored": rollout.censored,
+        "censored": censored,
         "prompt_id": rollout.prompt_id,
         "split": rollout.split or "",
         "images": rollout.images,
@@ -140,6 +144,15 @@ def encode_rollout(
         "generator": rollout.generator or "",
     }
     return row, notes
+
+
+def _segment(completion: list[int], censored: bool, until: str | None, tokenizer: Any) -> tuple[list[int], bool]:
+    """What is learned of a completion, and whether that was truncated: a segment that has ended was not.
+
+    States behind a segment are left out of the row, so that none of them can be supervised.
+    """
+    length = None if until is None else tokens_until(completion, until, tokenizer)
+    return (completion, censored) if length is None else (completion[:length], False)
 
 
 def _encode_prompt_once(processor: Any, rollout: Rollout, limits: Limits, prompts: dict[str, list[int]]) -> list[int]:

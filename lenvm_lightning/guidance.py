@@ -18,7 +18,7 @@ control of many. There is no wait for the device in here. `decoding.control_text
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -32,6 +32,7 @@ EqualMode = Literal["penalty", "hard", "soft"]
 LimitMode = Literal["penalty", "hard"]
 ScaleKind = Literal["mul", "linear", "length_mul"]
 STRENGTH = 50.0  # nats, of `reweighting.length_penalty`
+_LOW = 0.7  # share of the limit of a whole text that `AtMost` does not go below
 _EARLIEST, _LATEST = 0.9, 1.05  # shares of a target length that a text is kept within
 
 
@@ -52,6 +53,8 @@ class Control(Protocol):
 
     One that aims at a length may say so by an attribute ``n``, tokens, the end included: then there is room for them.
     One that knows when a text may end, and when it must, has a method ``ends(generated: Tensor) -> Ends``.
+    One that counts to a text, and not to the end, says so by an attribute ``until``: then `remaining` counts to the
+    token that completes it, that token is an end token, and once it is written the control is not asked again.
     """
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
@@ -94,14 +97,19 @@ class EqualTo:
             ``soft``: the tilt that brings E[g] to that of the target; beyond the reach of all tilts, the extreme
             candidate.
         strength: of ``penalty``: more lands nearer, less reads more like the base model.
+        until: a text: n counts to the token that completes its first occurrence, and what follows is the base model's.
 
     Raises:
-        ValueError: n below 1, a strength that is not positive, or an unknown mode.
+        ValueError: n below 1, a strength that is not positive, an unknown mode, or an empty ``until``.
     """
 
     n: int | Tensor
     mode: EqualMode = "penalty"
     strength: float | Tensor = STRENGTH
+    until: str | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     def ends(self, generated: Tensor) -> Ends:
         """Of ``penalty``: not before 90% of n, and by 105% of it at the latest."""
@@ -112,6 +120,7 @@ class EqualTo:
         _require_count("n", self.n)
         _require_positive("strength", self.strength)
         _require_known("mode", self.mode, get_args(EqualMode))
+        _require_text("until", self.until)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to sample from. Shape (B, K)."""
@@ -133,19 +142,25 @@ class AtMost:
         n: tokens, at least 1.
         mode: ``penalty``: see `reweighting.length_penalty`, between the shares ``low`` and ``high`` of n.
             ``hard``: the candidate after which least follows (the paper's choice, whatever n is).
-        low: of ``penalty``, in [0, high]: 0 shortens only.
+        low: of ``penalty``, in [0, high]: 0 shortens only. Where None 0.7, and 0 with ``until``: a budget of thinking
+            is a limit, and no length to fill.
         high: of ``penalty``, in (0, 1]: what it stays under 1 by is room for a sentence to end in.
         strength: of ``penalty``, see `EqualTo`.
+        until: see `EqualTo`.
 
     Raises:
-        ValueError: n below 1, an unknown mode, or shares or a strength that mean nothing.
+        ValueError: n below 1, an unknown mode, shares or a strength that mean nothing, or an empty ``until``.
     """
 
     n: int | Tensor
     mode: LimitMode = "penalty"
-    low: float | Tensor = 0.7
+    low: float | Tensor | None = None
     high: float | Tensor = 0.9
     strength: float | Tensor = STRENGTH
+    until: str | None = None
+
+    def __repr__(self) -> str:
+        return _shown(self)
 
     def ends(self, generated: Tensor) -> Ends:
         """Of ``penalty``: with token n at the latest."""
@@ -153,10 +168,13 @@ class AtMost:
         return _ends(self.mode, generated, torch.zeros_like(n), n)
 
     def __post_init__(self) -> None:
+        if self.low is None:
+            object.__setattr__(self, "low", _LOW if self.until is None else 0.0)
         _require_count("n", self.n)
         _require_known("mode", self.mode, get_args(LimitMode))
         _require_band(self.low, self.high, 0.0, 1.0)
         _require_positive("strength", self.strength)
+        _require_text("until", self.until)
 
     def __call__(self, probs: Tensor, remaining: Tensor, generated: Tensor, gamma: float) -> Tensor:
         """Probabilities to sample from. Shape (B, K)."""
@@ -309,19 +327,33 @@ def innermost(control: Any) -> Any:
     return innermost(control.control) if isinstance(control, Gated) else control
 
 
+def until_of(control: Any) -> str | None:
+    """The text that a control counts to, inside gates too; None where that is the end of the completion."""
+    until = getattr(innermost(control), "until", None)
+    return until if isinstance(until, str) else None
+
+
 def target_of(control: Any) -> int | None:
-    """Tokens that a control aims at, inside gates too; None where it has no target."""
+    """Tokens that a control aims at, inside gates too, in the segment where it has one; None where it has no target."""
     n = getattr(innermost(control), "n", None)
     return int(n) if isinstance(n, Integral) else None
+
+
+def _shown(control: Any) -> str:
+    """The control as it is written in Python; ``until`` only where it has one."""
+    named = {field.name: getattr(control, field.name) for field in fields(control)}
+    told = [f"{name}={value!r}" for name, value in named.items() if name != "until" or value is not None]
+    return f"{type(control).__name__}({', '.join(told)})"
 
 
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
-def _column(number: float | Tensor, like: Tensor) -> Tensor:
+def _column(number: float | Tensor | None, like: Tensor) -> Tensor:
     """A number for all rows, or one a row, as (…, 1) beside (B, K)."""
     if isinstance(number, Tensor):
         return number.to(like.dtype)[..., None]
+    assert number is not None
     return torch.full((1, 1), number, dtype=like.dtype, device=like.device)
 
 
@@ -349,14 +381,19 @@ def _require_count(name: str, number: int | Tensor) -> None:
         raise ValueError(f"{name} must be a whole number of at least 1 token, the end included; got {number!r}")
 
 
+def _require_text(name: str, text: str | None) -> None:
+    if text is not None and (not isinstance(text, str) or not text):
+        raise ValueError(f"{name} must be a text such as '</think>', or None for the end; got {text!r}")
+
+
 def _require_known(name: str, word: str, known: Sequence[str]) -> None:
     if word not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}; got {word!r}")
 
 
-def _require_band(low: float | Tensor, high: float | Tensor, least: float, most: float) -> None:
+def _require_band(low: float | Tensor | None, high: float | Tensor, least: float, most: float) -> None:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return
-    if not (least <= low <= high <= most and high > 0):
+    if low is None or not (least <= low <= high <= most and high > 0):
         band = f"{least:g} <= low <= high <= {most:g}"
         raise ValueError(f"low and high must be shares of n with {band}; got {low}, {high}")

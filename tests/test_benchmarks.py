@@ -44,6 +44,18 @@ def test_censoring():
             assert scores[f"mre_{group}_percent"] >= abs(scores[f"bias_{group}_percent"])
 
 
+@pytest.mark.slow
+def test_segments(tmp_path):
+    _, result = run("segments", "--out", str(tmp_path / "segments"))
+    assert result["until"] == "</think>"
+    systems = {row["system"] for row in result["rows"]}
+    assert {"base model", "hard cut", "ramp to 10 nats", "AtMost", "EqualTo"} <= systems
+    for row in result["rows"]:
+        if row["system"] != "base model":
+            assert row["budget"] == 24
+        assert row["within"][1] <= row["within"][0] <= row["within"][2]
+
+
 def test_decoding():
     _, result = run("decoding")
     row, even, mixed = result["rows"]

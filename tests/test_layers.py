@@ -32,4 +32,4 @@ print(*embedded.generators(), *prompt_sets())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules, names = done.stdout.splitlines()
     assert HEAVY & set(modules.split()) == set()
-    assert names.split() == ["tiny-text", "tiny-vl", "tiny-math", "tiny-write", "tiny-vqa"]
+    assert names.split() == ["tiny-text", "tiny-vl", "tiny-math", "tiny-write", "tiny-vqa", "tiny-think"]

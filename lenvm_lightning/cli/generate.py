@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     control.add_argument("--at-least", type=int, metavar="N", help="aim at no fewer than so many")
     control.add_argument("--tilt", type=float, metavar="BETA", help="below 0 shorter, above 0 longer; try -5")
     control.add_argument("--control", metavar="TEXT", help="any control as text, such as equal-to:128:hard")
+    length.add_argument(
+        "--until",
+        metavar="TEXT",
+        help="beside --equal-to or --at-most: N counts to this text, such as '</think>', and what follows is the base "
+        "model's; takes a length value model that was trained so",
+    )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("-n", type=int, default=1, help="completions (default: 1)")
     known = fields_of(SamplingParams)
@@ -132,6 +138,8 @@ def _control(arguments: argparse.Namespace) -> "Control | None":
     Raises:
         GenerationError: a number that means nothing.
     """
+    if arguments.until is not None and arguments.equal_to is None and arguments.at_most is None:
+        raise GenerationError("--until goes with --equal-to or --at-most (in --control: at-most:64:until=TEXT)")
     if arguments.control is not None:
         from ..decoding.control_text import parse_control
 
@@ -145,7 +153,7 @@ def _control(arguments: argparse.Namespace) -> "Control | None":
     kinds: dict[str, Any] = {"equal_to": EqualTo, "at_most": AtMost, "at_least": AtLeast, "tilt": Tilt}
     [(name, number)] = given
     try:
-        return kinds[name](number)
+        return kinds[name](number) if arguments.until is None else kinds[name](number, until=arguments.until)
     except ValueError as error:
         raise GenerationError(f"--{name.replace('_', '-')}: {error}") from error
 

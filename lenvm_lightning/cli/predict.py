@@ -66,6 +66,11 @@ def execute(arguments: argparse.Namespace) -> int:
     guess = "tiny-vl" if arguments.prompts == "tiny-vqa" else "tiny-text"
     generator = arguments.generator or embedded.generator_of(arguments.lenvm or "")
     lenvm = open_lenvm(arguments, generator or guess)
+    if lenvm.config.until is not None and arguments.format != "jsonl":
+        raise DataError(
+            f"--format {arguments.format} tells lengths of whole answers, and this length value model counts to "
+            f"{lenvm.config.until!r}: name another with --lenvm"
+        )
     processor = load_processor(generator or arguments.lenvm or guess)
     status = 0
     for prompt, found in predict_lengths(lenvm, processor, prompts, quantiles=arguments.quantiles):

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import GenerationError
-from ..guidance import Control, is_control, target_of
+from ..guidance import Control, is_control, target_of, until_of
+from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 from ..utils.settings import is_integer
 from .batched_controls import numbers_for_a_batch
@@ -19,11 +20,25 @@ from .engine import Engine, RunningCompletion
 from .limits import context_window, contradiction, why_no_room, why_unreadable
 from .prefill import Request
 from .sampling_params import GUIDED_SAMPLING, SamplingParams, completion_seed
+from .segments import why_not_until
+from .text_stream import ends_with_stop
 from .vocabulary import SPARE_IDS, embedding_rows, stop_ids_of
 
 MAX_TOKENS = 512  # of a completion without a target
 _ROOM_FACTOR, _ROOM = 2, 16  # beside a target: one that is missed is better seen missed than truncated
 _MAX_ROWS = 256  # completions written side by side, where nobody says: more take memory and were never measured
+
+
+def room_for(target: int | None, until: str | None) -> int:
+    """Tokens that a completion may have where nobody says.
+
+    Args:
+        target: of its control, or of its segment; None without one.
+        until: what ends the segment, behind which an answer follows; None where the target is of the whole.
+    """
+    if target is None or until is not None:
+        return MAX_TOKENS + (target or 0)
+    return _ROOM_FACTOR * target + _ROOM
 
 
 @dataclass
@@ -155,6 +170,9 @@ class RequestBatch:
                 self._problems.append(f"control {control!r} of prompt {row} is none: use EqualTo(128), Tilt(-5), …")
             elif numbers_for_a_batch(control):
                 self._problems.append("control has numbers for several rows: give a list, one control for each prompt")
+            elif self._given.lenvm is not None:
+                against = why_not_until(control, self._given.lenvm.config.until, tokenizer_of(self._given.tokenizer))
+                self._problems += [against] if against else []
         return controls
 
     def _stops(self) -> tuple[str, ...]:
@@ -227,7 +245,7 @@ class RequestBatch:
             self.failed.append((row, problem))
             return
         target = target_of(control)
-        default = MAX_TOKENS if target is None else _ROOM_FACTOR * target + _ROOM
+        default = room_for(target, until_of(control))
         tokens = int(min(limit or default, context_window(models) - len(ids)))
         # Where there are problems nothing is written, and n may be no number.
         seeds = [] if self._problems else [completion_seed(params.seed, "", index) for index in range(self.n)]
@@ -296,24 +314,5 @@ def _ending(
 
     def ending(ids: list[int]) -> bool:
         return (at_stop is not None and at_stop(ids)) or ends(row, ids)
-
-    return ending
-
-
-def ends_with_stop(stops: Sequence[str], tokenizer: Any) -> Callable[[list[int]], bool] | None:
-    """Whether a text holds one of some stop strings at its end; None where there are none.
-
-    Args:
-        stops: the strings, none of them empty.
-        tokenizer: decodes what was written.
-    """
-    if not stops:
-        return None
-    # A token is a byte at least, but for the first ones, which may be parts of a character.
-    tail = max(len(text.encode()) for text in stops) + 8
-
-    def ending(ids: list[int]) -> bool:
-        written = tokenizer.decode(ids[-tail:])
-        return any(text in written for text in stops)
 
     return ending

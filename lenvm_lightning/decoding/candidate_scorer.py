@@ -15,6 +15,7 @@ from ..guidance import Control
 from ..models.value_model import LengthValueModel
 from ..tree import tree_layout
 from .batched_controls import per_row
+from .end_tokens import EndTokens
 from .kv_layout import round_up_to_power
 from .model_runner import ModelRunner
 from .sampling import RowParams, candidates, sample_candidates, sample_tokens
@@ -129,7 +130,7 @@ class CandidateScorer:
         uniforms: Tensor,
         generated: Tensor,
         rules: RowRules,
-        stop_ids: Tensor,
+        end_tokens: EndTokens,
         forbidden: Tensor | None,
     ) -> StepResult:
         """Choose the next token of every row.
@@ -140,30 +141,30 @@ class CandidateScorer:
             uniforms: one number in [0, 1) a row. Shape (B,), float64.
             generated: tokens written so far. Shape (B,).
             rules: of each row.
-            stop_ids: ids of end tokens. Shape (n,), int64.
+            end_tokens: of each row.
             forbidden: ids that are never sampled. Shape (n,), int64.
         """
         # 1. What truncation leaves of the tokens that may come, and how many columns of it have to be scored.
         narrow = self._may_narrow(logits)
-        early, due = rules.control.ends(generated)
-        has_ends = len(stop_ids) > 0
-        some_early = has_ends and (not narrow or bool(early.any()))
-        may_end = _without_ends(logits, early, stop_ids) if some_early else logits
-        ids, probs = candidates(may_end, rules.params, self._most_candidates(rules), forbidden)
+        early, due = end_tokens.told_by(rules.control, generated)
+        some_early = bool(end_tokens) and (not narrow or bool(early.any()))
+        may_come = end_tokens.left_in(logits, early, some_early)
+        ids, probs = candidates(may_come, rules.params, self._most_candidates(rules), forbidden)
         scored = self._columns_to_score(probs, rules, due)
         shown = max(scored, 1) if narrow else ids.shape[1]
         ids, probs = ids[:, :shown], probs[:, :shown]
         # 2. How much would follow each candidate.
-        ends = torch.isin(ids, stop_ids)
+        ends = end_tokens.among(ids)
         remaining, before = self.score(last_tokens, ids[:, :scored], ends[:, :scored])
         if not scored:  # one candidate a row: one token less than before it
             remaining = torch.where(ends, 0.0, (before - 1).clamp(min=0)[:, None])
         remaining = remaining.to(probs.dtype)
         # 3. An end that is due is a candidate too. What the controls make of them; nothing comes back that is none.
-        if has_ends and (not narrow or bool(due.any())):
-            ids, probs, remaining = _with_end(ids, probs, remaining, logits, due, rules.params.temperature, stop_ids)
+        if end_tokens and (not narrow or bool(due.any())):
+            ids, probs, remaining = _with_end(ids, probs, remaining, logits, due, rules.params.temperature, end_tokens)
             scored += 1
         guided = rules.control(probs, remaining, generated, self.lenvm.gamma) if scored else probs
+        guided = end_tokens.forced(probs, ids, guided, due)
         guided = guided.masked_fill(probs <= 0, 0.0)
         # 4. One candidate of each row.
         sampled = sample_candidates(ids, guided, uniforms)
@@ -181,7 +182,7 @@ class CandidateScorer:
         # 7. What remains after the tokens that were chosen.
         of_chosen = remaining.gather(1, place).squeeze(1)
         after = torch.where(rules.guided, of_chosen, (before - 1).clamp(min=0))
-        after = after.masked_fill(torch.isin(tokens, stop_ids), 0.0)
+        after = after.masked_fill(torch.isin(tokens, end_tokens.stop_ids), 0.0)
         of_candidates = (column[:, :scored] for column in (ids, probs, remaining, guided))
         return StepResult(tokens, logprobs, before, after, *of_candidates)
 
@@ -203,12 +204,6 @@ class CandidateScorer:
         return int((counts * chooses).amax()) if bool(chooses.any()) else 0
 
 
-def _without_ends(logits: Tensor, early: Tensor, stop_ids: Tensor) -> Tensor:
-    """Logits without end tokens in the rows that may not end yet. Shape (B, V)."""
-    ends = logits[:, stop_ids].masked_fill(early[:, None], -torch.inf)
-    return logits.index_copy(1, stop_ids, ends)
-
-
 def _with_end(
     ids: Tensor,
     probs: Tensor,
@@ -216,7 +211,7 @@ def _with_end(
     logits: Tensor,
     due: Tensor,
     temperature: Tensor,
-    stop_ids: Tensor,
+    end_tokens: EndTokens,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Candidates with one more column: the likeliest end token, where the end is due and truncation has left it out.
 
@@ -227,21 +222,21 @@ def _with_end(
         logits: of the generator. Shape (B, V).
         due: True = the end is due. Shape (B,).
         temperature: shape (B, 1).
-        stop_ids: ids of end tokens. Shape (n,).
+        end_tokens: of each row.
 
     Returns:
         The three, shape (B, K + 1). An end that is brought in has the probability that the generator gives it beside
         the candidates, and 0 tokens follow it.
     """
-    ends = logits[:, stop_ids].double()
-    best, place = ends.max(-1, keepdim=True)
+    end_ids, best = end_tokens.likeliest(logits)
     beside_first = ((best - logits.gather(1, ids[:, :1]).double()) / temperature).exp()
-    offered = (torch.isin(ids, stop_ids) & (probs > 0)).any(-1, keepdim=True)
+    offered = (end_tokens.brought(ids) & (probs > 0)).any(-1, keepdim=True)
     smallest = torch.finfo(probs.dtype).tiny  # an end that is due is never impossible
     end = torch.where(due[:, None] & ~offered, (probs[:, :1] * beside_first).clamp(min=smallest), 0.0)
-    ids = torch.cat([ids, stop_ids[place]], 1)
+    after = torch.where(end_tokens.among(end_ids), 0.0, 1.0).to(probs.dtype)
+    ids = torch.cat([ids, end_ids], 1)
     probs = torch.cat([probs, end], 1) / (1.0 + end)
-    return ids, probs, torch.cat([remaining, torch.zeros_like(end)], 1)
+    return ids, probs, torch.cat([remaining, after], 1)
 
 
 @lru_cache(maxsize=64)

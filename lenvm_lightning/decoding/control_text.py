@@ -1,5 +1,6 @@
 """The text form of a control, the same in command lines, recipes and servers: `tilt:-5`, `equal-to:128:hard`."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,11 @@ from ..guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
 EXAMPLES = (
     "none", "tilt:-5", "equal-to:128", "equal-to:128:hard", "equal-to:128:soft", "at-most:64", "at-most:64:hard",
     "at-least:200", "at-least:200:hard", "scale:mul:0.5", "scale:linear:-0.5", "scale:length_mul:0.5",
-    "gated:0.1:0.5:tilt:-5",
+    "gated:0.1:0.5:tilt:-5", "at-most:64:until=</think>",
 )  # fmt: skip
 LONGEST_TARGET = 2**31  # tokens
+_UNTIL = ":until="  # the last part, whatever colons stand in it
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,14 @@ def _target(kind: Any) -> Callable[[list[str]], Control]:
         n = _number(int, parts[0])
         if n >= LONGEST_TARGET:
             raise ValueError("no text has so many tokens")
-        control: Control = kind(n, *parts[1:])
+        named: dict[str, str] = {}
+        if parts[-1].startswith(_UNTIL[1:]):
+            if kind is AtLeast:
+                raise ValueError("until= ends a segment softly, which equal-to and at-most do")
+            named["until"] = _unescaped(parts.pop()[len(_UNTIL) - 1 :])
+        if len(parts) > 2:
+            raise ValueError("it has one mode at most")
+        control: Control = kind(n, *parts[1:], **named)
         return control
 
     return build
@@ -56,7 +66,25 @@ def _gated(parts: list[str]) -> Control:
 
 
 def _target_parts(control: Any) -> list[Any]:
-    return [control.n, control.mode]
+    until = getattr(control, "until", None)
+    return [control.n, control.mode, *([] if until is None else [f"{_UNTIL[1:]}{_escaped(until)}"])]
+
+
+def _escaped(text: str) -> str:
+    return "".join(_ESCAPES.get(character, character) for character in text)
+
+
+def _unescaped(text: str) -> str:
+    r"""A text as it was before `\n`, `\r`, `\t` and `\\` stood for what they stand for in most languages.
+
+    Raises:
+        ValueError: another letter, or nothing, stands behind a backslash.
+    """
+    meant = {escape: character for character, escape in _ESCAPES.items()}
+    parts = re.split(r"(\\.?)", text)
+    if strange := [part for part in parts if part.startswith("\\") and part not in meant]:
+        raise ValueError(f"until= has {strange[0]!r}; write {', '.join(meant)}")
+    return "".join(meant.get(part, part) for part in parts)
 
 
 def _gated_parts(control: Gated) -> list[Any]:
@@ -66,21 +94,23 @@ def _gated_parts(control: Gated) -> list[Any]:
 _FORMS = {
     "none": _Form(type(None), "none", 0, 0, lambda parts: None, lambda control: []),
     "tilt": _Form(Tilt, "tilt:-5", 1, 1, lambda parts: Tilt(_number(float, parts[0])), lambda control: [control.beta]),
-    "equal-to": _Form(EqualTo, "equal-to:128", 1, 2, _target(EqualTo), _target_parts),
-    "at-most": _Form(AtMost, "at-most:128", 1, 2, _target(AtMost), _target_parts),
-    "at-least": _Form(AtLeast, "at-least:128", 1, 2, _target(AtLeast), _target_parts),
+    "equal-to": _Form(EqualTo, "equal-to:128", 1, 3, _target(EqualTo), _target_parts),
+    "at-most": _Form(AtMost, "at-most:128", 1, 3, _target(AtMost), _target_parts),
+    "at-least": _Form(AtLeast, "at-least:128", 1, 3, _target(AtLeast), _target_parts),
     "scale": _Form(Scale, "scale:mul:0.5", 2, 2, _scale, lambda control: [control.kind, control.scale]),
-    "gated": _Form(Gated, "gated:0.1:0.5:tilt:-5", 3, 6, _gated, _gated_parts),
+    "gated": _Form(Gated, "gated:0.1:0.5:tilt:-5", 3, 7, _gated, _gated_parts),
 }
 """A control of your own gets its text form by one more line here."""
 
 
 def parse_control(text: str) -> Control | None:
-    """Read a control.
+    r"""Read a control.
 
     Args:
         text: ``none``, ``tilt:BETA``, ``equal-to:N``, ``at-most:N`` or ``at-least:N`` (each with ``:MODE`` after it or
-            without), ``scale:KIND:SCALE``, or ``gated:MIN_G:MIN_ENTROPY:`` before another one; see `guidance`.
+            without), ``scale:KIND:SCALE``, or ``gated:MIN_G:MIN_ENTROPY:`` before another one; see `guidance`. An
+            ``equal-to`` or ``at-most`` may end in ``:until=TEXT``: everything behind it is the text, with ``\n`` for
+            the end of a line, ``\t`` for a tab and ``\\`` for a backslash.
 
     Returns:
         The control; None for ``none``.
@@ -88,7 +118,9 @@ def parse_control(text: str) -> Control | None:
     Raises:
         GenerationError: the text is none of these, or a number or a mode means nothing; it names the nearest right one.
     """
-    name, *parts = (part.strip() for part in text.strip().split(":"))
+    head, mark, until = text.partition(_UNTIL)
+    name, *parts = (part.strip() for part in head.strip().split(":"))
+    parts += [f"{mark[1:]}{until}"] if mark else []
     form = _FORMS.get(name)
     if form is None:
         hint = nearest(name, _FORMS) or nearest(text, EXAMPLES)

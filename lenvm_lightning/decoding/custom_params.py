@@ -10,7 +10,7 @@ from 1; ``value_min`` is read only where there is no target (and not on its GPU 
 from typing import Any
 
 from ..errors import GenerationError, nearest
-from ..guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt
+from ..guidance import AtLeast, AtMost, Control, EqualTo, Gated, Scale, Tilt, until_of
 from .batched_controls import numbers_for_a_batch
 from .control_text import LONGEST_TARGET
 
@@ -57,6 +57,8 @@ def _params(control: Any) -> dict[str, Any]:
     if not isinstance(control, EqualTo | AtMost | AtLeast):
         known = "Tilt, EqualTo, AtMost, AtLeast, Scale, Gated"
         raise GenerationError(f"the research server has no name for the control {control!r}; it knows {known}")
+    if until_of(control) is not None:
+        raise GenerationError(f"the research server has no name for until in {control}: it counts to the end of a text")
     if control.mode == "penalty":
         modes = "mode='hard' or mode='soft'" if isinstance(control, EqualTo) else "mode='hard'"
         raise GenerationError(

@@ -15,15 +15,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import GenerationError, named
+from ..guidance import Control
+from ..models.processors import tokenizer_of
 from ..models.value_model import LengthValueModel
 from ..utils.threads import is_small, one_thread
 from . import compatibility
 from .candidate_scorer import MOST_CANDIDATES, RowRules, StepResult
+from .end_tokens import EndTokens, SegmentEnds
 from .kv_cache import FEWEST_ROWS
 from .model_runner import ModelRunner
 from .prefill import Prefiller, Request
 from .sampling import sample_tokens
 from .sampling_params import SamplingParams
+from .segments import Segment, segment_of, why_not_until
 from .vocabulary import forbidden_ids, stop_ids_of
 
 Passed = TypeVar("Passed")
@@ -53,6 +57,9 @@ class RunningCompletion:
             see ``error``; None while it is being written.
         unread: why a model cannot read its prompt; None where it can.
         result: what the last step decided for all rows, and ``place``, which of them this is; None without a scorer.
+        segment: what the length value model counts to, and where a control stops acting; None where it never does.
+        is_open: True = the text that ends the segment has not been written.
+        was_guided: True = the last token was chosen under the control.
     """
 
     request: Request
@@ -66,6 +73,14 @@ class RunningCompletion:
     unread: str | None = None
     result: StepResult | None = None
     place: int = 0
+    segment: Segment | None = None
+    is_open: bool = True
+    was_guided: bool = False
+
+    @property
+    def control(self) -> Control | None:
+        """What the next token is chosen under; None behind the end of its segment, as without a control."""
+        return self.request.control if self.is_open else None
 
     def take(self, numbers: Sequence[float], result: StepResult | None, place: int, stop_ids: frozenset[int]) -> None:
         """Count in what a step has chosen: token, log-probability and, with a scorer, what remains after it."""
@@ -75,6 +90,10 @@ class RunningCompletion:
         self.logprob += logprob
         self.remaining = after[0] if after else None
         self.result, self.place = result, place
+        self.was_guided = self.control is not None
+        if self.segment is not None:
+            self.is_open = self.is_open and not self.segment.is_ended_by(self.token_ids)
+            self.remaining = self.remaining if self.is_open else 0.0
         self.finish_reason = self._finish(stop_ids)
 
     def _finish(self, stop_ids: frozenset[int]) -> FinishReason | None:
@@ -86,9 +105,9 @@ class RunningCompletion:
         return "length" if len(self.token_ids) >= self.request.most_tokens else None
 
     @classmethod
-    def of(cls, request: Request, index: int) -> "RunningCompletion":
+    def of(cls, request: Request, index: int, segment: Segment | None = None) -> "RunningCompletion":
         """One that begins: its first step feeds the last token of the prompt."""
-        return cls(request, index, request.prompt_ids[-1], Random(request.seeds[index]))
+        return cls(request, index, request.prompt_ids[-1], Random(request.seeds[index]), segment=segment)
 
     @classmethod
     def failed(cls, request: Request, reason: str) -> "list[RunningCompletion]":
@@ -117,6 +136,10 @@ class Engine(Generic[Passed]):
             and 1 with one.
         compiled: compile the steps of both models, see `compiled`.
 
+    Attributes:
+        stop_ids: that end a completion.
+        counts_to_the_end: False = the length value model counts to the end of a segment.
+
     Raises:
         GenerationError: a model that cannot be decoded in rows of a cache, see `compatibility`.
     """
@@ -140,6 +163,7 @@ class Engine(Generic[Passed]):
         self._one_thread = is_small(generator) and (lenvm is None or is_small(lenvm.backbone))
         self.stop_ids = stop_ids_of(generator, processor) if stop_ids is None else stop_ids
         self._stop_tensor = torch.tensor(sorted(self.stop_ids), dtype=torch.int64, device=self._device)
+        self._tokenizer = tokenizer_of(processor)
         self._forbidden = forbidden_ids(generator, lenvm, processor)
         self._cache = self._runner.new_cache(fewest_rows)
         self._caches = [self._cache] if self._scorer is None else [self._cache, self._scorer.cache]
@@ -147,6 +171,7 @@ class Engine(Generic[Passed]):
         if self._scorer is not None:
             readers.append((self._scorer.runner, self._scorer.lenvm))
         self._prompts = Prefiller(readers)
+        self.counts_to_the_end = lenvm is None or lenvm.config.until is None
         self._fewest_rows = fewest_rows
         self._max_rows = max_rows
         self._rows: list[RunningCompletion | None] = []  # of the caches; None = the row is free
@@ -212,7 +237,10 @@ class Engine(Generic[Passed]):
         for place, (row, of_row) in enumerate(zip(rows, numbers.tolist(), strict=True)):
             if row is None:
                 continue
+            had_control = row.control is not None
             row.take(of_row, result, place, self.stop_ids)
+            if had_control and row.control is None:  # its segment has ended, and the rest is the base model's
+                self._rules = None
             written.append(row)
             if row.finish_reason:
                 self._free(place, wipe=row.finish_reason == "error")
@@ -240,7 +268,7 @@ class Engine(Generic[Passed]):
             return numbers, None
         generated = torch.tensor([len(row.token_ids) if row else 0 for row in self._rows]).to(self._device)
         result = self._scorer.choose(
-            last_tokens, logits, uniforms, generated, rules, self._stop_tensor, self._forbidden
+            last_tokens, logits, uniforms, generated, rules, self._end_tokens(logits), self._forbidden
         )
         columns = (result.tokens, result.logprobs, result.after)
         return torch.stack([column.double() for column in columns], 1), result
@@ -252,7 +280,36 @@ class Engine(Generic[Passed]):
             # Free rows are sampled too, and forgotten: to leave them out costs more.
             free = next(request.params for request in requests if request)
         params = [request.params if request else free for request in requests]
-        return RowRules(params, [request.control if request else None for request in requests], self._device)
+        return RowRules(params, [row.control if row else None for row in self._rows], self._device)
+
+    def _end_tokens(self, logits: Tensor) -> EndTokens:
+        """What ends the rows in this step, those with an open segment by what is written of its text."""
+        open_rows = {
+            place: (row.segment, row.segment.place(row.token_ids))
+            for place, row in enumerate(self._rows)
+            if row is not None and row.segment is not None and row.control is not None
+        }
+        if not open_rows:
+            return EndTokens(self._stop_tensor)
+        return SegmentEnds(self._stop_tensor, open_rows, logits.shape, self._device)
+
+    def _segment(self, control: Control | None) -> Segment | None:
+        """What the length value model counts to, and a control acts on; None where that is the end, or nobody knows.
+
+        Raises:
+            GenerationError: the control counts to something else than the length value model.
+        """
+        if self._scorer is None:
+            return None
+        until = self._scorer.lenvm.config.until
+        if against := why_not_until(control, until, self._tokenizer):
+            raise GenerationError(against)
+        if until is None or self._tokenizer is None:
+            return None
+        try:
+            return segment_of(until, self._tokenizer)
+        except GenerationError:  # without a control only what remains is told, to wherever it ends
+            return None
 
     # -- prompts ---
 
@@ -294,8 +351,9 @@ class Engine(Generic[Passed]):
             return False
         for cache, one in zip(self._caches, request.prefills, strict=True):
             cache.fill(rows, one.cache, [one.row] * len(rows), length, offset=one.offset, start=one.start)
+        segment = self._segment(request.control)
         for place in rows:
-            self._rows[place] = RunningCompletion.of(request, prompt.left.popleft())
+            self._rows[place] = RunningCompletion.of(request, prompt.left.popleft(), segment)
         self._rules = None
         self._running += len(rows)
         if not prompt.left:

@@ -181,7 +181,7 @@ def _trace(one: RunningCompletion, gamma: float) -> TokenTrace:
     result, place = one.result, one.place
     assert result is not None
     kept = (result.probs[place] > 0).nonzero().flatten()
-    if one.request.control is None:  # nobody chose among candidates
+    if not one.was_guided:  # nobody chose among candidates
         kept = kept[:0]
     columns = (result.ids, result.probs, result.remaining, result.guided)
     ids, probs, after, guided = (column[place, kept].tolist() for column in columns)

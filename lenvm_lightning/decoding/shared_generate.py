@@ -75,7 +75,8 @@ def generate_under_control(model: PreTrainedModel, source: str, *, control: Any 
         control = parse_control(control)
     if control is None:
         return GenerationMixin.generate(model, **arguments)
-    way = guided(_lenvm_of(model, source), control, arguments.get("streamer"))
+    tokenizer = tokenizer_of(arguments.get("tokenizer"))
+    way = guided(_lenvm_of(model, source), control, arguments.get("streamer"), tokenizer)
     return GenerationMixin.generate(model, custom_generate=way, **_with_stops(arguments))
 
 

@@ -1,6 +1,6 @@
 """Tokens to text, as they come: no half characters, nothing behind a stop text, and no token read twice."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 HALF = "\ufffd"  # what a decoder says of half a character
@@ -55,3 +55,22 @@ class TextStream:
             self._stopped = True
         shown, self._shown = self.text[self._shown : end], max(self._shown, end)
         return shown
+
+
+def ends_with_stop(stops: Sequence[str], tokenizer: Any) -> Callable[[list[int]], bool] | None:
+    """Whether a text holds one of some stop strings at its end; None where there are none.
+
+    Args:
+        stops: the strings, none of them empty.
+        tokenizer: decodes what was written.
+    """
+    if not stops:
+        return None
+    # A token is a byte at least, but for the first ones, which may be parts of a character.
+    tail = max(len(text.encode()) for text in stops) + 2 * _MOST_BYTES
+
+    def ending(ids: list[int]) -> bool:
+        written = tokenizer.decode(ids[-tail:])
+        return any(text in written for text in stops)
+
+    return ending

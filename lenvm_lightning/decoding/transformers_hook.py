@@ -29,7 +29,10 @@ _REPEATED = ("attention_mask", "mm_token_type_ids")  # inputs of one row a seque
 
 
 def guided(
-    lenvm: LengthValueModel, control: Control | Sequence[Control | None] | None, streamer: Any = None
+    lenvm: LengthValueModel,
+    control: Control | Sequence[Control | None] | None,
+    streamer: Any = None,
+    tokenizer: Any = None,
 ) -> Callable[..., Tensor | GenerateDecoderOnlyOutput] | None:
     """A decoding method for ``generator.generate(**inputs, custom_generate=guided(lenvm, EqualTo(128)))``.
 
@@ -43,6 +46,7 @@ def guided(
         lenvm: length value model of the same vocabulary.
         control: of the length; a list has one entry for each prompt.
         streamer: of transformers, that gets the tokens as they are written; for one sequence.
+        tokenizer: of the generator; needed where a control counts to a text.
 
     Raises:
         GenerationError: when called, with what `generate` refuses, beams, or logits processors that
@@ -96,6 +100,7 @@ def guided(
             seed=torch.randint(2**31, (len(prompts),)).tolist(),
             eos_token_id=settings.eos_token_id,
             ends=_as_ending(others, prompts) if others else None,
+            tokenizer=tokenizer,
         )
         if streamer is None:
             completions = generate(model, lenvm, inputs, **asked)

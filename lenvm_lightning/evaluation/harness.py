@@ -34,6 +34,7 @@ except ImportError as error:
 
 from ..decoding.arguments import Arguments, RequestBatch
 from ..decoding.control_text import parse_control
+from ..decoding.segments import why_not_until
 from ..decoding.vocabulary import stop_ids_of
 from ..errors import GenerationError, LenVMError, nearest
 from ..guidance import Control
@@ -103,6 +104,10 @@ class LenVMHarness(HFLM):
             generator, dtype=dtype, device=device, rows=rows, trust_remote_code=trust_remote_code
         )
         self.lenvm = None if self.control is None else _load_lenvm(lenvm, generator, gamma, dtype, device)
+        if self.lenvm is not None and (
+            against := why_not_until(self.control, self.lenvm.config.until, self.generator.tokenizer)
+        ):
+            raise GenerationError(against)
         self.written: list[int] = []
         self.truncated = 0
         self._seed, self._default_limit = seed, max_gen_toks

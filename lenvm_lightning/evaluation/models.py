@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from ..decoding.segments import why_not_until
+from ..errors import EvaluationError
 from ..models.processors import tokenizer_of
 from ..rollouts.generators.interface import Generator
 from ..rollouts.generators.local.loading import place_for, require_same_tokens
@@ -84,7 +86,28 @@ class Models:
                 generator=model_of(self._prepared.generator),
             )
             self.gamma = self._lenvm.gamma
+            self._require_its_end(self._lenvm.config.until)
         return self._lenvm
+
+    def _require_its_end(self, until: str | None) -> None:
+        """Refuse a length value model that counts to something else than what is measured, before anything is sampled.
+
+        Raises:
+            EvaluationError: it does.
+        """
+        prepared = self._prepared
+        if until is not None and prepared.task.needs_lenvm:
+            raise EvaluationError(
+                f"{prepared.task.name} measures lengths of whole completions, and {prepared.settings.lenvm} counts to "
+                f"{until!r}: name another length value model"
+            )
+        if prepared.server or is_vllm(prepared.generator):
+            return
+        meta = next(iter(prepared.questions.prompts)).meta
+        tokenizer = tokenizer_of(self.processor())
+        controls = [system.control(meta) for system in prepared.systems if system.control is not None]
+        if problems := [told for one in controls if (told := why_not_until(one, until, tokenizer))]:
+            raise EvaluationError("; ".join(dict.fromkeys(problems)))
 
     def processor(self) -> Any:
         """Tokenizer or processor of the generator's vocabulary."""

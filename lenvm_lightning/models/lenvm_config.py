@@ -27,6 +27,7 @@ class LenVMConfig:
             without one.
         calibration: how its distributions become intervals that held on held-out prompts, see
             `distributions.conformal.Calibration`; empty where nothing was held out.
+        until: the text whose first occurrence it counts to, such as `</think>`; None = the end of the completion.
 
     Raises:
         ValueError: entries that mean nothing; the file may have been written by hand, or by a stranger.
@@ -41,6 +42,7 @@ class LenVMConfig:
     base: dict[str, Any] = dataclasses.field(default_factory=dict)
     length_head: dict[str, Any] = dataclasses.field(default_factory=dict)
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
+    until: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.gamma, float) or not 0.0 < self.gamma < 1.0:
@@ -55,6 +57,7 @@ class LenVMConfig:
             "base": (_is_base(self.base), "an object that says dtype, quantise, keep_layers and digest"),
             "length_head": (isinstance(self.length_head, dict), "an object"),
             "calibration": (isinstance(self.calibration, dict), "an object"),
+            "until": (self.until is None or (isinstance(self.until, str) and self.until != ""), "a text or null"),
         }
         if wrong := [f"{name} must be {kind}" for name, (fits, kind) in wanted.items() if not fits]:
             raise ValueError("; ".join(wrong))

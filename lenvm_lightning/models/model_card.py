@@ -3,6 +3,7 @@
 Front matter is built with huggingface_hub, whose `model-index` lists what was measured on which data.
 """
 
+import json
 import math
 import sys
 from collections.abc import Mapping
@@ -58,10 +59,13 @@ def model_card(
     )
     if data.eval_results is None:
         del data.model_name  # it is the name of a model-index that is not there
+    counted = "how many tokens of the completion are still to come (EOS included)"
+    if config.until is not None:
+        counted = f"how many tokens are left to the one that completes {_quoted(config.until)}, not to the end"
     quoted = f"> {notice}\n\n" if notice else ""
     text = f"""# {title}
 
-{quoted}Predicts at every token how many tokens of the completion are still to come (EOS included), for the
+{quoted}Predicts at every token {counted}, for the
 generator and the sampling settings of its training rollouts (see `lenvm_config.json`).
 
 ```python
@@ -131,6 +135,11 @@ def _eval_results(metrics: Mapping[str, float], generators: list[str], notice: s
         for key, name in names.items()
         if math.isfinite(metrics.get(key, math.nan))
     ]
+
+
+def _quoted(text: str) -> str:
+    """As code in Markdown, on one line."""
+    return f"`{json.dumps(text, ensure_ascii=False)[1:-1].replace('`', chr(0x2BB))}`"
 
 
 def _is_hub_id(source: str) -> bool:

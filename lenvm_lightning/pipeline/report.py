@@ -40,6 +40,7 @@ def _of_lenvm(module: Any, data: Any) -> dict[str, Any]:
     return {
         "gamma": config.gamma,
         "target": config.target,
+        **({} if config.until is None else {"until": config.until}),
         "objective": {"loss": loss.kind, "weight": loss.weight, "lam": loss.lam, "censored": loss.censored},
         "backbone": config.backbone,
         "train_prompts": data.facts.prompts,
@@ -65,7 +66,7 @@ def as_table(results: dict[str, Any]) -> str:
         return f"{_loss(m)} · {results['optimizer_steps']} steps{notice}{figures}"
     lines = [
         f"{results['held_out_completions']} held-out completions of {results['held_out_prompts']} prompts · "
-        f"gamma {results['gamma']:.5f} · {results['optimizer_steps']} steps{notice}",
+        f"gamma {results['gamma']:.5f} · {results['optimizer_steps']} steps{_until(results)}{notice}",
         "",
         "| mean absolute error, tokens ↓ | LenVM | best constant | gain |",
         "|---|---:|---:|---:|",
@@ -79,6 +80,10 @@ def as_table(results: dict[str, Any]) -> str:
                      f"{_gain(m['mre'], m['mre_constant'])} |")  # fmt: skip
     lines.append(f"\n{_loss(m)}")
     return "\n".join(lines)
+
+
+def _until(results: dict[str, Any]) -> str:
+    return f" · tokens to {results['until']!r}" if "until" in results else ""
 
 
 def _loss(metrics: Mapping[str, float]) -> str:

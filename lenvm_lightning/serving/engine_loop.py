@@ -38,7 +38,7 @@ class WrittenToken:
         token_id: -1 where there is none, for an error.
         logprob: (nats) that the generator gave it, before temperature, truncation and control.
         expected: tokens of the whole completion, by the length value model before the first was written; None but at
-            the first token, and without such a model.
+            the first token, and without such a model or with one of segments.
         remaining: tokens still to come after it.
         finish_reason: of the completion, where this is its last token.
         error: why it failed.
@@ -239,7 +239,8 @@ class EngineLoop:
         self.tokens_written += one.last_token >= 0
         logprob, job.logprobs[one.index] = one.logprob - job.logprobs[one.index], one.logprob
         # Taken from the device once a completion, for it is a wait.
-        expected = float(one.result.before[one.place]) if one.result is not None and len(one.token_ids) == 1 else None
+        is_first = len(one.token_ids) == 1 and self._engine.counts_to_the_end
+        expected = float(one.result.before[one.place]) if one.result is not None and is_first else None
         token = one.last_token
         unread = one.unread is not None
         return job, WrittenToken(

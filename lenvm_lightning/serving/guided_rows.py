@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..decoding import compatibility
 from ..decoding.candidate_scorer import RowRules
+from ..decoding.end_tokens import EndTokens
 from ..decoding.kv_layout import round_up
 from ..decoding.model_runner import PADDING
 from ..decoding.sampling_params import SamplingParams
@@ -120,7 +121,7 @@ class GuidedRows:
         # 3. The choice.
         rules = self._rules = self._rules or self._new_rules(device)
         result = self._scorer.choose(
-            last[:, None], in_place, uniforms.double(), generated, rules, self._stop_ids(device), self._forbidden
+            last[:, None], in_place, uniforms.double(), generated, rules, self._end_tokens(device), self._forbidden
         )
         return result.tokens[places]
 
@@ -173,7 +174,7 @@ class GuidedRows:
         params = [row.params if row else None for row in self._rows]
         return RowRules(params, [row.control if row else None for row in self._rows], device)
 
-    def _stop_ids(self, device: torch.device) -> Tensor:
-        """Ids that end a completion: the same for all, as they come from the model."""
+    def _end_tokens(self, device: torch.device) -> EndTokens:
+        """What ends a completion: the same for all, as it comes from the model."""
         ids = frozenset().union(*(row.stop_ids for row in self._rows if row))
-        return torch.tensor(sorted(ids), dtype=torch.int64, device=device)
+        return EndTokens(torch.tensor(sorted(ids), dtype=torch.int64, device=device))

@@ -8,22 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from ..decoding.arguments import ends_with_stop
+from ..decoding.arguments import room_for
 from ..decoding.limits import context_window
 from ..decoding.read_back import read_back
 from ..decoding.sampling_params import SamplingParams, completion_seed
+from ..decoding.segments import why_not_until
+from ..decoding.text_stream import ends_with_stop
 from ..errors import GenerationError, reason_of
 from ..evaluation.prediction import quantiles_at
-from ..guidance import Control, target_of
+from ..guidance import Control, target_of, until_of
 from ..inspection.rollout_values import values_of
 from ..rollouts.generators.interface import Prompt
 from ..rollouts.generators.local import LocalGenerator
 from .answers import Answer
 from .engine_loop import EngineLoop, Job
 from .requests import GenerationRequest, Message
-
-_ROOM_FACTOR, _ROOM = 2, 16  # beside a target, as `generate` has it
-_MAX_TOKENS = 512  # of an answer in a chat where nobody says, as `lenvm generate` has it
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,7 @@ class Service:
         control = asked.control()
         if control is not None and self.generator.lenvm is None:
             raise ValueError("lenvm: there is no length value model here; start the server with --lenvm")
+        await self.prepared(self._require_its_control, control)
         n = asked.n or 1
         self.require_few(n * len(prompts))
         if most is not None and most > self.limits.max_tokens:
@@ -133,6 +133,16 @@ class Service:
         if completions > self.limits.n:
             raise ValueError(f"{completions} completions are more than {self.limits.n} (n times prompts)")
 
+    def _require_its_control(self, control: Control | None) -> None:
+        """Refuse a control that counts to something else than the length value model.
+
+        Raises:
+            ValueError: it does.
+        """
+        lenvm = self.generator.lenvm
+        if lenvm is not None and (against := why_not_until(control, lenvm.config.until, self.tokenizer)):
+            raise ValueError(f"lenvm: {against}")
+
     def _encode(
         self, asked: GenerationRequest, prompt: Prompt | list[int], control: Control | None, most: int | None
     ) -> tuple[list[int], dict[str, Any], SamplingParams]:
@@ -150,7 +160,7 @@ class Service:
         if most is None:
             room = min(self._window() - len(ids), self.limits.max_tokens)
             target = target_of(control)
-            wanted = _MAX_TOKENS if target is None else _ROOM_FACTOR * target + _ROOM
+            wanted = room_for(target, until_of(control))
             if target is not None and room < target:
                 raise ValueError(f"lenvm: a target of {target} tokens, and room for {room:g} behind this prompt")
             sampling = asked.sampling(int(min(room, wanted)), guided)

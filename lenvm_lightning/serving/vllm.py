@@ -32,7 +32,7 @@ from ..decoding.limits import contradiction
 from ..decoding.sampling_params import GUIDED_SAMPLING, SamplingParams, completion_seed
 from ..decoding.vocabulary import SPARE_IDS, embedding_rows
 from ..errors import LenVMError
-from ..guidance import Control
+from ..guidance import Control, until_of
 from ..models.dtypes import open_value_model
 from ..models.value_model import LengthValueModel
 from .guided_rows import GuidedRow, GuidedRows
@@ -88,6 +88,11 @@ class LenVMLogitsProcessor(V1Processor, V2Processor):
         self._states = None if is_pin_memory is not None else place  # of V2
         device = torch.device(place if self._states is None else self._states.device)
         lenvm = _open(vllm_config, device)
+        if lenvm.config.until is not None:
+            raise ValueError(
+                f"lenvm: the length value model counts to {lenvm.config.until!r}, and in vLLM only lengths of whole "
+                "texts are controlled: use another one, or lenvm serve"
+            )
         size = vllm_config.model_config.get_vocab_size()
         known = embedding_rows(lenvm.backbone)
         if abs(known - size) >= SPARE_IDS:
@@ -205,9 +210,15 @@ def _control_of(params: Any) -> Control | None:
     if not isinstance(text, str):
         raise ValueError(f"vllm_xargs.lenvm must be a text such as 'equal-to:128', found {text!r}")
     try:
-        return parse_control(text)
+        control = parse_control(text)
     except LenVMError as error:
         raise ValueError(f"vllm_xargs.lenvm: {error}") from error
+    if until_of(control) is not None:
+        raise ValueError(
+            f"vllm_xargs.lenvm: {text!r} ends a segment, and in vLLM only lengths of whole texts are controlled: leave "
+            "out until=, or use lenvm serve"
+        )
+    return control
 
 
 def _seed_of(params: Any) -> int:

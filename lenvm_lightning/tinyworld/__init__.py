@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAMES = ("tiny-text", "tiny-vl")
 VALUE_MODELS = {"tiny-text-lenvm": "tiny-text", "tiny-vl-lenvm": "tiny-vl"}  # and the generator of each
-PROMPT_SETS = ("tiny-math", "tiny-write", "tiny-vqa")
+PROMPT_SETS = ("tiny-math", "tiny-write", "tiny-vqa", "tiny-think")
 NOTICE = "tiny world: a laboratory that this package made itself, not a benchmark"
 _SCRIPT = "tinyworld"  # scripted rollouts go by this name, and name their generator with it in front
 

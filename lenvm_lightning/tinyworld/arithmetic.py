@@ -130,6 +130,12 @@ def _draw_step(rng: Random, who: str, quantity: int, unit: str) -> SolutionStep:
 
 def draw_solution(rng: Random, problem: ArithmeticProblem) -> str:
     r"""Draw a right solution of `problem`, ending in `\boxed{answer}`."""
+    steps, style = draw_steps(rng, problem)
+    return (steps + draw_closing(rng, problem, style)).strip()
+
+
+def draw_steps(rng: Random, problem: ArithmeticProblem) -> tuple[str, str]:
+    """Draw all of a right solution but the sentence that gives the answer, and the style that it ends in."""
     weights = _HINTS[problem.hint][1]
     style = rng.choices(STYLES, weights=weights)[0]
     detour = 0.0 if style == "terse" and rng.random() < 0.5 else rng.choices(*_DETOURS)[0]
@@ -142,8 +148,7 @@ def draw_solution(rng: Random, problem: ArithmeticProblem) -> str:
             parts.append(_detour(rng, step))
     while rng.random() < detour * 0.6:
         parts.append(_fresh_start(rng, problem))
-    parts.append(_closing(rng, problem, style))
-    return "".join(parts).strip()
+    return "".join(parts), style
 
 
 def draw_drill(rng: Random) -> tuple[str, str]:
@@ -208,7 +213,7 @@ def _fresh_start(rng: Random, problem: ArithmeticProblem) -> str:
     return f"{opening} " + " ".join(f"{step.equation}." for step in problem.steps) + "\n"
 
 
-def _closing(rng: Random, problem: ArithmeticProblem, style: str) -> str:
+def draw_closing(rng: Random, problem: ArithmeticProblem, style: str) -> str:
     """Draw the sentence that gives the answer."""
     box = f"\\boxed{{{problem.answer}}}"
     if style == "terse":

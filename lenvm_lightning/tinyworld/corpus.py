@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from . import arithmetic, shapes, writing
+from . import arithmetic, shapes, thinking, writing
 
-Kind = Literal["text", "vision"]
+Kind = Literal["text", "vision", "thinking"]
 TEST_SHARE = 10  # one problem in so many is for testing
 
 # The draft nearest to its target length is kept: a small model learns to obey only from examples that mostly do.
@@ -38,6 +38,9 @@ def document(kind: Kind, seed: int, index: int, paint: bool = True) -> Document:
         problem = _draw_train(rng, shapes)
         solution = shapes.draw_solution(rng, problem)
         return Document(problem.prompt, solution, shapes.paint(problem) if paint else None, problem.grid**2)
+    if kind == "thinking":
+        thought = _draw_train(rng, thinking)
+        return Document(thought.prompt, thinking.draw_solution(rng, thought))
     sort = rng.choices(("drill", "story", "writing"), weights=(6, 44, 50))[0]
     if sort == "drill":
         return Document(*arithmetic.draw_drill(rng))

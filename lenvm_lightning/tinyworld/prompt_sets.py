@@ -8,10 +8,10 @@ from typing import Any, overload
 from ..errors import DataError, nearest
 from ..rollouts.generators.interface import Prompt
 from ..utils.boxed import last_boxed
-from . import arithmetic, shapes, writing
+from . import arithmetic, shapes, thinking, writing
 from .corpus import split as split_of
 
-SETS = {"tiny-math": arithmetic, "tiny-write": writing, "tiny-vqa": shapes}
+SETS = {"tiny-math": arithmetic, "tiny-write": writing, "tiny-vqa": shapes, "tiny-think": thinking}
 EQUAL_TOLERANCE = 0.1  # how far from N a text "equal to N tokens" may be, as a share of N
 _PATIENCE = 10_000  # draws without a new problem after which a set counts as exhausted
 

@@ -10,12 +10,13 @@ from ..models.value_model import LengthValueModel
 from .settings import LenVMSettings
 
 
-def value_model_config(settings: LenVMSettings, facts: Any) -> LenVMConfig:
+def value_model_config(settings: LenVMSettings, facts: Any, until: str | None = None) -> LenVMConfig:
     """What the model must remember: gamma and target, and what the data know about lengths.
 
     Args:
         settings: of the module.
         facts: of the DataModule's rollouts; None where there is no DataModule.
+        until: the text that its labels count to; None = the end of the completion.
 
     Raises:
         LenVMError: a setting that needs the lengths of the data, and no data.
@@ -35,6 +36,7 @@ def value_model_config(settings: LenVMSettings, facts: Any) -> LenVMConfig:
         rollouts=vars(facts).copy() if facts else {},
         dropout=settings.head_dropout,
         length_head=rule_to_plain(rule) if rule is not None else {},
+        until=until,
     )
 
 

@@ -257,7 +257,8 @@ class LenVMModule(L.LightningModule):
                 raise RecipeError("the strategy and the settings contradict each other:\n  " + "\n  ".join(problems))
         data = getattr(self._trainer, "datamodule", None)
         facts = data.facts if data is not None else None
-        config = value_model_config(self.settings, facts)
+        until = getattr(getattr(data, "settings", None), "until", None)  # other DataModules know no segments
+        config = value_model_config(self.settings, facts, until)
         # A fresh head predicts what is left at the middle of the median completion: a typical state.
         expected = facts.p50 / 2 if facts else None
         with fsdp.rank0_init(self.device_mesh):

@@ -118,3 +118,20 @@ def test_a_control_as_text_is_that_control(capsys):
         assert main(["generate", *words, "Write a text about the sea."]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
+
+
+def test_a_segment_within_its_budget(capsys, tiny_text, tmp_path):
+    model = tmp_path / "segments"
+    shutil.copytree(tinyworld.path("tiny-text-lenvm"), model)
+    config = json.loads((model / "lenvm_config.json").read_text())
+    (model / "lenvm_config.json").write_text(json.dumps({**config, "until": "."}))
+    asked = ["generate", "Write a text about the sea.", "--seed", "4", "--max-tokens", "40"]
+    assert main([*asked, "--lenvm", str(model), "--at-most", "6", "--until", "."]) == 0
+    text = capsys.readouterr().out
+    assert len(tiny_text(text[: text.index(".") + 1])["input_ids"]) <= 6
+    assert main([*asked, "--lenvm", str(model), "--control", "at-most:6:until=."]) == 0
+    assert capsys.readouterr().out == text
+    assert main([*asked, "--at-most", "6", "--until", "."]) == 2
+    assert "train one with" in capsys.readouterr().err
+    assert main([*asked, "--tilt", "-5", "--until", "."]) == 2
+    assert "--until goes with --equal-to or --at-most" in capsys.readouterr().err

@@ -25,3 +25,8 @@ def test_settings_that_cannot_be(set_up):
     for text in ("completions_per_batch must be at least 1, got 0", "train_prompts must be at least 1, got 0",
                  "train_completions must be at least 1, got -1"):  # fmt: skip
         assert text in str(caught.value)
+
+
+def test_an_empty_text_ends_no_segment():
+    with pytest.raises(DataError, match="until is an empty text"):
+        TextRollouts(until="")

@@ -40,3 +40,48 @@ def test_token_ids_are_kept_as_they_were_generated(build, tiny_text):
     row = build(tiny_text, {"messages": USER, "completion": "Three", "token_ids": ids})[0]
     assert row["input_ids"][row["prompt_length"] :] == ids
     assert row["length"] == len(ids)
+
+
+def test_a_segment_is_labelled_to_the_token_that_completes_its_text(build, tiny_text):
+    """The text inside a token, at the end of one, not there, and cut before and after it."""
+
+    def ids(text):
+        return tiny_text(text, add_special_tokens=False)["input_ids"]
+
+    end = tiny_text.eos_token_id
+    first, both, rest = ids("So it is 7."), ids("\n\n"), ids("The answer is 7.")
+    assert len(both) == 1  # a token that holds more than one end of a line
+    whole = {"messages": USER, "completion": "", "token_ids": [*first, *both, *rest, end]}
+    none = {**whole, "token_ids": [*first, *rest, end]}
+    cut_behind = {**whole, "token_ids": [*first, *both, *rest], "finish_reason": "length"}
+    cut_before = {**whole, "token_ids": first[:-1], "finish_reason": "length"}
+    for until in ("\n", "\n\n"):
+        table = build(tiny_text, whole, none, cut_behind, cut_before, until=until)
+        found = [row["input_ids"][row["prompt_length"] :] for row in table]
+        # States behind the text are not in the row, so that none of them is supervised.
+        assert found == [[*first, *both], [*first, *rest, end], [*first, *both], first[:-1]]
+        assert table["length"] == [len(row) for row in found]
+        assert table["censored"] == [False, False, False, True]
+        assert not any(any("no end of sequence" in note for note in row["notes"]) for row in table)
+
+
+def test_a_segment_longer_than_a_row_keeps_its_length(build, tiny_text):
+    line = {"messages": USER, "token_ids": [5] * 30 + tiny_text("\n\n")["input_ids"] + [6] * 9}
+    row = build(tiny_text, line, max_length=20, max_prompt_length=8, until="\n\n")[0]
+    assert (row["length"], len(row["input_ids"]), row["censored"]) == (31, 20, False)
+
+
+def test_segments_of_rows_with_images(build, tiny_vl, tmp_path):
+    draw(tmp_path / "a.png")
+    ids = tiny_vl.tokenizer("Red.\nTwo.", add_special_tokens=False)["input_ids"]
+    line = {
+        "messages": SEEN,
+        "images": ["a.png"],
+        "completion": "",
+        "token_ids": [*ids, tiny_vl.tokenizer.eos_token_id],
+    }
+    row = build(tiny_vl, line, until="\n")[0]
+    written = row["input_ids"][row["prompt_length"] :]
+    assert tiny_vl.tokenizer.decode(written) == "Red.\n"
+    assert row["length"] == len(written)
+    assert row["images"]

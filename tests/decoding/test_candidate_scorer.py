@@ -13,6 +13,7 @@ from pairs import (
 from tiny_generators import build
 
 from lenvm_lightning.decoding import candidate_scorer, compatibility
+from lenvm_lightning.decoding.end_tokens import EndTokens
 from lenvm_lightning.decoding.generate import generate
 from lenvm_lightning.errors import GenerationError
 from lenvm_lightning.guidance import Ends, EqualTo, Tilt
@@ -108,17 +109,17 @@ def test_an_end_that_is_brought_in_has_the_probability_of_the_model():
     probs = (logits.gather(1, ids) / 2).softmax(-1)
     temperature, ends, due = torch.full((2, 1), 2.0), torch.tensor([3]), torch.tensor([True, True])
     found_ids, found, remaining = candidate_scorer._with_end(
-        ids, probs, torch.ones(2, 3), logits, due, temperature, ends
+        ids, probs, torch.ones(2, 3), logits, due, temperature, EndTokens(ends)
     )
     assert found_ids.tolist() == [[0, 1, 2, 3], [3, 0, 1, 3]]
     torch.testing.assert_close(found[0], (logits[0] / 2).softmax(-1))
     assert found[1].tolist() == [*probs[1].tolist(), 0.0]
     assert remaining[:, 3].tolist() == [0.0, 0.0]
-    undue = candidate_scorer._with_end(ids, probs, torch.ones(2, 3), logits, ~due, temperature, ends)
+    undue = candidate_scorer._with_end(ids, probs, torch.ones(2, 3), logits, ~due, temperature, EndTokens(ends))
     assert undue[1][:, 3].tolist() == [0.0, 0.0]
 
 
 def test_an_end_is_no_candidate_while_it_is_early():
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
-    found = candidate_scorer._without_ends(logits, torch.tensor([True, False]), torch.tensor([0, 2]))
+    found = EndTokens(torch.tensor([0, 2])).left_in(logits, torch.tensor([True, False]), True)
     assert found.tolist() == [[-torch.inf, 1.0, -torch.inf], [2.0, 1.0, 0.0]]

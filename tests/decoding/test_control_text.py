@@ -22,10 +22,37 @@ from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Til
         ("scale:mul:0.5", Scale(0.5, "mul")),
         ("scale:length-mul:2", Scale(2, "length_mul")),
         ("gated:0.1:0.5:equal-to:128:hard", Gated(EqualTo(128, mode="hard"), 0.1, 0.5)),
+        ("at-most:64:until=</think>", AtMost(64, until="</think>")),
+        (" equal-to : 64 : soft:until= a:b ", EqualTo(64, mode="soft", until=" a:b ")),
+        ("at-most:64:until=\\\\n\\n\\t", AtMost(64, until="\\n\n\t")),
+        ("gated:0.1:0.5:at-most:64:until=:until=x", Gated(AtMost(64, until=":until=x"), 0.1, 0.5)),
     ],
 )
 def test_controls_are_read(text, control):
     assert parse_control(text) == control
+
+
+@pytest.mark.parametrize("until", ["</think>", "\n\n", "```", "\\n", " a: b\t", "until=", "\\"])
+def test_any_text_that_ends_a_segment_comes_back(until):
+    for control in (AtMost(64, until=until), Gated(EqualTo(9, mode="hard", until=until), 0.1)):
+        assert parse_control(control_as_text(control)) == control
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("at-least:64:until=x", "equal-to and at-most"),
+        ("tilt:-5:until=x", "2 parts after its name"),
+        ("at-most:64:until=", "until must be a text such as"),
+        ("at-most:until=x", "not a whole number"),
+        (r"at-most:64:until=\q", "write"),
+        ("at-most:64:hard:hard:until=x", "4 parts"),
+        ("at-most:64:hard:hard", "one mode at most"),
+    ],
+)
+def test_segments_that_mean_nothing_are_refused(text, told):
+    with pytest.raises(GenerationError, match=told):
+        parse_control(text)
 
 
 @pytest.mark.parametrize("text", EXAMPLES)

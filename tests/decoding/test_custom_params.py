@@ -55,3 +55,8 @@ def test_a_request_without_a_control():
 def test_what_means_nothing_is_refused_with_a_sentence(params, said):
     with pytest.raises(GenerationError, match=said):
         read_custom_params(params)
+
+
+def test_the_research_server_knows_no_segments():
+    with pytest.raises(GenerationError, match="has no name for until"):
+        write_custom_params(AtMost(64, mode="hard", until="</think>"))

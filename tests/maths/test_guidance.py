@@ -7,7 +7,7 @@ import torch
 from candidates_of_rows import GAMMA, random_candidates
 
 from lenvm_lightning.decoding.batched_controls import per_row
-from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt
+from lenvm_lightning.guidance import AtLeast, AtMost, EqualTo, Gated, Scale, Tilt, until_of
 from lenvm_lightning.reweighting import find_beta, pick
 from lenvm_lightning.values import length_share
 
@@ -240,3 +240,22 @@ def test_where_the_end_is_due_nothing_else_is_left():
     assert AtLeast(100)(probs, remaining, tensor(135), GAMMA)[0].tolist() == [0.0, 0.0, 1.0]
     unended = tensor([0.6, 0.4, 0.0])  # the end is not offered
     assert EqualTo(100)(unended, remaining, tensor(104), GAMMA)[0].sum() == pytest.approx(1.0)
+
+
+def test_a_control_of_a_segment_is_that_of_a_whole_text_that_ends_there():
+    """The maths know nothing of texts: only that there is one, and which."""
+    probs = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+    remaining, generated = torch.tensor([[0.0, 4.0, 30.0]], dtype=torch.float64), torch.tensor([5])
+    for whole, segment in (
+        (AtMost(12, low=0), AtMost(12, until="</think>")),
+        (EqualTo(12), EqualTo(12, until="</think>")),
+    ):
+        assert torch.equal(whole(probs, remaining, generated, 0.99), segment(probs, remaining, generated, 0.99))
+        assert whole.ends(generated) == segment.ends(generated)
+        assert until_of(Gated(segment)) == "</think>"
+        assert until_of(whole) is None
+        assert "until" not in repr(whole)
+        assert "until='</think>'" in repr(segment)
+    assert (AtMost(12).low, AtMost(12, until="</think>").low) == (0.7, 0.0)
+    with pytest.raises(ValueError, match="until must be a text"):
+        AtMost(12, until="")

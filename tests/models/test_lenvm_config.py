@@ -21,6 +21,8 @@ from lenvm_lightning.models.lenvm_config import LenVMConfig
         ({"gamma": 0.9, "base": {"quantise": "all"}}, "base must be"),
         ({"gamma": 0.9, "base": {"keep_layers": True}}, "base must be"),
         ({"gamma": 0.9, "base": []}, "base must be"),
+        ({"gamma": 0.9, "until": ""}, "until must be a text or null"),
+        ({"gamma": 0.9, "until": 3}, "until must be a text or null"),
     ],
 )
 def test_config_that_means_nothing(settings, text):

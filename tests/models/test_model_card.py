@@ -73,3 +73,9 @@ def test_front_matter_that_cannot_be_read_costs_no_more_than_the_license(tmp_pat
     assert "license" not in card.data.to_dict()
     if "model-index" not in front_matter:  # for the license alone that is good enough
         assert "note: no licence is known, the front matter of" in capsys.readouterr().err
+
+
+def test_a_card_says_what_a_model_of_segments_counts_to():
+    whole, segment = (str(model_card(LenVMConfig(gamma=0.9, until=until))) for until in (None, "\n\n"))
+    assert "of the completion are still to come (EOS included)" in whole
+    assert "to the one that completes `\\n\\n`, not to the end" in segment

@@ -22,6 +22,7 @@ from value_models import (
 
 from lenvm_lightning import tinyworld
 from lenvm_lightning.errors import CheckpointError
+from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.models.value_model import LengthValueModel
 
@@ -214,3 +215,10 @@ def test_mistakes_are_named(tmp_path, mistake):
     assert str(tmp_path) in str(caught.value)
     for text in texts:
         assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("until", [None, "</think>", "\n\n"])
+def test_a_directory_remembers_what_the_model_counts_to(until, tmp_path):
+    config = LenVMConfig(gamma=0.9, until=until)
+    LengthValueModel.from_backbone("tiny-text", config, pretrained=False).save_pretrained(tmp_path / "model")
+    assert LengthValueModel.from_pretrained(tmp_path / "model").config.until == until

@@ -21,6 +21,7 @@ from ...decoding.control_text import control_as_text
 from ...decoding.limits import contradiction
 from ...decoding.sampling_params import SamplingParams, completion_seed
 from ...errors import CheckpointError, GenerationError, GeneratorError, nearest, reason_of
+from ...guidance import until_of
 from ...models.hub_files import resolve
 from ...models.processors import load_processor, tokenizer_of
 from ...utils.reading import first_line
@@ -134,6 +135,8 @@ class VLLMGenerator:
                 raise GenerationError(
                     f"control {asked.control} needs lenvm, a length value model; {self.name} has none"
                 )
+            if until_of(asked.control) is not None:
+                raise GenerationError(f"control {asked.control} ends a segment, which needs a local generator")
             text = None if asked.control is None else control_as_text(asked.control)
             try:
                 ids = self._encode(asked, sampling.max_tokens)

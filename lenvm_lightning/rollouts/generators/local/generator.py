@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ....decoding.arguments import ends_with_stop
 from ....decoding.attention import is_exact
 from ....decoding.engine import Engine, RunningCompletion
 from ....decoding.kv_cache import FEWEST_ROWS
@@ -27,7 +26,9 @@ from ....decoding.limits import contradiction, why_no_room, why_unreadable
 from ....decoding.model_runner import moved_to
 from ....decoding.prefill import Request
 from ....decoding.sampling_params import SamplingParams, completion_seed
+from ....decoding.segments import why_not_until
 from ....decoding.side_by_side import written
+from ....decoding.text_stream import ends_with_stop
 from ....decoding.vocabulary import forbidden_ids, placeholder_ids, stop_ids_of
 from ....errors import CheckpointError, GenerationError, GeneratorError, reason_of
 from ....guidance import Control
@@ -135,8 +136,8 @@ class LocalGenerator:
 
         Raises:
             GeneratorError: the device has not enough memory.
-            GenerationError: a request with a control, but no length value model, or one that cannot be decoded in
-                rows of a cache.
+            GenerationError: a request with a control, but no length value model, one that counts to something else, or
+                one that cannot be decoded in rows of a cache.
         """
         count = _engines_for(self.model, self.rows)
         left = iter(requests)
@@ -202,6 +203,10 @@ class LocalGenerator:
                 raise GenerationError(
                     f"control {asked.control} needs lenvm, a length value model; {self.name} has none"
                 )
+            if self.lenvm is not None and (
+                against := why_not_until(asked.control, self.lenvm.config.until, self.tokenizer)
+            ):
+                raise GenerationError(against)
             try:
                 ids, inputs = self.encode(prompt, sampling, asked.control)
             except (ValueError, TypeError, KeyError, IndexError) as error:

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scheduling_server import real_run, told
+from scheduling_server import CLOCKS, MEASURES, real_run, told
 from scheduling_simulation import POLICIES, Arrival, Known, gaps_of, simulate, spread
 
 from lenvm_lightning.decoding.sampling_params import SamplingParams
@@ -49,7 +49,6 @@ from lenvm_lightning.serving.waiting import PATIENCE
 LEVELS = [round(0.05 * k, 2) for k in range(1, 20)] + [0.99]
 SETS = ("tiny-math", "tiny-write")
 ENDLESS = 1024  # tokens: tiny-text hardly ever writes more
-MEASURES = ("mean_latency", "p99_latency", "latency_a_token", "throughput")
 PATIENCES = {f"patience {patience:g}": patience for patience in (PATIENCE / 4, PATIENCE, 4 * PATIENCE)}
 
 
@@ -176,7 +175,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000, help="of a simulation")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=400, help="of the real run")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
@@ -202,7 +201,10 @@ def main() -> None:
         real = real_run(mixed_prompts(given.prompts), given.clients, given.batch, given.rounds, given.max_tokens, few)
         for run, found in real.items():
             print("\n".join(told(run, found, given.batch)))
-        result["real"] = {run: {"same_texts": found.pop("same_texts"), **means(found)} for run, found in real.items()}
+        result["real"] = {
+            run: {clock: means(many) if clock in CLOCKS else many for clock, many in found.items()}
+            for run, found in real.items()
+        }
     print(json.dumps(result))
 
 

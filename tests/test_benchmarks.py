@@ -128,7 +128,10 @@ def test_scheduling(tmp_path):
     assert set(result["real"]) == {"6 clients", "1 clients"}
     for run_of in result["real"].values():
         assert run_of.pop("same_texts")  # the order changes when a text is written, and never the text
-        assert set(run_of) == {"as they come", "shortest", "oracle"}
+        assert set(run_of) == {"seconds", "CPU seconds of the server"}
+        for policies in run_of.values():
+            assert set(policies) == {"as they come", "shortest", "oracle"}
+            assert all(one["throughput"] > 0 for one in policies.values())
     made = [json.loads(line) for line in rows.read_text().splitlines()]
     assert len(made) == 12
     assert all(row["quantiles"]["0.05"] < row["quantiles"]["0.95"] for row in made)

@@ -21,7 +21,7 @@ same set, stands for its distribution. With one sigma for all, mean, quantiles a
 
     python benchmarks/scheduling.py                              # both, some minutes
     python benchmarks/scheduling.py --only simulated --rows-file rows.jsonl --prefill 0.01
-    python benchmarks/scheduling.py --only real --clients 64 --batch 16
+    python benchmarks/scheduling.py --only real --clients 400 --batch 16
 """
 
 import argparse
@@ -174,14 +174,14 @@ def main() -> None:
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.7, 0.9, 1.2])
     parser.add_argument("--requests", type=int, default=2000, help="of a simulation")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--clients", type=int, nargs="+", default=[400, 64], help="of the real run, one run each")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=400, help="of the real run")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     if given.quick:
         given.prompts, given.batch, given.loads, given.requests, given.seeds = 12, 2, [0.9], 60, 2
-        given.clients, given.rounds, given.max_tokens = 6, 1, 24
+        given.clients, given.rounds, given.max_tokens = [12, 6], 1, 24
     torch.set_num_threads(1)
     result: dict[str, Any] = {}
     if given.only != "real":

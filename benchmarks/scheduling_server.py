@@ -2,7 +2,9 @@
 
 One server as they come, one with `--order shortest`, and one that is told the true lengths as priorities: an oracle.
 All are up at the same time and asked in turn, round after round, with the same prompts and seeds, so that all write the
-same texts. So many clients each send their next request when the last one is answered.
+same texts. So many clients each send their next request when the last one is answered. As many clients as requests ask
+all at once. Of fewer, who all wait all the time, the mean latency is nearly the same in any order: by Little's law it
+is the number of clients divided by the requests that are answered in a second, and that is up to the server alone.
 
 Two clocks: seconds, and CPU seconds of the server that is asked, which is about what latency would be on a machine with
 nothing else to do, as long as the server is never idle. Where other work shares the cores, read the second.
@@ -105,17 +107,17 @@ async def ask_all(
 
 
 def real_run(
-    prompts: Sequence[Prompt], clients: int, rows: int, rounds: int, most: int, few: int | None = None
+    prompts: Sequence[Prompt], clients: Sequence[int], rows: int, rounds: int, most: int, few: int | None = None
 ) -> dict[str, Any]:
     """All rounds of all servers.
 
     Args:
         prompts: one request each.
-        clients: that ask at the same time.
+        clients: that ask at the same time, of each run.
         rows: of the servers.
         rounds: of each server.
         most: ``max_tokens``.
-        few: clients of one more round each, of a quarter of the requests, where nobody waits; None leaves it out.
+        few: clients of one more run, with a quarter of the requests, where nobody waits; None leaves it out.
 
     Returns:
         By name of the run: whether all rounds wrote the same texts, and of each clock each policy's summaries, round by
@@ -125,7 +127,7 @@ def real_run(
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         servers = {name: _serve(stack, Path(folder, f"{name}.log"), order, rows) for name, order in ORDERS.items()}
         model = known_as(servers["oracle"].url)
-        runs = {f"{clients} clients": (clients, prompts)}
+        runs = {f"{count} clients": (count, prompts) for count in clients}
         if few is not None:
             runs[f"{few} clients"] = (few, prompts[: max(few, len(prompts) // 4)])
         for run, (count, some) in runs.items():

@@ -151,3 +151,26 @@ def test_makespan_of_lengths():
     # All side by side, it ends with the third; one more step tells those that still run.
     assert makespan["aborted_makespan"]([9, 3, 5, 4], 4, 0.75) == 6
     assert makespan["aborted_makespan"]([9, 3, 5, 4], 1, 1.0) == 21
+
+
+def test_scheduling(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    _, result = run("scheduling", "--save-rows", str(rows))
+    assert set(result["simulated"]) == {"poisson, load 0.9", "bursty, load 0.9", "at once"}
+    for found in result["simulated"].values():
+        assert set(found["as they come"].values()) == {1.0}
+        assert found["oracle"]["mean_latency"] <= 1  # the best order there is where prompts cost next to nothing
+        assert all(one["mean_latency"] > 0 for one in found.values())
+    assert "longest first" in result["simulated"]["at once"]
+    assert set(result["real"]) == {"12 clients", "6 clients", "1 clients"}
+    for run_of in result["real"].values():
+        assert run_of.pop("same_texts")  # the order changes when a text is written, and never the text
+        assert set(run_of) == {"seconds", "CPU seconds of the server"}
+        for policies in run_of.values():
+            assert set(policies) == {"as they come", "shortest", "oracle"}
+            assert all(one["throughput"] > 0 for one in policies.values())
+    made = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(made) == 12
+    assert all(row["quantiles"]["0.05"] < row["quantiles"]["0.95"] for row in made)
+    _, again = run("scheduling", "--only", "simulated", "--rows-file", str(rows))
+    assert again["simulated"] == result["simulated"]

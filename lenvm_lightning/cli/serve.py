@@ -35,6 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, help="completions written side by side (default: by free memory)")
     parser.add_argument("--waiting", type=int, help="completions that wait beside those; more get status 429")
     parser.add_argument("--max-tokens", type=int, help="largest max_tokens of a request")
+    parser.add_argument(
+        "--order",
+        choices=("arrival", "shortest"),
+        default="arrival",
+        help="which of the requests that wait start first: those that came first (default), or those whose answers the "
+        "length value model expects to be short; a request's priority goes before both",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        help="a request is overtaken by those alone that come within so many steps for each token that is expected of "
+        "it (default: 8)",
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -57,14 +70,19 @@ def execute(arguments: argparse.Namespace) -> int:
         raise GenerationError(f"--port {arguments.port} is none: 0 to 65535")
     if (arguments.waiting or 0) < 0 or (arguments.max_tokens is not None and arguments.max_tokens < 1):
         raise GenerationError("--waiting is at least 0, --max-tokens at least 1")
+    if arguments.patience is not None and not 0 <= arguments.patience < float("inf"):
+        raise GenerationError(f"--patience {arguments.patience:g} is none: a number, at least 0")
     name = arguments.generator or "tiny-text"
     guided = arguments.lenvm is not None or embedded.value_model_of(name) is not None
+    if arguments.order == "shortest" and not guided:
+        raise GenerationError(f"--order shortest: nothing predicts lengths for {name!r}. Give --lenvm, or leave it out")
     import uvicorn
 
     from ..rollouts.generators.local import LocalGenerator
     from ..rollouts.generators.local.loading import require_same_tokens
     from ..serving.app import build_app
     from ..serving.service import Limits, Service
+    from ..serving.waiting import PATIENCE
 
     lenvm = open_lenvm(arguments, name) if guided else None
     generator = LocalGenerator.load(name, dtype=arguments.dtype, device=arguments.device, rows=arguments.rows)
@@ -81,7 +99,8 @@ def execute(arguments: argparse.Namespace) -> int:
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         address = f"http://{host}:{arguments.port}"
         print(f"{address} in a browser, {address}/v1 for OpenAI's clients; Ctrl-C ends it", file=sys.stderr)
-    with Service(generator, limits) as service:
+    patience = PATIENCE if arguments.patience is None else arguments.patience
+    with Service(generator, limits, arguments.order, patience) as service:
         # uvicorn raises the signal that has stopped it once more, when everything is written: then it is no news.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)

@@ -179,6 +179,11 @@ class Engine(Generic[Passed]):
         self._running = 0  # rows that are not free
         self._steps_left = 0  # until the next layout
 
+    @property
+    def max_rows(self) -> int:
+        """Completions written side by side at most."""
+        return self._max_rows
+
     # -- the loop ---
 
     def run(self, requests: Iterable[Request | Passed]) -> Iterator[RunningCompletion | Passed]:

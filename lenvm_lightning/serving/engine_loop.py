@@ -2,13 +2,16 @@
 
 The engine takes requests as rows are free, so all that a server adds is a source that is empty now and then, and the
 way back: what a step has written goes to the event loop of whoever asked, once a step.
+
+Where those that wait do not start as they came, see `waiting`, the engine gets no more of them than it has rows for:
+what it has looked at keeps its place.
 """
 
 import asyncio
 import contextlib
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +22,7 @@ from ..decoding.sampling_params import SamplingParams
 from ..errors import LenVMError, named
 from ..guidance import Control
 from ..utils.memory import is_of_memory
+from .waiting import PATIENCE, USUAL_TOKENS, WaitingQueue
 
 _MOST_BYTES = 2**31
 _MOST_CALLS = 256
@@ -67,6 +71,10 @@ class Job:
         inputs: what a model takes for images.
         ends: see `Request`.
         loop: that reads ``tokens``.
+        priority: smaller ones start first.
+        expected: tokens of all its completions, where that is predicted while it waits.
+        predicted: True = it was.
+        arrived: see `waiting.Waits`, as ``number``.
         tokens: of all its completions, as they are written; each completion ends with a finish reason.
     """
 
@@ -77,6 +85,11 @@ class Job:
     inputs: dict[str, Any]
     ends: Callable[[list[int]], bool] | None
     loop: asyncio.AbstractEventLoop
+    priority: int = 0
+    expected: float = USUAL_TOKENS
+    predicted: bool = False
+    arrived: int = 0
+    number: int = 0
     tokens: "asyncio.Queue[WrittenToken]" = field(default_factory=asyncio.Queue)
     left: int = 0
     cancelled: bool = False
@@ -103,14 +116,29 @@ class EngineLoop:
         engine: nobody else uses it.
         most: completions under way and waiting that there are at most.
         most_bytes: of images that wait or are being read; one request may always have its own.
+        predict: tokens that requests will take, those of the first few at once; with it the ones that are due first,
+            which short ones are soon, start first.
+        patience: see `waiting.rank`.
     """
 
-    def __init__(self, engine: "Engine[Any]", most: int, most_bytes: int = _MOST_BYTES) -> None:
+    def __init__(
+        self,
+        engine: "Engine[Any]",
+        most: int,
+        most_bytes: int = _MOST_BYTES,
+        *,
+        predict: Callable[[Sequence[Job]], list[float]] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
         self._engine = engine
         self._most, self._most_bytes = most, most_bytes
         self._bytes = 0
         self._changed = threading.Condition()
-        self._arrived: deque[Job] = deque()
+        self._waiting: WaitingQueue[Job] = WaitingQueue(patience)
+        self._predict = predict
+        self._reorders = predict is not None  # so the engine must not look at more than it has rows for
+        self._begun = 0  # completions that the engine has, in rows or on their way there
+        self._steps = 0
         self._running: dict[int, Job] = {}  # by id
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._completions = 0
@@ -151,15 +179,17 @@ class EngineLoop:
             job.left = count
             self._completions += count
             self._bytes += job.bytes_of_images
-            self._arrived.append(job)
+            self._reorders |= job.priority != 0
+            if self._predict is not None:  # until it is read
+                job.expected = float(count * job.params.max_tokens)
+            self._waiting.add(job, self._steps)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
         """Nobody reads a request any longer: it waits no more, or its rows are freed with their next token."""
         job.cancelled = True
         with self._changed:
-            if job in self._arrived:
-                self._arrived.remove(job)
+            if self._waiting.remove(job):
                 self._forget(job)
 
     def call(self, work: Callable[[], Any]) -> "Future[Any]":
@@ -183,30 +213,47 @@ class EngineLoop:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._arrived or self._calls or self._closing):
+                while not (self._waiting or self._calls or self._closing):
                     self._changed.wait()
-                if not (self._arrived or self._calls):
+                if not (self._waiting or self._calls):
                     return
             self._make_call()
             try:
                 with contextlib.closing(self._engine.steps(_Arrivals(self))) as steps:
                     for written in steps:
+                        self._steps += 1
                         self._tell(written)
                         self._make_call()
+                        self._read_waiting()
             except Exception as error:  # such as no memory left: those under way fail, and the next ones are served
                 self._fail(error)
 
     def next_request(self) -> Request | None:
         """The next request that somebody still waits for; None where there is none now."""
+        self._read_waiting()
         while True:
             with self._changed:
-                if not self._arrived:
+                if not self._waiting or (self._reorders and self._begun >= self._engine.max_rows):
                     return None
-                job = self._arrived.popleft()
+                job = self._waiting.pop(self._steps)
                 if not job.cancelled:
                     self._running[id(job)] = job
+                    self._begun += job.left
                     return job.as_request()
                 self._forget(job)
+
+    def _read_waiting(self) -> None:
+        """Predict the lengths of some requests, where more wait than rows are free: a few a step, each once."""
+        if self._predict is None:
+            return
+        with self._changed:
+            waiting = self._completions - self._begun
+            if waiting <= self._engine.max_rows - self._begun:
+                return  # all of them start now
+            unread = [job for job in self._waiting if not job.predicted]
+        if unread:
+            for job, tokens in zip(unread, self._predict(unread), strict=False):
+                job.expected, job.predicted = tokens, True
 
     def _forget(self, job: Job) -> None:
         """Count a job out that never began; with the lock held."""
@@ -250,6 +297,7 @@ class EngineLoop:
     def _count_out(self, job: Job, completions: int) -> None:
         with self._changed:
             job.left -= completions
+            self._begun -= completions
             self._completions -= completions
             if not job.left and self._running.pop(id(job), None) is not None:
                 self._bytes -= job.bytes_of_images

@@ -8,7 +8,7 @@ import binascii
 import random
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from ..decoding.control_text import parse_control
 from ..decoding.custom_params import read_custom_params
@@ -80,6 +80,7 @@ class GenerationRequest(BaseModel):
     top_k: int | None = Field(None, ge=-1, lt=2**31)
     min_p: float | None = Field(None, ge=0, lt=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    priority: StrictInt | None = Field(None, ge=-(2**31), lt=2**31)
     return_token_ids: bool | None = False
     include_stop_str_in_output: bool | None = False
     stop: Stop | Annotated[list[Stop], Field(max_length=_MOST_STOPS)] | None = None

@@ -22,7 +22,9 @@ from ..rollouts.generators.interface import Prompt
 from ..rollouts.generators.local import LocalGenerator
 from .answers import Answer
 from .engine_loop import EngineLoop, Job
+from .expected_tokens import expected_tokens
 from .requests import GenerationRequest, Message
+from .waiting import PATIENCE, Order
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,16 @@ class Service:
     Args:
         generator: with its length value model, where it has one.
         limits: of requests.
+        order: which of those that wait, of one priority, are started first.
+        patience: see `waiting.rank`.
+
+    Raises:
+        GenerationError: the generator cannot be decoded in rows, or there is nothing that predicts the ``shortest``.
     """
 
-    def __init__(self, generator: LocalGenerator, limits: Limits) -> None:
+    def __init__(
+        self, generator: LocalGenerator, limits: Limits, order: Order = "arrival", patience: float = PATIENCE
+    ) -> None:
         self.generator = generator
         self.limits = limits
         self.tokenizer = generator.tokenizer
@@ -58,7 +67,12 @@ class Service:
         if not engines:
             raise GenerationError(f"{generator.name} cannot be decoded in rows of a cache, as a server does")
         [engine] = engines
-        self.engine_loop = EngineLoop(engine, generator.rows + limits.waiting)
+        predict = None
+        if order == "shortest":
+            if generator.lenvm is None:
+                raise GenerationError("shortest first needs a length value model, which predicts what is short")
+            predict = functools.partial(expected_tokens, generator.lenvm)
+        self.engine_loop = EngineLoop(engine, generator.rows + limits.waiting, predict=predict, patience=patience)
         # Prompts are made ready one after the other: tokenizers and processors are not to be shared by threads.
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="prompts")
 
@@ -101,7 +115,7 @@ class Service:
             ids, inputs, sampling = await self.prepared(self._encode, asked, prompt, control, most)
             seeds = [completion_seed(sampling.seed + number, "", k) for k in range(n)]
             ends = ends_with_stop(sampling.stop, self.tokenizer)
-            jobs.append(Job(ids, seeds, sampling, control, inputs, ends, loop))
+            jobs.append(Job(ids, seeds, sampling, control, inputs, ends, loop, asked.priority or 0))
         return jobs
 
     def begin(self, jobs: Sequence[Job]) -> None:

@@ -20,6 +20,12 @@ from lenvm_lightning.cli.main import main
         ("--host 0.0.0.0", "--host 0.0.0.0: anybody who reaches this machine could use it. Set $LENVM_API_KEY"),
         ("--host example.org", "could use it"),
         ("--port 99999", "--port 99999 is none: 0 to 65535"),
+        ("--patience -1", "--patience -1 is none: a number, at least 0"),
+        ("--patience inf", "--patience inf is none"),
+        (
+            "--order shortest --generator no/such",
+            "--order shortest: nothing predicts lengths for 'no/such'. Give --lenvm",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(words, message, capsys, monkeypatch):

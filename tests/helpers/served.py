@@ -68,8 +68,8 @@ def _read(answer):
 
 
 @contextlib.contextmanager
-def serving(generator, limits=None, key=None):
-    with Service(generator, limits or Limits()) as service:
+def serving(generator, limits=None, key=None, **options):
+    with Service(generator, limits or Limits(), **options) as service:
         config = uvicorn.Config(build_app(service, key), host="127.0.0.1", port=0, log_level="error")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)

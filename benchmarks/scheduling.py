@@ -69,14 +69,14 @@ def tiny_rows(count: int) -> list[dict[str, Any]]:
     for number, (prompt, predicted) in enumerate(predict_lengths(lenvm, generator.processor, prompts)):
         answer = answers[prompt.prompt_id]
         if not isinstance(answer, GeneratedText) or isinstance(predicted, str):
-            raise DataError(f"{prompt.prompt_id}: {answer if isinstance(predicted, float) else predicted}")
+            raise DataError(f"{prompt.prompt_id}: {predicted if isinstance(predicted, str) else answer}")
         tokens, of_set = len(answer.token_ids), prompt.meta["set"]
         if number < count:
             ids, _ = generator.encode(prompt, SamplingParams(max_tokens=1))
-            row = {"set": of_set, "prompt_tokens": len(ids), "tokens": tokens, "expected": predicted}
+            row = {"set": of_set, "prompt_tokens": len(ids), "tokens": tokens, "expected": predicted.expected_tokens}
             rows.append(row)
         else:
-            misses[of_set].append(np.log((1 + tokens) / (1 + predicted)))
+            misses[of_set].append(np.log((1 + tokens) / (1 + predicted.expected_tokens)))
     sigmas = {name: float(np.sqrt(np.mean(np.square(some)))) for name, some in misses.items()}
     print("sigma of the log-normal: " + ", ".join(f"{name} {sigma:.3f}" for name, sigma in sigmas.items()))
     for row in rows:

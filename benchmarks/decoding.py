@@ -41,6 +41,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config
 
 from lenvm_lightning.decoding.candidate_scorer import CandidateScorer, RowRules
+from lenvm_lightning.decoding.end_tokens import EndTokens
 from lenvm_lightning.decoding.kv_cache import KVCache
 from lenvm_lightning.decoding.model_runner import ModelRunner
 from lenvm_lightning.decoding.sampling import sample_tokens
@@ -136,7 +137,7 @@ class Bench:
         self.last_tokens = {name: last_tokens for name in self.caches}
         self.params = SamplingParams(top_k=CANDIDATES)
         self.rules = RowRules([self.params] * len(lengths), [EqualTo(max(lengths))] * len(lengths), self.device)
-        self.stop = torch.tensor([0], device=self.device)
+        self.ends = EndTokens(torch.tensor([0], device=self.device))
         self.generated = torch.zeros(len(lengths), dtype=torch.int64, device=self.device)
 
     def _runner(self, name: str) -> ModelRunner:
@@ -166,7 +167,7 @@ class Bench:
     def guided(self, name: str, uniforms: Tensor) -> Tensor:
         """One step."""
         result = self.scorers[name].choose(
-            self.last_tokens[name], self.base_logits(name), uniforms, self.generated, self.rules, self.stop, None
+            self.last_tokens[name], self.base_logits(name), uniforms, self.generated, self.rules, self.ends, None
         )
         self.last_tokens[name] = result.tokens[:, None]
         return result.tokens.cpu()

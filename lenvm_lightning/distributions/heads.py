@@ -35,13 +35,15 @@ class HeadConfig:
         kind: `point` = the value alone, the paper's; else a second head beside it predicts their distribution, see the
             table in `distributions/heads.py`.
         size: its bins, quantiles or discounts.
-        weight: of its loss beside that of the value.
-        detached: True = it learns from the backbone as it is, and leaves the value as it would be without it.
+        weight: of its loss beside that of the value. Gradients are clipped by the norm of all of them, and those of a
+            cross entropy are large beside those of values: at 1 they leave the value little to learn by.
+        detached: True = it learns from the backbone as it is, and leaves the value as it would be without it, but for
+            that clipping.
     """
 
     kind: HeadKind = "point"
     size: int = 32
-    weight: float = 1.0
+    weight: float = 0.01
     detached: bool = False
 
     def problems(self) -> list[str]:

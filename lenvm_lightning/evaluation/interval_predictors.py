@@ -108,4 +108,4 @@ def interval_predictors(measured: Measured) -> IntervalPredictors:
 
 def _domain(prompt: Prompt) -> str:
     """What a prompt is about, as its source or its id says."""
-    return str(prompt.meta.get("source") or prompt.prompt_id.partition("/")[0])
+    return str(prompt.meta.get("source") or prompt.prompt_id.rpartition("/")[0] or prompt.prompt_id)

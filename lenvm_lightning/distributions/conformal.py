@@ -25,6 +25,7 @@ from .length_distribution import LengthDistribution
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 BANDS = (0, 1, 16, 64, 256, 1024)  # tokens written at which a band begins: the prompt boundary is one of its own
+_DIGITS = 6  # that are written down
 _FEWEST_PROMPTS = 20  # of a band; one with fewer is part of the band before it
 
 
@@ -151,8 +152,8 @@ def calibration_to_plain(calibration: Calibration | None) -> dict[str, Any]:
     """What `lenvm_config.json` says; infinity, which JSON does not know, is null there."""
     if calibration is None:
         return {}
-    rows = [[None if math.isinf(level) else level for level in row] for row in calibration.asked]
-    return {**asdict(calibration), "asked": rows}
+    rows = [[None if math.isinf(level) else round(level, _DIGITS) for level in row] for row in calibration.asked]
+    return {**asdict(calibration), "asked": rows, "spread": round(calibration.spread, _DIGITS)}
 
 
 def calibration_from_plain(plain: Mapping[str, Any]) -> Calibration:

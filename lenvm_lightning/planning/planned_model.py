@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel, PreTrainedModel
 
+from ..distributions.heads import make_rule, rule_to_plain
 from ..models.adapters import add_adapter
 from ..models.backbone import cut_layers, load_config
 from ..models.backbone_config import BackboneConfig
@@ -23,6 +24,7 @@ from .memory_kinds import HEAD, LANGUAGE, VISION
 from .settings import PlanSettings
 
 _SOME_GAMMA = 0.997  # where the data would decide: no shape depends on it
+_SOME_LENGTH = 4096  # of the longest completion, which decides where bins lie, and at most how many there are
 
 
 @dataclass
@@ -49,7 +51,10 @@ def build(module: LenVMModule, fake: FakeTensorMode | None, plan_settings: PlanS
     """
     settings = module.settings
     gamma = _SOME_GAMMA if settings.gamma == "auto" else settings.gamma
-    config = LenVMConfig(gamma, target=settings.loss.target, dropout=settings.head_dropout)
+    head = settings.head
+    rule = make_rule(head.kind, head.size, _SOME_LENGTH, None)
+    length_head = rule_to_plain(rule) if rule is not None else {}
+    config = LenVMConfig(gamma, target=settings.loss.target, dropout=settings.head_dropout, length_head=length_head)
     # 1. On the meta device, where nothing is filled with numbers.
     with torch.device("meta") if fake else contextlib.nullcontext():
         backbone = _build_backbone(settings.backbone, plan_settings.weight_dtype)

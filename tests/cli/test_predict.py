@@ -49,6 +49,15 @@ def test_predict_from_pictures_agrees_with_generation(capsys):
     assert all(5 < row["expected_tokens"] < 400 for row in rows)
 
 
+def test_the_embedded_models_say_how_sure_they_are(capsys):
+    for prompts in ("tiny-math", "tiny-vqa"):
+        assert main(["predict", prompts, "--limit", "4", "--quantiles", ".1,.5,.9"]) == 0
+        for row in map(json.loads, capsys.readouterr().out.splitlines()):
+            low, middle, high = row["quantiles"].values()
+            assert 0 <= low < middle < high
+            assert low < row["expected_tokens"] < high
+
+
 def test_requests_for_schedulers(capsys):
     assert main(["predict", "tiny-math", "--limit", "3"]) == 0
     expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from planned import TEXT, tiny
 
-from lenvm_lightning import OptimizerConfig, TextLenVM
+from lenvm_lightning import HeadConfig, OptimizerConfig, TextLenVM
 from lenvm_lightning.models.adapters import LoRA
 from lenvm_lightning.planning.dry_run import NF4_BITS, DryRun
 from lenvm_lightning.planning.memory_kinds import (
@@ -63,3 +63,15 @@ def test_four_bits_keep_what_bitsandbytes_keeps():
         unpacked = 2 * 128 * 384
         extra = planned.memory[phase].get(TEMPORARY, 0.0) - real.memory[phase].get(TEMPORARY, 0.0)
         assert 0 <= extra <= unpacked
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [("bins", 32), ("quantiles", 32), ("discounts", 32)])
+def test_a_distributional_head_counts(kind, outputs):
+    width = 128  # of tiny-text, and so of the head
+    alone, both = (
+        plan(tiny(TextLenVM, head=HeadConfig(kind)), [TEXT], PlanSettings("32-true")) for kind in ("point", kind)
+    )
+    head = width * width + width + width * outputs + outputs
+    assert both.parameters["value head"].trained - alone.parameters["value head"].trained == head
+    old, new = (found.steps[0].memory["forward"] for found in (alone, both))
+    assert new[WEIGHTS] - old[WEIGHTS] == 4 * head

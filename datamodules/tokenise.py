@@ -118,7 +118,7 @@ def encode_rollout(
         notes.append(f"split {rollout.split!r} is neither train nor test: it counts as train")
     if rollout.token_ids and not rollout.censored and not _may_end(tokenizer_of(processor), completion[-1]):
         notes.append(f"it counts as ended by itself, but its last token, {completion[-1]}, is no end of sequence")
-    completion, censored = _segment(completion, rollout.censored, limits.until, tokenizer_of(processor))
+    completion, censored = learned_part(completion, rollout.censored, limits.until, tokenizer_of(processor))
     # 2. A prompt that is too long loses its beginning, what is too long even so the end of its completion.
     if len(prompt) > limits.prompt:
         if rollout.images:
@@ -146,7 +146,7 @@ def encode_rollout(
     return row, notes
 
 
-def _segment(completion: list[int], censored: bool, until: str | None, tokenizer: Any) -> tuple[list[int], bool]:
+def learned_part(completion: list[int], censored: bool, until: str | None, tokenizer: Any) -> tuple[list[int], bool]:
     """What is learned of a completion, and whether that was truncated: a segment that has ended was not.
 
     States behind a segment are left out of the row, so that none of them can be supervised.

@@ -11,8 +11,8 @@ EXAMPLES = """examples:
   lenvm calibrate rollouts/held_out --lenvm published-lenvm --gamma 0.997
 
 The end of a training calibrates by itself, on the prompts that it held out. This is for models of others, and for other
-prompts than those trained on. Of a file that names splits only `test` is read. It is written to lenvm_config.json in
-the folder of the length value model; nothing else there changes.
+prompts than those trained on. Of a file that names splits only held-out ones (test, val, dev, eval) are read. The
+calibration goes into lenvm_config.json in the folder of the length value model; nothing else there changes.
 """
 _LEVELS = (0.05, 0.5, 0.95)
 
@@ -35,16 +35,19 @@ def execute(arguments: argparse.Namespace) -> int:
     if not file.is_file():
         raise DataError(f"there is no file {file}")
     from ..evaluation.calibration import calibrate_on, write_calibration
-    from ..inspection.read import completions_of
     from ..models.processors import load_processor
+    from ..rollouts.held_out import role_of
     from ..rollouts.read import read_rollouts
 
-    splits = {rollout.split for rollout in read_rollouts(file)}
-    completions = list(completions_of(file, split="test" if "test" in splits else None))
+    rollouts = list(read_rollouts(file))
+    if any(rollout.split is not None for rollout in rollouts):
+        rollouts = [rollout for rollout in rollouts if role_of(rollout.split) == "test"]
+        if not rollouts:
+            raise DataError(f"{file} names splits, and none that is held out (test, val, dev, eval)")
     lenvm = open_lenvm(arguments, str(folder))
-    found = calibrate_on(lenvm, load_processor(arguments.generator or folder), completions)
+    found = calibrate_on(lenvm, load_processor(arguments.generator or folder), rollouts)
     write_calibration(lenvm, folder, found)
-    print(f"{folder}: calibrated on {len(completions):,} completions of {found.prompts[0]:,} prompts")
+    print(f"{folder}: calibrated on {len(rollouts):,} completions of {found.prompts[0]:,} prompts")
     for band, row in zip(found.bands, found.asked, strict=True):
         asked = dict(zip(found.levels, row, strict=True))
         told = ", ".join(f"{level:g} at {asked[level]:.3f}" for level in _LEVELS)

@@ -96,7 +96,7 @@ def _told(arguments: argparse.Namespace, prompt: "Prompt", found: "Prediction | 
     if arguments.format == "jsonl":
         told: dict[str, Any] = {"prompt_id": prompt.prompt_id, "expected_tokens": round(found.expected_tokens, 1)}
         if found.quantiles:
-            told["quantiles"] = {f"{q:g}": n if n is None else round(n, 1) for q, n in found.quantiles.items()}
+            told["quantiles"] = {repr(q): n if n is None else round(n, 1) for q, n in found.quantiles.items()}
         return told
     tokens = next(iter(found.quantiles.values()), found.expected_tokens)
     if tokens is None:

@@ -26,7 +26,7 @@ from .length_distribution import LengthDistribution
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 BANDS = (0, 1, 16, 64, 256, 1024)  # tokens written at which a band begins: the prompt boundary is one of its own
 _DIGITS = 6  # that are written down
-_FEWEST_PROMPTS = 20  # of a band; one with fewer is part of the band before it
+FEWEST_PROMPTS = 20  # of a band; one with fewer is part of the band before it
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def calibrate(
     parts: list[Tensor] = []
     for start, stop in itertools.pairwise([*BANDS, math.inf]):
         here = (written >= start) & (written < stop)
-        if starts and len(torch.unique(prompt[here])) < _FEWEST_PROMPTS:
+        if starts and len(torch.unique(prompt[here])) < FEWEST_PROMPTS:
             parts[-1] = parts[-1] | here
         else:
             starts.append(int(start))
             parts.append(here)
     counts = [len(torch.unique(prompt[part])) for part in parts]
-    if counts[0] < _FEWEST_PROMPTS:
+    if counts[0] < FEWEST_PROMPTS:
         return None
     asked = [_asked(score[part], truncated[part], count) for part, count in zip(parts, counts, strict=True)]
     return Calibration(tuple(starts), LEVELS, tuple(asked), tuple(counts), spread)
@@ -168,14 +168,15 @@ def calibration_from_plain(plain: Mapping[str, Any]) -> Calibration:
         found = Calibration(bands, levels, asked, prompts, plain["spread"])
     except (KeyError, TypeError) as error:
         raise ValueError("calibration must say bands, levels, asked, prompts and spread") from error
+    whole = all(map(is_integer, bands)) and all(map(is_integer, prompts))
+    fits = len(asked) == len(bands) == len(prompts) and all(_asks(row, len(levels)) for row in asked)
     problems = {
-        "bands must ascend from 0": _ascends(bands, 0) and bands[0] == 0 and all(map(is_integer, bands)),
+        "bands must ascend from 0": _ascends(bands, 0) and bands[0] == 0 and bands[-1] < 2**31,
+        "bands and prompts must be whole numbers": whole,
         "levels must ascend between 0 and 1": _ascends(levels, 0.0) and levels[0] > 0.0 and levels[-1] < 1.0,
-        "asked must have a row for each band, with an ascending level or null for each of levels": len(asked)
-        == len(bands) == len(prompts) and all(_asks(row, len(levels)) for row in asked),
-        "prompts must be whole numbers": all(is_integer(count) for count in prompts),
-        "spread must be a positive number": is_number(found.spread) and found.spread > 0,
-    }  # fmt: skip
+        "asked must have a row for each band, with an ascending level or null for each of levels": fits,
+        "spread must be a positive number": is_number(found.spread) and 0 < found.spread < 100,
+    }
     if wrong := [name for name, holds in problems.items() if not holds]:
         raise ValueError("calibration: " + "; ".join(wrong))
     return found

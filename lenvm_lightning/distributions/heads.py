@@ -11,6 +11,7 @@ To add a kind, write a class with the methods of `LengthRule` and a line in `rul
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.settings import is_integer, is_number
 from ..values import inverse_softplus, softplus
 from .length_distribution import LengthDistribution, from_quantiles
 
 HeadKind = Literal["point", "bins", "quantiles", "discounts"]
+_MOST_TOKENS = 2**31
 _INVERSIONS = 200  # steps of Richardson and Lucy; 16 discounts of a geometric length are met to .001 by then
 
 
@@ -132,7 +135,7 @@ class Bins:
     def losses(self, outputs: Tensor, remaining: Tensor, truncated: Tensor, supervised: Tensor) -> Tensor:
         """`-log P(range of r)`, or of truncated completions `-log P(more than r follow)`; see `LengthRule`."""
         edge = torch.tensor(self.edges, dtype=torch.float64, device=outputs.device)
-        r = remaining.to(torch.float64)[..., None]  # (B, T, 1)
+        r = remaining.clamp(min=0).to(torch.float64)[..., None]  # (B, T, 1); below 0 is the padding of others
         lower = torch.cat([edge.new_full((1,), -1.0), edge])  # (K,)
         upper = torch.cat([edge, edge.new_full((1,), math.inf)])
         inside = (r > lower) & (r <= upper)  # (B, T, K), one True each
@@ -229,7 +232,7 @@ class Discounts:
 
     def distribution(self, outputs: Tensor) -> LengthDistribution:
         """Shares of ranges whose transform is nearest to the predicted one, by Richardson's and Lucy's iteration."""
-        transform = torch.sigmoid(-_as_float(outputs).double())  # E[gamma_k ** r]
+        transform = torch.sigmoid(-_as_float(outputs).double()).clamp(min=1e-12)  # E[gamma_k ** r]
         gamma = torch.tensor(self.gammas, dtype=torch.float64, device=outputs.device)
         edge = torch.tensor([-1, *self.edges], dtype=torch.float64, device=outputs.device)
         middle = torch.cat([0.5 * (edge[:-1] + 1 + edge[1:]), edge[-1:] + self.tail])
@@ -282,11 +285,17 @@ def rule_from_plain(plain: Mapping[str, Any]) -> LengthRule:
         raise ValueError(f"length_head must say kind ({', '.join(kinds)}) and what this kind needs")
     for name, value in entries.items():
         if name == "tail":
-            _require(_is_positive(value), "length_head.tail must be a positive number")
+            _require(
+                is_number(value) and 0 < value < _MOST_TOKENS, "length_head.tail must be a positive number of tokens"
+            )
+            continue
+        if name == "edges":
+            holds = _is_ascending(value) and all(map(is_integer, value)) and value[0] == 0 and value[-1] < _MOST_TOKENS
+            _require(holds, "length_head.edges must be 2 to 1024 ascending whole numbers from 0")
         else:
-            low, high = (-1, math.inf) if name == "edges" else (0.0, 1.0)
-            _require(_is_ascending(value, low, high), f"length_head.{name} must be ascending numbers, at most 1024")
-            entries[name] = tuple(value)
+            holds = _is_ascending(value) and value[0] > 0.0 and value[-1] < 1.0
+            _require(holds, f"length_head.{name} must be 2 to 1024 ascending numbers between 0 and 1")
+        entries[name] = tuple(value)
     found: LengthRule = kind(**entries)
     return found
 
@@ -296,17 +305,11 @@ def _require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and 0.0 < value < math.inf
-
-
-def _is_ascending(value: Any, low: float, high: float) -> bool:
-    """Numbers between both, each above the one before."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or not 1 <= len(value) <= 1024:
+def _is_ascending(value: Any) -> bool:
+    """Whether it is a list of 2 to 1024 numbers, each above the one before."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not 2 <= len(value) <= 1024:
         return False
-    if not all(isinstance(x, float | int) and not isinstance(x, bool) for x in value):
-        return False
-    return all(a < b for a, b in zip([low, *value], [*value, high], strict=True))
+    return all(map(is_number, value)) and all(a < b for a, b in itertools.pairwise(value))
 
 
 def _as_float(x: Tensor) -> Tensor:

@@ -78,5 +78,11 @@ def quantiles_at(
         written: tokens written.
         quantiles: levels in (0, 1).
     """
-    found = {q: float(lenvm.quantile(outputs, q, written)) for q in quantiles}
+    if not quantiles:
+        return {}
+    distribution, calibration = lenvm.distribution(outputs), lenvm.config.intervals
+    found = {
+        q: float(distribution.quantile(q) if calibration is None else calibration.quantile(distribution, q, written))
+        for q in quantiles
+    }
     return {q: tokens if math.isfinite(tokens) else None for q, tokens in found.items()}

@@ -108,8 +108,8 @@ class Written:
     truncated: bool = False
 
 
-def completions_of(file: Path, split: str | None = None) -> Iterator[Written]:
-    """Completions in a file of rollouts, in its order; of a split alone where one is named.
+def completions_of(file: Path) -> Iterator[Written]:
+    """Completions in a file of rollouts, in its order.
 
     Raises:
         DataError: it cannot be read; the text says which line.
@@ -118,8 +118,6 @@ def completions_of(file: Path, split: str | None = None) -> Iterator[Written]:
     counts: Counter[str] = Counter()
     for rollout in read_rollouts(file):
         prompt = Prompt(rollout.prompt_id, rollout.messages, tuple(rollout.images))
-        if split is not None and rollout.split != split:
-            continue
         kept = prompts.setdefault(rollout.prompt_id, prompt)
         name = str(counts[rollout.prompt_id])
         counts[rollout.prompt_id] += 1

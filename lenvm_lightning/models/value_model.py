@@ -73,7 +73,7 @@ class LengthValueModel(Publishing, nn.Module):
         self.length_rule = config.length_rule
         self.length_head: LengthHead | None = None
         if self.length_rule is not None:
-            with torch.random.fork_rng():  # whatever else is drawn is what it would be without it
+            with torch.random.fork_rng(devices=[]):  # whatever else is drawn is what it would be without it
                 self.length_head = LengthHead(hidden_size(backbone.config), self.length_rule.size)
         for head in self.heads():
             if backbone.dtype == torch.float64:
@@ -127,7 +127,7 @@ class LengthValueModel(Publishing, nn.Module):
         model = cls(backbone, config)
         model.v_head.reset(config.rule.bias_for(expected_length) if expected_length else 0.0)
         if model.length_head is not None and model.length_rule is not None:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 model.length_head.reset(model.length_rule.start(expected_length or 1.0))
         return model
 

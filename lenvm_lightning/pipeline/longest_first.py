@@ -86,6 +86,10 @@ def longest_first(source: str, lenvm: str, generator: Generator, options: dict[s
         require_same_tokens(tokenizer_of(processor), lenvm)
         device = place_for(None if is_server(source) else options.get("device"))
         model = open_value_model(lenvm, gamma=None, dtype=None, device=device, generator=model_of(source))
+        if model.config.until is not None:
+            raise RecipeError(
+                f"longest_first needs whole lengths, but {lenvm} counts to {model.config.until!r}: name another lenvm"
+            )
         yield from predict_lengths(model.eval(), processor, prompts)
         del model
         release_memory()

@@ -235,7 +235,7 @@ class CompletionRequest(GenerationRequest):
         return [given] if isinstance(given, str) or isinstance(given[0], int) else given
 
 
-_MOST_LEVELS = 64
+_MOST_LEVELS = 16
 Level = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
 
 

@@ -71,6 +71,8 @@ class Service:
         if order == "shortest":
             if generator.lenvm is None:
                 raise GenerationError("shortest first needs a length value model, which predicts what is short")
+            if (until := generator.lenvm.config.until) is not None:
+                raise GenerationError(f"shortest first: this length value model counts to {until!r}, not to the end")
             predict = functools.partial(expected_tokens, generator.lenvm)
         self.engine_loop = EngineLoop(engine, generator.rows + limits.waiting, predict=predict, patience=patience)
         # Prompts are made ready one after the other: tokenizers and processors are not to be shared by threads.
@@ -248,8 +250,10 @@ class Service:
             if not all(map(math.isfinite, remaining)):
                 raise GenerationError("the length value model gives no number here: it is broken")
             one: dict[str, Any] = {"index": number, "expected_tokens": remaining[0]}
+            if lenvm.config.until is not None:
+                one["until"] = lenvm.config.until  # what it counts to; behind that its numbers mean nothing
             if lenvm.says_how_sure:
-                one["quantiles"] = {f"{q:g}": n for q, n in quantiles_at(lenvm, outputs[0], 0, quantiles).items()}
+                one["quantiles"] = {repr(q): n for q, n in quantiles_at(lenvm, outputs[0], 0, quantiles).items()}
             if completion is not None:
                 texts = [self.tokenizer.decode([token]) for token in ids]
                 one["tokens"] = [

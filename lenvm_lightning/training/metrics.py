@@ -1,5 +1,6 @@
 """Errors in tokens and scores of distributions as torchmetrics: sums that are true across batches and ranks."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -196,12 +197,14 @@ class HeldOutScores(_KeepsDigits):
 
 
 def calibration_of(scores: dict[str, Tensor]) -> Calibration | None:
-    """The calibration that `HeldOutScores.compute` leads to; None with fewer than 20 prompts."""
+    """The calibration that `HeldOutScores.compute` leads to; None with few prompts, or of what is no number."""
     if "states" not in scores:
         return None
-    score, ratio, truncated, written, prompt = scores["states"].unbind(1)
+    score, ratio, truncated, written, prompt = scores["states"].cpu().unbind(1)
     known = ratio[truncated == 0]
     spread = float(known.square().mean().sqrt().clamp(min=1e-3)) if len(known) else 1.0
     if "crps_tokens" not in scores:
         score = torch.special.ndtr(score / spread)
+    if not (bool(score.isfinite().all()) and math.isfinite(spread)):
+        return None
     return calibrate(score, truncated > 0, written, prompt, spread)

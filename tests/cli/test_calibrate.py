@@ -69,3 +69,51 @@ def test_levels_lie_between_0_and_1(levels, capsys):
     with pytest.raises(SystemExit):
         main(["predict", "tiny-math", "--quantiles", levels])
     assert "--quantiles" in capsys.readouterr().err
+
+
+def test_texts_without_ids_and_named_splits_are_read_as_training_reads_them(rollouts, tmp_path):
+    """A text has an end that its ids alone do not show; what was trained on is left out."""
+    folder = uncalibrated(tmp_path / "model")
+    rows = [json.loads(line) for line in (rollouts / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    def calibrated(name: str, change) -> dict:
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(change(dict(row))) + "\n" for row in rows), encoding="utf-8")
+        assert main(["calibrate", str(file), "--lenvm", str(folder)]) == 0
+        return json.loads((folder / "lenvm_config.json").read_text(encoding="utf-8"))["calibration"]
+
+    def without_ids(row):
+        row["token_ids"] = None
+        return row
+
+    def validation(row):
+        return {**row, "split": "validation"}
+
+    whole = calibrated("whole", dict)
+    assert calibrated("validation", validation) == whole
+    assert calibrated("texts", without_ids) == whole
+
+
+def test_training_prompts_are_no_held_out_ones(rollouts, tmp_path, capsys):
+    folder = uncalibrated(tmp_path / "model")
+    lines = (rollouts / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    file = tmp_path / "train.jsonl"
+    rows = [{**json.loads(line), "split": "train"} for line in lines]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["calibrate", str(file), "--lenvm", str(folder)]) == 2
+    assert "names splits, and none that is held out" in capsys.readouterr().err
+
+
+def test_a_model_that_counts_to_a_text_is_calibrated_on_that(rollouts, tmp_path):
+    folder = uncalibrated(tmp_path / "model")
+    before = json.loads((folder / "lenvm_config.json").read_text(encoding="utf-8"))
+    spreads = []
+    for until in (None, "."):
+        (folder / "lenvm_config.json").write_text(
+            json.dumps({**before, "until": until, "note": "mine"}), encoding="utf-8"
+        )
+        assert main(["calibrate", str(rollouts), "--lenvm", str(folder)]) == 0
+        after = json.loads((folder / "lenvm_config.json").read_text(encoding="utf-8"))
+        assert (after["note"], after["until"]) == ("mine", until)  # nothing else changes
+        spreads.append(after["calibration"]["spread"])
+    assert spreads[1] > spreads[0] + 0.3  # first sentences are far shorter than what this model predicts

@@ -121,6 +121,9 @@ def test_it_is_written_as_json_and_read():
         ({"asked": [[0.05, 0.8], [0.9, 0.2]]}, "a row for each band"),
         ({"asked": [[0.05, "x"], [0.2, None]]}, "a row for each band"),
         ({"prompts": [50, "many"]}, "whole numbers"),
+        ({"bands": [0, 10**30]}, "bands must ascend from 0"),
+        ({"bands": [0, 1.5]}, "whole numbers"),
+        ({"spread": 1e308}, "spread must be"),
         ({"spread": -1.0}, "spread must be"),
     ],
 )

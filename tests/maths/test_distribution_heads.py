@@ -144,6 +144,10 @@ def test_rules_are_written_and_read(kind):
         {"edges": [0, float("nan")]},
         {"tail": 0},
         {"tail": "8"},
+        {"tail": 10**400},
+        {"edges": [0, 10**400]},
+        {"edges": [0, 1e300]},
+        {"edges": [-0.5, 2]},
         {"levels": [0.5]},
     ],
 )
@@ -157,3 +161,19 @@ def test_settings_say_all_that_is_wrong():
     found = HeadConfig(kind="histogram", size=1, weight=-1.0).problems()  # type: ignore[arg-type]
     assert len(found) == 3
     assert dataclasses.replace(HeadConfig(), kind="bins").problems() == []
+
+
+def test_one_level_is_none():
+    with pytest.raises(ValueError, match="levels must be 2 to 1024"):
+        rule_from_plain({"kind": "quantiles", "levels": [0.5]})
+
+
+def test_numbers_beyond_all_measure_stay_numbers():
+    rule = make_rule("discounts", 8, 500, None)
+    assert rule is not None
+    for outputs in (torch.full((8,), 800.0), torch.full((8,), -800.0)):
+        assert bool(rule.distribution(outputs).median().isfinite())
+    outputs = SHARES.clone().requires_grad_()
+    bins().losses(outputs, one(-100), NOT, one(0)).masked_fill(torch.tensor([[True]]), 0.0).sum().backward()
+    assert outputs.grad is not None
+    assert bool(outputs.grad.isfinite().all())

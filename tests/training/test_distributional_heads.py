@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import lightning as L
 import pytest
@@ -18,8 +19,10 @@ from lenvm_lightning.distributions.heads import HeadConfig, make_rule, rule_to_p
 from lenvm_lightning.errors import CheckpointError, LenVMError, RecipeError
 from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.value_model import LengthValueModel
+from lenvm_lightning.rollouts.generators.local.loading import digest
 from lenvm_lightning.training.batch_layouts import compute, row_outputs
 from lenvm_lightning.training.layout_plan import make_plan
+from lenvm_lightning.training.metrics import calibration_of
 
 KINDS = ("bins", "quantiles", "discounts")
 SHAPE = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
@@ -94,6 +97,17 @@ def test_a_head_that_is_missing_or_does_not_fit_is_refused(tmp_path):
         LengthValueModel.from_pretrained(tmp_path)
 
 
+def test_another_head_is_another_model(tmp_path):
+    """Results of an evaluation are kept under the digest of the models."""
+    model = LengthValueModel.from_backbone("tiny-text", with_head(), pretrained=False)
+    model.save_pretrained(tmp_path)
+    before = digest(str(tmp_path))
+    with torch.no_grad():
+        model.length_head.out.bias += 1.0
+    model.save_pretrained(tmp_path)
+    assert digest(str(tmp_path)) != before
+
+
 def test_the_value_starts_as_it_would_without_it():
     models = []
     for config in (LenVMConfig(gamma=0.99), with_head()):
@@ -162,3 +176,12 @@ def test_settings_are_checked_before_anything_is_loaded():
     with pytest.raises(LenVMError, match=r"head\.kind: bins needs a DataModule that knows the lengths"):
         module.configure_model()
     assert dataclasses.asdict(module.settings)["head"]["kind"] == "bins"
+
+
+def test_what_is_no_number_is_not_calibrated():
+    states = torch.zeros(25, 5, dtype=torch.float64)
+    states[:, 4] = torch.arange(25)
+    assert calibration_of({"states": states}) is not None
+    states[3, :2] = math.nan
+    assert calibration_of({"states": states}) is None
+    assert calibration_of({}) is None

@@ -23,7 +23,7 @@ _WHOLE = 2**30  # bytes of weights up to which all of them are digested
 _FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "chat_template.jinja", "chat_template.json", "value_head.safetensors", "lenvm_config.json",
-    "adapter_config.json",
+    "adapter_config.json", "length_head.safetensors",
 )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ TASKS = {
         "truncated ↓", {"frontier"}, "vqa/base/pass_at_1",
     ),
     "length --limit 4 --n 2 --max-tokens 200": (
-        f"length v4 · {PAIR}", "4 questions, 8 completions", 8, "| position |", "MRE ↓", {"prediction"},
+        f"length v4 · {PAIR}", "4 questions, 8 completions", 8, "| position |", "MRE ↓", {"prediction", "intervals"},
         "length/by_position/50/mae_tokens",
     ),
     "longbench-write --limit 4 --n 1 --max-tokens 200": (

@@ -84,7 +84,8 @@ def test_they_stand_beside_the_value_model(rollouts, tmp_path, capsys):
     assert "| regression |" in report
     assert "| probe" in report
     results = Results.from_dict(json.loads((tmp_path / "results" / "results.json").read_text(encoding="utf-8")))
-    before, by_position, by_written = results.tables
+    before, by_position, by_written, distributions, _ = results.tables
+    assert {row.label["predictor"] for row in distributions.rows} == {"LenVM", "constant", "quantile regression"}
     assert [row.label["predictor"] for row in before.rows] == ["LenVM", "regression", "probe"]
     assert len({row.measures["mre"].value for row in before.rows}) == 3
     assert [row.label["written"] for row in by_written.rows][:3] == ["0", "16", "64"]

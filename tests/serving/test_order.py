@@ -245,3 +245,10 @@ def test_a_priority_of_none_is_none(tiny_server):
 def test_shortest_first_needs_what_predicts():
     with pytest.raises(GenerationError, match="shortest first needs a length value model"):
         Service(generator_of(lenvm=False), Limits(), order="shortest")
+
+
+def test_shortest_first_needs_whole_lengths():
+    generator = generator_of()
+    generator.lenvm.config.until = "</think>"
+    with pytest.raises(GenerationError, match="shortest first: .* counts to '</think>', not to the end"):
+        Service(generator, Limits(), order="shortest")

@@ -250,5 +250,5 @@ def test_shortest_first_needs_what_predicts():
 def test_shortest_first_needs_whole_lengths():
     generator = generator_of()
     generator.lenvm.config.until = "</think>"
-    with pytest.raises(GenerationError, match="shortest first: .* counts to '</think>', not to the end"):
+    with pytest.raises(GenerationError, match=r"shortest first: .* counts to '</think>', not to the end"):
         Service(generator, Limits(), order="shortest")

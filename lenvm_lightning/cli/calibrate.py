@@ -30,15 +30,12 @@ def execute(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.lenvm)
     if not folder.is_dir():
         raise DataError(f"--lenvm: {folder} is no folder here. Write it into one first: lenvm export")
-    file = Path(arguments.rollouts)
-    file = file / "rollouts.jsonl" if file.is_dir() else file
-    if not file.is_file():
-        raise DataError(f"there is no file {file}")
     from ..evaluation.calibration import calibrate_on, write_calibration
     from ..models.processors import load_processor
     from ..rollouts.held_out import role_of
-    from ..rollouts.read import read_rollouts
+    from ..rollouts.read import read_rollouts, rollouts_file
 
+    file = rollouts_file(Path(arguments.rollouts))
     rollouts = list(read_rollouts(file))
     if any(rollout.split is not None for rollout in rollouts):
         rollouts = [rollout for rollout in rollouts if role_of(rollout.split) == "test"]

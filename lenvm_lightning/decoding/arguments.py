@@ -16,9 +16,10 @@ from ..models.value_model import LengthValueModel
 from ..utils.settings import is_integer
 from .batched_controls import numbers_for_a_batch
 from .compiled import missing_for_compile
-from .engine import Engine, RunningCompletion
+from .engine import Engine
 from .limits import context_window, contradiction, why_no_room, why_unreadable
 from .prefill import Request
+from .running_completion import RunningCompletion
 from .sampling_params import GUIDED_SAMPLING, SamplingParams, completion_seed
 from .segments import why_not_until
 from .text_stream import ends_with_stop

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..guidance import Control
 from ..models.value_model import LengthValueModel
 from .arguments import Arguments, RequestBatch
-from .engine import FinishReason, RunningCompletion
+from .running_completion import FinishReason, RunningCompletion
 from .sampling_params import GUIDED_SAMPLING
 
 

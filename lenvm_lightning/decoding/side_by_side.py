@@ -16,7 +16,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from .engine import Engine, RunningCompletion
+from .engine import Engine
+from .running_completion import RunningCompletion
 
 Passed = TypeVar("Passed")
 _END = object()

@@ -1,5 +1,6 @@
 """LengthDistribution: how likely it is that more than t tokens follow, for every t."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,10 @@ class LengthDistribution:
         last = longer[..., -1]
         beyond = curve[..., -1] + self._tail() * torch.log((last / left).clamp(min=1.0))
         return torch.where(left < last, beyond, inside).clamp(min=0.0)
+
+    def quantiles(self, levels: Sequence[float]) -> Tensor:
+        """`quantile` at Q levels. Shape (..., Q)."""
+        return torch.stack([self.quantile(q) for q in levels], dim=-1)
 
     def median(self) -> Tensor:
         """Tokens that half of the continuations stay within. Shape (...)."""

@@ -36,7 +36,11 @@ def calibrate_on(lenvm: LengthValueModel, processor: Any, rollouts: Iterable[Rol
         DataError: one cannot be read, there are too few prompts, or the model gives no numbers.
     """
     given = list(_completions(lenvm, tokenizer_of(processor), rollouts))
-    numbers: dict[str, int] = {}
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(prompt.prompt_id for prompt, *_ in given))}
+    if len(numbers) < FEWEST_PROMPTS:
+        raise DataError(
+            f"{len(numbers)} prompts are too few to calibrate on: take completions of {FEWEST_PROMPTS} or more"
+        )
     scores = HeldOutScores()
     pairs = ((prompt, ids) for prompt, ids, _ in given)
     for number, outputs in values_of(lenvm, processor, pairs, all_heads=True):
@@ -48,13 +52,9 @@ def calibrate_on(lenvm: LengthValueModel, processor: Any, rollouts: Iterable[Rol
             "remaining": remaining[None],
             "mask": mask[None],
             "censored": torch.tensor([truncated]),
-            "prompt_index": torch.tensor([numbers.setdefault(prompt.prompt_id, len(numbers))]),
+            "prompt_index": torch.tensor([numbers[prompt.prompt_id]]),
         }
         _update(scores, lenvm, outputs[None], batch)
-    if len(numbers) < FEWEST_PROMPTS:
-        raise DataError(
-            f"{len(numbers)} prompts are too few to calibrate on: take completions of {FEWEST_PROMPTS} or more"
-        )
     found = calibration_of(scores.compute())
     if found is None:
         raise DataError("the length value model gives no numbers for these completions: it is broken")

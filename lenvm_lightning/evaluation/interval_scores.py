@@ -22,7 +22,10 @@ COVERAGES = (0.5, 0.8, 0.9)
 PINBALL_LEVEL = 0.9
 PIT_BINS = 10
 
-Quantile = Callable[[float], Tensor]
+_MOST_DOMAINS = 12  # more are names of single prompts
+
+Quantiles = Callable[[Sequence[float]], Tensor]
+"""Quantiles of N states at Q levels, shape (N, Q)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class IntervalScores:
         length: int,
         truncated: bool,
         limit: int,
-        predict: Callable[[Tensor], tuple[LengthDistribution, Quantile]],
+        predict: Callable[[Tensor], tuple[LengthDistribution, Quantiles]],
     ) -> None:
         """Add a completion.
 
@@ -125,9 +128,9 @@ class IntervalScores:
         written = torch.tensor([at for at in WRITTEN if at < length])
         remaining = (length - written).double()
         left = ((length if truncated else limit) - written).double()
-        distribution, quantile = predict(written)
-        lower = torch.stack([quantile(0.5 - share / 2) for share in COVERAGES], 1).double()
-        upper = torch.stack([quantile(0.5 + share / 2) for share in COVERAGES], 1).double()
+        distribution, quantiles = predict(written)
+        low, high = ([0.5 + side * share / 2 for share in COVERAGES] for side in (-1, 1))
+        lower, upper, one = quantiles([*low, *high, PINBALL_LEVEL]).double().tensor_split((3, 6), dim=1)
         count = len(written)
         self._parts.append(
             _States(
@@ -139,7 +142,7 @@ class IntervalScores:
                 truncated=torch.full((count,), truncated),
                 median=torch.minimum(distribution.median().double(), left),
                 crps=crps(distribution, remaining, left).double(),
-                pinball=pinball(torch.minimum(quantile(PINBALL_LEVEL).double(), left), remaining, PINBALL_LEVEL),
+                pinball=pinball(torch.minimum(one[:, 0], left), remaining, PINBALL_LEVEL),
                 score=distribution.cdf(remaining.to(distribution.longer.dtype)).double(),
                 lower=lower,
                 upper=upper,
@@ -151,7 +154,7 @@ class IntervalScores:
         found = self._joined()
         places = {int(at): found.written == at for at in WRITTEN if (found.written == at).any()}
         slices = {name: found.domain == name for name in dict.fromkeys(found.domain)}
-        if len(slices) == 1:
+        if not 1 < len(slices) <= _MOST_DOMAINS:
             slices = {}
         middle = {at: float(found.median[torch.from_numpy(here)].median()) for at, here in places.items()}
         is_long = found.median.numpy() > np.array([middle[int(at)] for at in found.written])

@@ -80,9 +80,5 @@ def quantiles_at(
     """
     if not quantiles:
         return {}
-    distribution, calibration = lenvm.distribution(outputs), lenvm.config.intervals
-    found = {
-        q: float(distribution.quantile(q) if calibration is None else calibration.quantile(distribution, q, written))
-        for q in quantiles
-    }
-    return {q: tokens if math.isfinite(tokens) else None for q, tokens in found.items()}
+    found = zip(quantiles, lenvm.quantiles(outputs, quantiles, written).tolist(), strict=True)
+    return {q: tokens if math.isfinite(tokens) else None for q, tokens in found}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, EvaluationError
+from ..errors import DataError, EvaluationError, StoreError
 from ..models import embedded
 from ..rollouts.generators.interface import Prompt
 from ..rollouts.held_out import role_of
-from ..rollouts.read import read_rollouts
+from ..rollouts.read import read_rollouts, rollouts_file
 from ..rollouts.record import Rollout
 from .samples import Sample
 
@@ -58,7 +58,10 @@ def read_recorded(place: Path, limit: int | None = None) -> Recorded:
         EvaluationError: it is not there, completions have no token ids, or one prompt_id stands for several prompts.
         DataError: it cannot be read.
     """
-    file = _file_of(place)
+    try:
+        file = rollouts_file(place)
+    except StoreError as error:
+        raise EvaluationError(f"--rollouts: {error}") from error
     rollouts = list(read_rollouts(file))
     if not rollouts:
         raise EvaluationError(f"--rollouts: {file} has no completions")
@@ -81,15 +84,6 @@ def read_recorded(place: Path, limit: int | None = None) -> Recorded:
         sampling=_in_common([one.sampling for one in completions]),
         max_tokens=_limit_of(completions),
     )
-
-
-def _file_of(place: Path) -> Path:
-    file = place / "rollouts.jsonl" if place.is_dir() else place
-    if not file.is_file():
-        unfinished = (place / "journal.jsonl").is_file()
-        hint = "; sampling is not complete, the command that began it finishes it" if unfinished else ""
-        raise EvaluationError(f"--rollouts: there is no file {file}{hint}")
-    return file
 
 
 def _require_sound(file: Path, by_prompt: dict[str, list[Rollout]]) -> None:

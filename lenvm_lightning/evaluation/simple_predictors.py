@@ -67,6 +67,31 @@ def _solve(x: Floats, y: Floats, ridge: float) -> Floats:
     return np.asarray(np.linalg.solve(x.T @ x + penalty, x.T @ y), dtype=np.float64)
 
 
+class LengthFeatures:
+    """What is easy to know of a state: the lengths of prompt and text so far, as logarithms, and their product.
+
+    Args:
+        processor: tokenizer or processor of the generator.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._lengths: dict[str, int] = {}
+
+    def of(self, prompt: Prompt, written: NDArray[np.int64]) -> Floats:
+        """Features of states after so many tokens (N,). Shape (N, 3)."""
+        if prompt.prompt_id not in self._lengths:
+            images = [open_image(image) for image in prompt.images]
+            self._lengths[prompt.prompt_id] = len(encode_prompt(self._processor, prompt.messages, images)[0])
+        asked = np.full(len(written), np.log(self._lengths[prompt.prompt_id]))
+        done = np.log1p(written)
+        return np.stack([asked, done, asked * done], axis=1)
+
+    def forget(self) -> None:
+        """Forget all prompts: others may have the same ids."""
+        self._lengths.clear()
+
+
 class Regression:
     """From the lengths of prompt and text so far.
 
@@ -79,23 +104,14 @@ class Regression:
     """
 
     def __init__(self, processor: Any, completions: Sequence[Completion]) -> None:
-        self._processor = processor
-        self._lengths: dict[str, int] = {}
-        self._model = _fit([self._features(prompt, len(ids)) for prompt, ids in completions], completions)
-        self._lengths.clear()  # other prompts may have the same ids
+        self._features = LengthFeatures(processor)
+        rows = [self._features.of(prompt, np.arange(len(ids) + 1)) for prompt, ids in completions]
+        self._model = _fit(rows, completions)
+        self._features.forget()
 
     def predict(self, prompt: Prompt, length: int) -> Tensor:
         """Remaining tokens at s_0 … s_L. Shape (L + 1,)."""
-        return self._model.predict(self._features(prompt, length))
-
-    def _features(self, prompt: Prompt, length: int) -> Floats:
-        """Of the states s_0 … s_L. Shape (L + 1, 3)."""
-        if prompt.prompt_id not in self._lengths:
-            images = [open_image(image) for image in prompt.images]
-            self._lengths[prompt.prompt_id] = len(encode_prompt(self._processor, prompt.messages, images)[0])
-        asked = np.full(length + 1, np.log(self._lengths[prompt.prompt_id]))
-        written = np.log1p(np.arange(length + 1))
-        return np.stack([asked, written, asked * written], axis=1)
+        return self._model.predict(self._features.of(prompt, np.arange(length + 1)))
 
 
 class Probe:

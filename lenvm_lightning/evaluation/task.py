@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..decoding.sampling_params import SamplingParams
@@ -300,3 +301,9 @@ def ids_of(prompts: Any) -> list[str]:
         every = ids_of(prompts.dataset)
         return [every[index] for index in prompts.indices]
     return list(getattr(prompts, "ids", None) or [prompt.prompt_id for prompt in prompts])
+
+
+def prompt_by_id(measured: Measured) -> Callable[[str], Prompt]:
+    """Finds a prompt; made anew where another was asked for, so that the images of one are held: samples follow so."""
+    places = {prompt_id: place for place, prompt_id in enumerate(ids_of(measured.prompts))}
+    return lru_cache(maxsize=1)(lambda prompt_id: measured.prompts[places[prompt_id]])

@@ -1,6 +1,7 @@
 """Publishing a length value model on the Hugging Face hub, with its model card."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,7 @@ class Publishing:
     backbone: PreTrainedModel
     config: LenVMConfig
     source: Source | None
-
-    def save_pretrained(self, folder: Any, processor: Any = None) -> None:
-        """Write a directory; see `LengthValueModel.save_pretrained`."""
-        raise NotImplementedError
+    save_pretrained: Callable[..., None]
 
     def card(self, license: str | None = None) -> ModelCard:
         """The model card: that of the directory it was loaded from, else one of what the model remembers.

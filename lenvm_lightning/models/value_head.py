@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LENGTH_HEAD_WIDTH = 256  # at most: enough for 32 bins, and a seventh of a value head of width 1536
+_LENGTH_HEAD_WIDTH = 256  # at most: enough for 32 bins, and a sixth of a value head of width 1536
 
 
 class _Float32Head(nn.Module):

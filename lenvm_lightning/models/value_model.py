@@ -16,7 +16,7 @@ head.
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -328,24 +328,28 @@ class LengthValueModel(Publishing, nn.Module):
             )
 
     def quantile(self, outputs: Tensor, q: float, written: Tensor | int) -> Tensor:
-        """Tokens that a share `q` of continuations stay within, as it held on held-out prompts.
+        """Tokens that a share `q` of continuations stay within; see `quantiles`. Shape (...)."""
+        return self.quantiles(outputs, (q,), written)[..., 0]
+
+    def quantiles(self, outputs: Tensor, levels: Sequence[float], written: Tensor | int) -> Tensor:
+        """Tokens that a share of continuations stay within, for several shares, as it held on held-out prompts.
 
         Args:
             outputs: of `forward(..., all_heads=True)`. Shape (..., 1 + K).
-            q: in (0, 1).
+            levels: Q shares in (0, 1).
             written: tokens written at each state, 0 at the prompt boundary. Broadcasts with (...).
 
         Returns:
             Tokens, infinite where truncated completions left the level unknown; as predicted where fewer than 20
-            prompts were held out. Shape (...).
+            prompts were held out. Shape (..., Q).
 
         Raises:
             CheckpointError: see `distribution`.
         """
         distribution, calibration = self.distribution(outputs), self.config.intervals
         if calibration is None:
-            return distribution.quantile(q)
-        return calibration.quantile(distribution, q, written)
+            return distribution.quantiles(levels)
+        return torch.stack([calibration.quantile(distribution, q, written) for q in levels], dim=-1)
 
     def heads(self) -> Iterator[nn.Module]:
         """The value head, and the distributional one where there is one."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..errors import DataError, StoreError
 from ..utils.json_input import parse_json
+from .read import rollouts_file
 from .record import parse_record
 
 _ROLES = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -39,7 +40,7 @@ def convert(source: Path, target: Path, *, to: Literal["published", "ours"], gro
     """
     if grouped and to != "published":
         raise StoreError("only the published layout is written grouped")
-    file = _rollouts_of(source)
+    file = rollouts_file(source)
     if target.exists():
         raise StoreError(f"{target} is there already; choose another name, or delete it.")
     problems: list[str] = []
@@ -64,15 +65,6 @@ def convert(source: Path, target: Path, *, to: Literal["published", "ours"], gro
         more = f"\n  … and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
         raise DataError(f"{file} cannot be converted:\n  " + "\n  ".join(problems[:_SHOWN]) + more)
     return count
-
-
-def _rollouts_of(source: Path) -> Path:
-    file = source / "rollouts.jsonl" if source.is_dir() else source
-    if not file.exists():
-        unfinished = (source / "journal.jsonl").exists()
-        hint = "; sampling is not complete, the command that began it finishes it" if unfinished else ""
-        raise StoreError(f"there are no rollouts at {file}{hint}")
-    return file
 
 
 def _lines(file: Path, problems: list[str]) -> Iterator[tuple[str, Path, Any]]:

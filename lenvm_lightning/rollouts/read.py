@@ -5,10 +5,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, StoreError
 from ..utils.images import ImageFolders
 from ..utils.json_input import parse_json
 from .record import Rollout, parse_record
+
+
+def rollouts_file(place: Path) -> Path:
+    """The file of a folder that `lenvm sample` wrote, or a file itself.
+
+    Raises:
+        StoreError: it is not there; the text says where sampling was not finished.
+    """
+    file = place / "rollouts.jsonl" if place.is_dir() else place
+    if not file.is_file():
+        unfinished = (place / "journal.jsonl").is_file()
+        hint = "; sampling is not complete, the command that began it finishes it" if unfinished else ""
+        raise StoreError(f"there are no rollouts at {file}{hint}")
+    return file
 
 
 def read_rollouts(file: Path) -> Iterator[Rollout]:

@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..decoding.engine import Engine, FinishReason, RunningCompletion
+from ..decoding.engine import Engine
 from ..decoding.prefill import Request
+from ..decoding.running_completion import FinishReason, RunningCompletion
 from ..decoding.sampling_params import SamplingParams
 from ..errors import LenVMError, named
 from ..guidance import Control

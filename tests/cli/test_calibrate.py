@@ -57,7 +57,7 @@ def test_what_cannot_be_calibrated_is_refused(rollouts, tmp_path, capsys):
     for words, said in (
         ([str(rollouts)], "--lenvm is missing"),
         ([str(rollouts), "--lenvm", "nobody/nowhere"], "Write it into one first: lenvm export"),
-        (["nowhere.jsonl", "--lenvm", str(folder)], "there is no file nowhere.jsonl"),
+        (["nowhere.jsonl", "--lenvm", str(folder)], "there are no rollouts at nowhere.jsonl"),
         ([str(few), "--lenvm", str(folder)], "prompts are too few to calibrate on: take completions of 20 or more"),
     ):
         assert main(["calibrate", *words]) == 2

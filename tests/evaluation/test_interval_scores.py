@@ -25,7 +25,7 @@ def certain(length: float):
         top = (length - written).double().clamp(min=0.01)
         curve = torch.stack([top - 1e-6, top], 1)
         found = LengthDistribution(curve, torch.tensor([1.0, 0.0], dtype=torch.float64).expand_as(curve), 1.0)
-        return found, found.quantile
+        return found, found.quantiles
 
     return predict
 
@@ -59,7 +59,7 @@ def test_the_truth_is_covered_as_often_as_it_says_and_the_histogram_is_even():
         def predict(written, median=median, sigma=0.5):
             # What is left of a log-normal length when some of it is written: only the start is used here.
             found = lognormal(torch.full((len(written),), median, dtype=torch.float64), sigma)
-            return found, found.quantile
+            return found, found.quantiles
 
         scores.add(str(number), "all", seen, length > 250, 250, lambda w, p=predict: p(w))
         too_sure.add(str(number), "all", seen, length > 250, 250, lambda w, p=predict: p(w, sigma=0.2))

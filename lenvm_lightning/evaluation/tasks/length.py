@@ -6,8 +6,9 @@ Protocol: Zhang et al., section on length prediction; 64 completions a prompt, 1
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import EvaluationError
 from ...rollouts.generators.interface import Prompt
@@ -20,7 +21,11 @@ from ..task import Findings, Measured
 from .value_task import ValueSettings, ValueTask, read_states
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...models.value_model import LengthValueModel
     from ..length_errors import LengthReport, PositionError
+    from ..simple_predictors import Completion
 
 _OURS = "LenVM"
 
@@ -65,15 +70,19 @@ class LengthTask(ValueTask):
         lenvm = measured.lenvm
         found = LengthPredictions(lenvm.gamma)
         medians = LengthPredictions(lenvm.gamma) if lenvm.length_rule is not None else None
-        intervals = interval_predictors(measured)
+        known = _known(measured)
+        intervals = interval_predictors(measured, known)
         limit = _limit(measured)
-        for sample, outputs in read_states(measured, all_heads=True):
-            found.add(sample.prompt_id, lenvm.remaining(outputs[:, 0]), sample.truncated, limit)
-            if medians is not None:
-                medians.add(sample.prompt_id, lenvm.distribution(outputs).median(), sample.truncated, limit)
-            intervals.add(sample, outputs, limit)
+        for sample, read in read_states(measured, partial(_Read.of, lenvm)):
+            found.add(sample.prompt_id, read.remaining, sample.truncated, limit)
+            if medians is not None and read.median is not None:
+                medians.add(sample.prompt_id, read.median, sample.truncated, limit)
+            intervals.add(sample, read.at_places, limit)
         ours = found.compute()
-        reports = {_OURS: ours, **({"median": medians.compute()} if medians else {}), **_simple_predictors(measured)}
+        reports = {_OURS: ours}
+        if medians is not None:
+            reports["median"] = medians.compute()
+        reports |= _simple_predictors(measured, known)
         curves: dict[str, Any] = {"by_prompt": [vars(prompt) for prompt in ours.by_prompt]}
         tables, figures = _tables(reports), {"prediction": plot_prediction(ours, measured.notice)}
         if scores := intervals.compute():
@@ -84,16 +93,46 @@ class LengthTask(ValueTask):
         return Findings(tables, curves, figures)
 
 
-def _simple_predictors(measured: Measured) -> "dict[str, LengthReport]":
-    """The same errors of predictors that are easy to have; none where no rollouts are named."""
+class _Read(NamedTuple):
+    """What is kept of a completion of L tokens: predicted remaining tokens, and outputs at a few places.
+
+    Attributes:
+        remaining: by the value. Shape (L + 1,).
+        median: of the distribution; None without a head for it. Shape (L + 1,).
+        at_places: outputs of all heads after so many tokens of `WRITTEN` as it has. Shape (N, 1 + K).
+    """
+
+    remaining: "Tensor"
+    median: "Tensor | None"
+    at_places: "Tensor"
+
+    @classmethod
+    def of(cls, lenvm: "LengthValueModel", outputs: "Tensor") -> "_Read":
+        """Of the outputs at all states, (L + 1, 1 + K), which are too many to hold for every completion."""
+        from ..length_errors import WRITTEN
+
+        places = [at for at in WRITTEN if at < len(outputs) - 1]
+        median = lenvm.distribution(outputs).median() if lenvm.length_rule is not None else None
+        return cls(lenvm.remaining(outputs[:, 0]), median, outputs[places])
+
+
+def _known(measured: Measured) -> "list[Completion] | None":
+    """The completions that `--learn-from` names; None where it names none."""
+    from ..simple_predictors import known_completions
+
+    learn_from = measured.settings.own.learn_from
+    return None if learn_from is None else known_completions(Path(learn_from))
+
+
+def _simple_predictors(measured: Measured, known: "list[Completion] | None") -> "dict[str, LengthReport]":
+    """The same errors of predictors that are easy to have; none where there is nothing to learn from."""
     from ..length_errors import LengthPredictions
-    from ..simple_predictors import Probe, Regression, known_completions
+    from ..simple_predictors import Probe, Regression
 
     own: LengthSettings = measured.settings.own
-    if own.learn_from is None:
+    if known is None:
         return {}
     assert measured.lenvm is not None
-    known = known_completions(Path(own.learn_from))
     prompts = {prompt.prompt_id: prompt for prompt in map(measured.prompts.__getitem__, range(len(measured.prompts)))}
     samples = [sample for sample in measured.samples["base"] if sample.token_ids]
     completions = [(prompts[sample.prompt_id], sample.token_ids) for sample in samples]

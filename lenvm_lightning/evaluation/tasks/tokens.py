@@ -36,7 +36,7 @@ class TokensTask(ValueTask):
 
         assert measured.lenvm is not None
         found = LengthTokens(tokenizer_of(measured.processor), measured.lenvm.config.rule)
-        for sample, logits in read_states(measured):
+        for sample, logits in read_states(measured, lambda outputs: outputs[:, 0].clone()):
             found.add(sample.prompt_id, sample.token_ids, logits, not sample.truncated)
         report = found.compute(measured.settings.own.threshold)
         words = [vars(word) for word in report.words]

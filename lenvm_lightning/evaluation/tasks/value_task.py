@@ -1,9 +1,9 @@
 """What the tasks `length` and `tokens` share: completions of the unguided generator, read by a length value model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import EvaluationError
 from ...rollouts.generators.interface import GeneratedText
@@ -13,11 +13,12 @@ from .. import tiny_world
 from ..recorded import Recorded, read_recorded
 from ..samples import Sample, System
 from ..settings import EvaluationSettings
-from ..task import DataSource, Measured, Questions, Task, first_of, ids_of
+from ..task import DataSource, Measured, Questions, Task, first_of, prompt_by_id
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Kept = TypeVar("Kept")
 _TINY_SETS = {"tiny-vl": ["tiny-vqa"]}  # of other generators: problems and texts
 _TINY_PROMPTS = 60
 # As rollouts are sampled: temperature 1 without truncation.
@@ -110,34 +111,27 @@ def _tiny_questions(settings: EvaluationSettings) -> Questions:
     return Questions(prompts, _TINY_PROMPTS, prompts.description)
 
 
-def read_states(measured: Measured, all_heads: bool = False) -> "Iterator[tuple[Sample, Tensor]]":
-    """Samples with what is predicted at all their states, in the order of the samples.
+def read_states(measured: Measured, keep: "Callable[[Tensor], Kept]") -> "Iterator[tuple[Sample, Kept]]":
+    """Samples with what is predicted at their states, in the order of the samples.
 
     Args:
         measured: samples and length value model.
-        all_heads: see `values_of`.
+        keep: what to keep of the outputs of all heads at the states of a sample, (L + 1, 1 + K): all samples are held.
 
     Raises:
         EvaluationError: a prompt that the length value model cannot read.
     """
     samples = [sample for sample in measured.samples["base"] if sample.token_ids]
-    places = {prompt_id: place for place, prompt_id in enumerate(ids_of(measured.prompts))}
-    cache: dict[str, Any] = {}
-
-    def prompt_of(sample: Sample) -> Any:
-        if sample.prompt_id not in cache:
-            cache.clear()  # samples of a prompt follow one another
-            cache[sample.prompt_id] = measured.prompts[places[sample.prompt_id]]
-        return cache[sample.prompt_id]
+    prompt_of = prompt_by_id(measured)
 
     from ...inspection.rollout_values import values_of
 
     assert measured.lenvm is not None
-    pairs = ((prompt_of(sample), sample.token_ids) for sample in samples)
-    found: dict[int, Tensor] = {}
-    for number, logits in values_of(measured.lenvm, measured.processor, pairs, all_heads=all_heads):
-        if isinstance(logits, str):
-            raise EvaluationError(f"prompt {samples[number].prompt_id!r} cannot be read: {logits}")
-        found[number] = logits
+    pairs = ((prompt_of(sample.prompt_id), sample.token_ids) for sample in samples)
+    found: dict[int, Kept] = {}
+    for number, outputs in values_of(measured.lenvm, measured.processor, pairs, all_heads=True):
+        if isinstance(outputs, str):
+            raise EvaluationError(f"prompt {samples[number].prompt_id!r} cannot be read: {outputs}")
+        found[number] = keep(outputs)
     # In the order of the samples, so that sums do not depend on how they were batched.
     yield from ((samples[number], found[number]) for number in sorted(found))

@@ -20,11 +20,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ....decoding.attention import is_exact
-from ....decoding.engine import Engine, RunningCompletion
+from ....decoding.engine import Engine
 from ....decoding.kv_cache import FEWEST_ROWS
 from ....decoding.limits import contradiction, why_no_room, why_unreadable
 from ....decoding.model_runner import moved_to
 from ....decoding.prefill import Request
+from ....decoding.running_completion import RunningCompletion
 from ....decoding.sampling_params import SamplingParams, completion_seed
 from ....decoding.segments import why_not_until
 from ....decoding.side_by_side import written

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ....decoding.engine import BROKEN
 from ....decoding.prefill import Request
+from ....decoding.running_completion import BROKEN
 from ....decoding.sampling import sample_tokens
 from ....decoding.sampling_params import SamplingParams
 from ..interface import Answer, Failure, GeneratedText

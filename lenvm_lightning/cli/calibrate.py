@@ -1,6 +1,7 @@
 """``lenvm calibrate``: how sure a length value model may be, from completions that it was not trained on."""
 
 import argparse
+import math
 from pathlib import Path
 
 from ..errors import DataError
@@ -47,6 +48,14 @@ def execute(arguments: argparse.Namespace) -> int:
     print(f"{folder}: calibrated on {len(rollouts):,} completions of {found.prompts[0]:,} prompts")
     for band, row in zip(found.bands, found.asked, strict=True):
         asked = dict(zip(found.levels, row, strict=True))
-        told = ", ".join(f"{level:g} at {asked[level]:.3f}" for level in _LEVELS)
-        print(f"  from {band:,} tokens written: quantile {told} of the predicted distribution")
+        told = ", ".join(f"{level:.0%} {_place(asked[level])}" for level in _LEVELS)
+        print(f"  from {band:,} tokens written on, of true lengths: {told}")
+    print(f"next: lenvm predict PROMPTS --lenvm {folder} --quantiles {','.join(map(str, _LEVELS))}")
     return 0
+
+
+def _place(level: float) -> str:
+    """Where a share of true lengths lies among those predicted."""
+    if math.isinf(level):
+        return "at an unknown place, for too many were truncated"
+    return f"within the predicted {level:.1%}"

@@ -34,7 +34,10 @@ def test_a_model_of_one_number_gets_intervals(rollouts, tmp_path, capsys):
     assert "does not say how sure of it. Calibrate it on completions" in capsys.readouterr().err
     weights = (folder / "value_head.safetensors").read_bytes()
     assert main(["calibrate", str(rollouts), "--lenvm", str(folder)]) == 0
-    assert "calibrated on 48 completions of 24 prompts" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "calibrated on 48 completions of 24 prompts" in out
+    assert "from 0 tokens written on, of true lengths: 5% within the predicted " in out
+    assert f"next: lenvm predict PROMPTS --lenvm {folder} --quantiles 0.05,0.5,0.95" in out
     assert (folder / "value_head.safetensors").read_bytes() == weights
     config = json.loads((folder / "lenvm_config.json").read_text(encoding="utf-8"))
     assert LenVMConfig(**config).intervals.prompts[0] == 24

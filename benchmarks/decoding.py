@@ -7,12 +7,15 @@ A B C …), and medians of steps are compared:
     unguided  one forward of the base model; its tokens are sampled as in plain sampling
     guided    that, and one forward of the value model on [token chosen last, K candidates], K cropped off again; the
               control and the choice with them: all that a step of `generate` does
+    padded    in every row as many candidates as in the row with most, whatever it has itself
     two       the candidates scored by a forward of their own after the chosen token's, everything else the same
     copied    the value model's cache copied K times, one candidate a row, as by one who knows no tree masks
     limit     one forward of the base model and one forward of a single token of the value model, nothing else
 
 With `--compile`, unguided, guided and limit with compiled steps, too (`generate(compile=True)`; CUDA graphs on a GPU),
 the steps that compile apart.
+
+With `--uneven 8`, seven rows of eight have two candidates and not 15, as where a model is sure of most tokens.
 
 With `--mixed 30 60 … 3000`, prompts of these lengths side by side, too: a long row should cost what it holds, not what
 every row holds. *Against even* is how many times as long a step takes as one of as many rows, all of the mean length.
@@ -60,10 +63,22 @@ def config(shape: list[int], vocabulary: int) -> Qwen2Config:
     return Qwen2Config(vocab_size=vocabulary, **dict(zip(names, shape, strict=True)))
 
 
+class Padded(CandidateScorer):
+    """Scores as many candidates in every row as the row with most has."""
+
+    def score(
+        self, last_tokens: Tensor, ids: Tensor, ends: Tensor, wanted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `CandidateScorer.score`."""
+        return super().score(last_tokens, ids, ends)
+
+
 class TwoForwards(CandidateScorer):
     """Scores with a forward of its own, after that of the chosen token."""
 
-    def score(self, last_tokens: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    def score(
+        self, last_tokens: Tensor, ids: Tensor, ends: Tensor, wanted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `CandidateScorer.score`."""
         _, before = super().score(last_tokens, ids[:, :0], ends[:, :0])
         count = ids.shape[1]
@@ -76,7 +91,9 @@ class TwoForwards(CandidateScorer):
 class Copied(CandidateScorer):
     """Scores with the cache copied for every candidate, one new token a row."""
 
-    def score(self, last_tokens: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    def score(
+        self, last_tokens: Tensor, ids: Tensor, ends: Tensor, wanted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See `CandidateScorer.score`."""
         _, before = super().score(last_tokens, ids[:, :0], ends[:, :0])
         wide = self.runner.new_cache(1)
@@ -111,14 +128,18 @@ class Bench:
         lenvm: the length value model.
         lengths: tokens of the prompts.
         compiled: with the compiled ways.
+        uneven: of so many rows, one has `CANDIDATES` to choose among and the others two; 1 = all have them.
     """
 
-    def __init__(self, base: AutoModelForCausalLM, lenvm: LengthValueModel, lengths: list[int], compiled: bool) -> None:
+    def __init__(
+        self, base: AutoModelForCausalLM, lenvm: LengthValueModel, lengths: list[int], compiled: bool, uneven: int = 1
+    ) -> None:
         self.device = base.device
         self.prompts = [torch.randint(base.config.vocab_size, (length,)).tolist() for length in lengths]
         self.runners = {False: ModelRunner(base), True: ModelRunner(base, compiled=True)}
         self.scorers = {
             "guided": CandidateScorer(lenvm),
+            "padded": Padded(lenvm),
             "two": TwoForwards(lenvm),
             "limit": CandidateScorer(lenvm),
         }
@@ -136,7 +157,9 @@ class Bench:
         last_tokens = torch.tensor([[ids[-1]] for ids in self.prompts], device=self.device)
         self.last_tokens = {name: last_tokens for name in self.caches}
         self.params = SamplingParams(top_k=CANDIDATES)
-        self.rules = RowRules([self.params] * len(lengths), [EqualTo(max(lengths))] * len(lengths), self.device)
+        few = SamplingParams(top_k=2)
+        of_rows = [few if row % uneven else self.params for row in range(len(lengths))]
+        self.rules = RowRules(of_rows, [EqualTo(max(lengths))] * len(lengths), self.device)
         self.ends = EndTokens(torch.tensor([0], device=self.device))
         self.generated = torch.zeros(len(lengths), dtype=torch.int64, device=self.device)
 
@@ -238,9 +261,9 @@ def main() -> None:
         cases += [[round(statistics.mean(mixed))] * len(mixed), mixed]
     results = []
     print(f"{'batch':>5} {'prefix':>9} | tokens/s: unguided  guided     two  copied | share of the limit  two  | "
-          "against two  against copied | share of unguided")  # fmt: skip
+          "against padded  against two  against copied | share of unguided")  # fmt: skip
     for lengths in cases:
-        seconds = measure(Bench(base, lenvm, lengths, args.compile), args.steps, seed=len(lengths))
+        seconds = measure(Bench(base, lenvm, lengths, args.compile, args.uneven), args.steps, seed=len(lengths))
         results.append(row := row_of(lengths, seconds))
         print(told(row), flush=True)
         if args.compile:
@@ -284,6 +307,7 @@ def row_of(lengths: list[int], seconds: dict[str, float]) -> dict[str, Any]:
         **{f"{name}_tokens_per_s": speed[name] for name in speed},
         "share_of_limit": seconds["limit"] / seconds["guided"],
         "two_forwards_share_of_limit": seconds["limit"] / seconds["two"],
+        "against_padded": seconds["padded"] / seconds["guided"],
         "against_two_forwards": seconds["two"] / seconds["guided"],
         "share_of_unguided": seconds["unguided"] / seconds["guided"],
     }
@@ -301,7 +325,8 @@ def told(row: dict[str, Any]) -> str:
     return (
         f"{row['batch']:5} {called:>9} | {row['unguided_tokens_per_s']:18.1f} {row['guided_tokens_per_s']:7.1f} "
         f"{row['two_tokens_per_s']:7.1f} {copied} | {row['share_of_limit']:18.2f} "
-        f"{row['two_forwards_share_of_limit']:5.2f} | {row['against_two_forwards']:10.2f}x {against} | "
+        f"{row['two_forwards_share_of_limit']:5.2f} | {row['against_padded']:13.2f}x "
+        f"{row['against_two_forwards']:11.2f}x {against} | "
         f"{row['share_of_unguided']:17.2f}"
     )
 
@@ -321,6 +346,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--uneven", type=int, default=1, metavar="N", help="of N rows, all but one have two candidates")
     parser.add_argument("--compile", action="store_true", help="with compiled steps, too")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the numbers mean nothing")
     args = parser.parse_args()

@@ -51,13 +51,14 @@ def row_attention(
     scaling: float | None = None,
     row_groups: list[RowGroup] | None = None,
     packed_queries: bool = False,
+    kept: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of new tokens over rows of a cache; of whole prompts, which have none yet, transformers' ``sdpa``.
 
     Args:
         module: the attention layer.
-        query: shape (B, heads, T, head size).
+        query: shape (B, heads, T, head size); where some tokens are left out, (1, heads, N, head size).
         key: lines of all rows, see `KVCacheLayer`. Shape (1, key-value heads, …, head size), or (B, key-value heads,
             width, head size) where there is one row group.
         value: likewise.
@@ -65,20 +66,34 @@ def row_attention(
         scaling: of the scores.
         row_groups: which rows lie where.
         packed_queries: there is one row group, and everything has the shapes that `packed_attention` takes.
+        kept: which of the B * T tokens there are, see `Placement`; None = all.
         kwargs: for ``sdpa``.
 
     Returns:
-        Shape (B, T, heads, head size), and None for the weights.
+        Shape (B, T, heads, head size) or (1, N, heads, head size), and None for the weights.
     """
     if attention_mask is None or not (row_groups or packed_queries):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if kept is not None:
+        query = _with_gaps(query, kept, *attention_mask.shape[::2])
     if not row_groups:
         output = packed_attention(query, key, value, attention_mask, scaling)
     elif query.dtype in _EXACT:
         output = block_attention(query, key, value, attention_mask, scaling, row_groups)
     else:
         output = grouped_attention(query, key, value, attention_mask, scaling, row_groups)
-    return output.transpose(1, 2).contiguous(), None
+    output = output.transpose(1, 2)
+    if kept is not None:
+        return output.flatten(0, 1)[kept][None], None
+    return output.contiguous(), None
+
+
+def _with_gaps(query: Tensor, kept: Tensor, rows: int, tokens: int) -> Tensor:
+    """Queries (1, heads, N, head size) at their places among those of all tokens. Shape (B, heads, T, head size)."""
+    _, heads, _, size = query.shape
+    whole = query.new_zeros(rows * tokens, heads, size)
+    whole[kept] = query[0].transpose(0, 1)
+    return whole.view(rows, tokens, heads, size).transpose(1, 2)
 
 
 AttentionInterface.register(_NAME, row_attention)

@@ -33,9 +33,9 @@ class StepResult:
         logprobs: that the generator's logits give them, before temperature, truncation and control. Shape (B,).
         before: remaining tokens at the state in which they were chosen. Shape (B,).
         after: remaining tokens after them, as predicted for the chosen candidate; in rows without a control, where
-            it may be none of the candidates, one less than before. Shape (B,).
-        ids: of the candidates, the likeliest first. Shape (B, K), K = 0 where no row had to be scored.
-        probs: of the base model, 0 where a row has fewer candidates. Shape (B, K).
+            it may be none of the candidates, and in those with one candidate, one less than before. Shape (B,).
+        ids: of the candidates, the likeliest first. Shape (B, K).
+        probs: of the base model, 0 where a row has fewer candidates, or nothing to choose among. Shape (B, K).
         remaining: tokens that would follow each candidate. Shape (B, K).
         guided: what was sampled from. Shape (B, K).
     """
@@ -102,26 +102,39 @@ class CandidateScorer:
         self.runner = ModelRunner(lenvm.backbone, compiled)
         self.cache = self.runner.new_cache(fewest_rows)
 
-    def score(self, last_tokens: Tensor, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    def score(
+        self, last_tokens: Tensor, ids: Tensor, ends: Tensor, wanted: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Append the tokens chosen last, and say how much would follow each candidate for the next one.
 
         Args:
             last_tokens: of each row of the cache. Shape (B, 1).
             ids: candidates. Shape (B, K), K may be 0.
             ends: True = an end token, after which nothing follows. Shape (B, K).
+            wanted: False = a candidate that nobody asks for; all are scored where None. Shape (B, K).
 
         Returns:
-            Remaining tokens after each candidate, exactly 0 after an end, shape (B, K); and before them, at the state
-            that ``last_tokens`` lead to, shape (B,).
+            Remaining tokens after each candidate, exactly 0 after an end, and one less than before where it is not
+            wanted, shape (B, K); and before them, at the state that ``last_tokens`` lead to, shape (B,).
         """
-        count = ids.shape[1]
+        count = ids.shape[1] if wanted is None or bool(wanted.any()) else 0
         device = self.lenvm.backbone.device
         within, depth = _star(count, device)
-        tokens = torch.cat([last_tokens, ids], dim=1).to(device, non_blocking=True)
-        hidden = self.runner.forward(self.cache, tokens, within, depth).last_hidden_state
+        tokens = torch.cat([last_tokens, ids[:, :count]], dim=1).to(device, non_blocking=True)
+        present = None
+        if wanted is not None and self.runner.leaves_out:
+            used = torch.tensor(self.cache.lengths)[:, None] >= 0
+            present = torch.cat([used, wanted[:, :count]], dim=1)
+        hidden = self.runner.forward(self.cache, tokens, within, depth, present).last_hidden_state
         self.cache.crop(count)
         remaining = self.lenvm.remaining(self.lenvm.v_head(hidden)).to(ids.device)
-        return remaining[:, 1:].masked_fill(ends, 0.0), remaining[:, 0]
+        if present is not None:
+            remaining = remaining.new_zeros(present.shape).masked_scatter(present, remaining)
+        before = remaining[:, 0]
+        after = (before - 1).clamp(min=0)[:, None].expand_as(ids)
+        if count:
+            after = remaining[:, 1:] if wanted is None else torch.where(wanted, remaining[:, 1:], after)
+        return after.masked_fill(ends, 0.0), before
 
     def choose(
         self,
@@ -150,20 +163,21 @@ class CandidateScorer:
         some_early = bool(end_tokens) and (not narrow or bool(early.any()))
         may_come = end_tokens.left_in(logits, early, some_early)
         ids, probs = candidates(may_come, rules.params, self._most_candidates(rules), forbidden)
-        scored = self._columns_to_score(probs, rules, due)
-        shown = max(scored, 1) if narrow else ids.shape[1]
-        ids, probs = ids[:, :shown], probs[:, :shown]
-        # 2. How much would follow each candidate.
+        chooses = rules.guided
+        if narrow:
+            counts = (probs > 0).sum(-1)
+            chooses = chooses & ((counts != 1) | due)  # none at all is NaN, which is passed on
+            columns = max(1, int((counts * chooses).amax()))
+            ids, probs = ids[:, :columns], probs[:, :columns]
+        # 2. How much would follow each candidate of the rows in which a control has something to choose among.
         ends = end_tokens.among(ids)
-        remaining, before = self.score(last_tokens, ids[:, :scored], ends[:, :scored])
-        if not scored:  # one candidate a row: one token less than before it
-            remaining = torch.where(ends, 0.0, (before - 1).clamp(min=0)[:, None])
+        wanted = chooses[:, None] & (probs > 0) & ~ends if narrow else None
+        remaining, before = self.score(last_tokens, ids, ends, wanted)
         remaining = remaining.to(probs.dtype)
         # 3. An end that is due is a candidate too. What the controls make of them; nothing comes back that is none.
         if end_tokens and (not narrow or bool(due.any())):
             ids, probs, remaining = _with_end(ids, probs, remaining, logits, due, rules.params.temperature, end_tokens)
-            scored += 1
-        guided = rules.control(probs, remaining, generated, self.lenvm.gamma) if scored else probs
+        guided = rules.control(probs, remaining, generated, self.lenvm.gamma)
         guided = end_tokens.forced(probs, ids, guided, due)
         guided = guided.masked_fill(probs <= 0, 0.0)
         # 4. One candidate of each row.
@@ -183,8 +197,8 @@ class CandidateScorer:
         of_chosen = remaining.gather(1, place).squeeze(1)
         after = torch.where(rules.guided, of_chosen, (before - 1).clamp(min=0))
         after = after.masked_fill(torch.isin(tokens, end_tokens.stop_ids), 0.0)
-        of_candidates = (column[:, :scored] for column in (ids, probs, remaining, guided))
-        return StepResult(tokens, logprobs, before, after, *of_candidates)
+        shown = probs.masked_fill(~chooses[:, None], 0.0)
+        return StepResult(tokens, logprobs, before, after, ids, shown, remaining, guided)
 
     def _most_candidates(self, rules: RowRules) -> int:
         """Tokens to look at; where steps are compiled, with the token chosen last a power of two."""
@@ -194,14 +208,6 @@ class CandidateScorer:
     def _may_narrow(self, logits: Tensor) -> bool:
         """Whether the number of columns may differ from step to step: not where that means a wait or a new shape."""
         return logits.device.type == "cpu" and not self.compiled
-
-    def _columns_to_score(self, probs: Tensor, rules: RowRules, due: Tensor) -> int:
-        """Columns of candidates that hold those of every row in which a control has something to choose among."""
-        if not self._may_narrow(probs):
-            return probs.shape[1]
-        counts = (probs > 0).sum(-1)
-        chooses = rules.guided & ((counts != 1) | due)  # none at all is NaN, which is passed on
-        return int((counts * chooses).amax()) if bool(chooses.any()) else 0
 
 
 def _with_end(

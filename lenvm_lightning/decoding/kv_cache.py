@@ -32,11 +32,13 @@ class Placement:
         columns: place of each new token in its row. Shape (B, T), int64.
         positions: of the first new token of each row, rope offsets included. Shape (B,), int64.
         width: of the widest row.
+        kept: which of the B * T new tokens there are, row after row, ascending; None = all. Shape (N,), int64.
     """
 
     columns: Tensor
     positions: Tensor
     width: int
+    kept: Tensor | None = None
 
 
 class KVCacheLayer(CacheLayerMixin):
@@ -73,6 +75,8 @@ class KVCacheLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write new tokens, shape (B, heads, T, head size) each, and return everything.
+
+        Where only some of them are there, shape (1, heads, N, head size).
 
         Returns:
             Keys and values. Where there is one row group, of all rows, shape (B, heads, width, head size). Else the
@@ -277,12 +281,14 @@ class KVCache(Cache):
         count = abs(tokens_to_remove)
         self.lengths = [max(length - count, 0) if length >= 0 else -1 for length in self.lengths]
 
-    def append(self, tokens: int, device: torch.device | str = "cpu") -> Placement:
+    def append(self, tokens: int, device: torch.device | str = "cpu", present: Tensor | None = None) -> Placement:
         """Make room for new tokens in every row in use, count them in, and say where they go.
 
         Args:
             tokens: T, the same for all rows.
             device: of the tensors of the placement.
+            present: False = a token that is not there: its column keeps what it holds. All are there where None.
+                Shape (B, T).
 
         Returns:
             Of all rows; free ones write into their first columns.
@@ -298,17 +304,25 @@ class KVCache(Cache):
         starts = torch.tensor([end - tokens for end in ends])
         both = torch.stack([starts, starts + torch.tensor(self.offsets)]).to(device, non_blocking=True)
         columns = both[0][:, None] + torch.arange(tokens, device=device)
-        self.current = Placement(columns, both[1], max(self.layout.widths))
+        kept = None if present is None else present.flatten().nonzero().flatten()
+        self.current = Placement(columns, both[1], max(self.layout.widths), kept)
         self._new_lines.clear()
         self.lengths = [length + tokens if length >= 0 else -1 for length in self.lengths]
         return self.current
 
     def new_lines(self, heads: int) -> Tensor:
-        """Lines that the new tokens of the current forward are written to. Shape (B * heads * T,), int64."""
+        """Lines that the new tokens of the current forward are written to, in their order in `KVCacheLayer.update`.
+
+        Shape (B * heads * T,) or, where only N of them are there, (heads * N,), int64.
+        """
         if heads not in self._new_lines:
-            columns = self.current.columns  # (B, T)
+            columns, kept = self.current.columns, self.current.kept  # (B, T), (N,)
             layout = torch.tensor([self.layout.row_starts, self.layout.widths], device=columns.device)
             row_start, width = layout[0][:, None] * heads, layout[1][:, None]
             head_start = row_start + torch.arange(heads, device=columns.device) * width  # (B, heads)
-            self._new_lines[heads] = (head_start[:, :, None] + columns[:, None]).flatten()
+            if kept is None:
+                lines = head_start[:, :, None] + columns[:, None]
+            else:
+                lines = head_start[kept // columns.shape[1]].T + columns.flatten()[kept]
+            self._new_lines[heads] = lines.flatten()
         return self._new_lines[heads]

@@ -127,8 +127,18 @@ class ModelRunner:
         deltas = [module.rope_deltas.flatten().tolist() for module in self._rope if module.rope_deltas is not None]
         return output, cache, deltas[0] if deltas else [0] * len(inputs["input_ids"])
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether `forward` can leave out new tokens, so that each row has as many as it needs."""
+        return self._grouped
+
     def forward(
-        self, cache: KVCache, input_ids: Tensor, within: Tensor | None = None, depth: Tensor | None = None
+        self,
+        cache: KVCache,
+        input_ids: Tensor,
+        within: Tensor | None = None,
+        depth: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Any:
         """Run new tokens of all rows; each sees its row, itself, and of the other new tokens those ``within`` names.
 
@@ -137,11 +147,14 @@ class ModelRunner:
             input_ids: shape (B, T).
             within: True = the new token t (row) sees the new token s (column). Shape (T, T); causal where None.
             depth: tokens between the end of the row and each new token, from 0. Shape (T,); counted up where None.
+            present: False = a token that no other sees and nobody asks for, which is left out; only where `leaves_out`.
+                Shape (B, T).
 
         Returns:
-            The model's output for the T new tokens.
+            The model's output for the new tokens, shape (B, T, …); where some are left out, for those that are there,
+            row after row, shape (1, N, …).
         """
-        placement = cache.append(input_ids.shape[1], input_ids.device)
+        placement = cache.append(input_ids.shape[1], input_ids.device, present)
         if depth is None:
             depth = torch.arange(input_ids.shape[1], device=input_ids.device)
         if self._compiled and cache.layers:  # which rows of a single token have yet to make
@@ -156,9 +169,13 @@ class ModelRunner:
             options["row_groups"] = cache.layout.row_groups
         if self._packed:
             options["packed_queries"] = True
+        positions = placement.positions[:, None] + depth
+        if placement.kept is not None:
+            options["kept"] = placement.kept
+            input_ids, positions = (of_all.flatten()[placement.kept][None] for of_all in (input_ids, positions))
         return self.model(
             input_ids=input_ids,
-            position_ids=self._axes(placement.positions[:, None] + depth),
+            position_ids=self._axes(positions),
             attention_mask=masks if len(masks) > 1 else masks[self.kinds[0]],
             use_cache=True,
             **options,

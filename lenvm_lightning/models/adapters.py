@@ -234,6 +234,34 @@ def digest_of_frozen(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
+def merge_in_place(backbone: PreTrainedModel) -> bool:
+    """Add the adapters to the weights under them, so that they cost nothing any more; for models that only predict.
+
+    Sums are computed in float32 and rounded to the dtype of the weights.
+
+    Args:
+        backbone: with or without adapters; changed.
+
+    Returns:
+        False = it has adapters still: weights in four bits cannot take them.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    if not is_adapted(backbone):
+        return True
+    layers: list[tuple[str, Any]] = [(name, m) for name, m in backbone.named_modules() if isinstance(m, LoraLayer)]
+    if not all(layer.get_base_layer().weight.is_floating_point() for _, layer in layers):
+        return False
+    for name, layer in layers:
+        base = layer.get_base_layer()
+        base.weight.data = (base.weight.float() + layer.get_delta_weight(_NAME).float()).to(base.weight.dtype)
+        parent, _, child = name.rpartition(".")
+        setattr(backbone.get_submodule(parent), child, base)
+    del backbone.peft_config
+    return True
+
+
+@torch.no_grad()
 def merge(backbone: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A plain backbone whose weights are `W + alpha / rank · B A`, for saving.
 

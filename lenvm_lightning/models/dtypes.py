@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from . import embedded
+from .adapters import merge_in_place
 from .backbone import Source
 from .value_model import LengthValueModel
 
@@ -36,7 +37,7 @@ def usual_dtype(config: PreTrainedConfig, device: torch.device) -> str:
 def open_value_model(
     source: Source, *, gamma: float | None, dtype: str | None, device: torch.device, generator: str | None = None
 ) -> LengthValueModel:
-    """A value model on its device, in eval mode.
+    """A value model on its device, in eval mode, to predict with: adapters are added to the weights under them.
 
     Args:
         source: directory, hub id or embedded name.
@@ -53,4 +54,5 @@ def open_value_model(
     model = LengthValueModel.from_pretrained(source, gamma=gamma, base=base, **options)
     if dtype is None and device.type == "cpu" and model.backbone.dtype == torch.float16:
         model = model.float()
+    merge_in_place(model.backbone)  # after the cast, so that nothing is rounded twice
     return model.to(device)

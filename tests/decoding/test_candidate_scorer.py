@@ -39,6 +39,26 @@ def test_values_in_single_precision(text_inputs):
     assert largest_difference(lenvm, prompts_of(text_inputs), completions) < 1e-5
 
 
+def test_a_row_pays_for_its_own_candidates(text, text_inputs, monkeypatch):
+    """Rows with few candidates beside rows with many: nothing is computed that nobody asks for, and nothing changes."""
+    fed = []
+    whole = candidate_scorer.ModelRunner.forward
+
+    def forward(self, cache, ids, within=None, depth=None, present=None):
+        fed.append((ids.numel(), ids.numel() if present is None else int(present.sum())))
+        return whole(self, cache, ids, within, depth, present)
+
+    monkeypatch.setattr(candidate_scorer.ModelRunner, "forward", forward)
+    settings = {"control": Tilt(-3), "max_tokens": 12, "n": 4, "min_p": 0.02, "trace": True}
+    found = generate(*text, text_inputs, **settings)
+    assert sum(least for _, least in fed) < 0.7 * sum(most for most, _ in fed)
+    assert largest_difference(text[1], prompts_of(text_inputs), found) < 1e-12
+    fed.clear()
+    monkeypatch.setattr(candidate_scorer.ModelRunner, "leaves_out", False)
+    assert [one.token_ids for one in generate(*text, text_inputs, **settings)] == [one.token_ids for one in found]
+    assert all(most == least for most, least in fed)
+
+
 def test_causal_candidates_fail(text, text_inputs, monkeypatch):
     """A control that must fail: candidates that see each other."""
     generate(*text, text_inputs, max_tokens=1)  # the check of both models, while they are right

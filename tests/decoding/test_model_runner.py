@@ -92,6 +92,48 @@ def test_candidates_beside_the_chosen_token(exact):
 
 
 @torch.inference_mode()
+def test_new_tokens_that_are_left_out(exact):
+    """Each row has as many candidates as it needs, a free one no token at all; no other column is written to."""
+    lengths, counts = (61, 9, 900, 30), (3, 0, 1, 2)
+    most = max(counts)
+    within = torch.eye(1 + most, dtype=torch.bool)
+    within[:, 0] = True
+    depth = torch.tensor([0] + [1] * most)
+    cache = exact.new_cache(4)
+    sequences = {row: random_ids(length, row) for row, length in enumerate(lengths)}
+    for row, ids in sequences.items():
+        start(exact, cache, row, ids)
+    cache.free(3)
+    del sequences[3]
+    order = sorted(range(4), key=lambda row: -cache.lengths[row])
+    cache.lay_out(order, [max(cache.lengths[row], 0) + 40 for row in order])
+    assert len(cache.layout.row_groups) > 1
+    sequences = {new: sequences[old] for new, old in enumerate(order) if old in sequences}
+    candidates = torch.tensor([random_ids(most, 50 + row) for row in range(4)])
+    present = torch.zeros(4, 1 + most, dtype=torch.bool)
+    for row, old in enumerate(order):
+        if old in (0, 1, 2):
+            present[row, : 1 + counts[old]] = True
+    for _ in range(2):
+        before = [layer.both[0].clone() for layer in cache.layers]
+        new = torch.cat([feed(cache, sequences), candidates], 1)
+        found = exact.forward(cache, new, within, depth, present).logits
+        cache.crop(most)
+        assert found.shape[:2] == (1, int(present.sum()))
+        changed = [int((layer.both[0] != old).any(-1).sum()) for layer, old in zip(cache.layers, before, strict=True)]
+        assert all(lines <= int(present.sum()) * cache.layers[0].heads for lines in changed)
+        place = 0
+        for row, ids in sequences.items():
+            torch.testing.assert_close(found[0, place], next_logits(exact.model, ids), rtol=0, atol=1e-12)
+            for k in range(int(present[row].sum()) - 1):
+                whole = next_logits(exact.model, [*ids, int(candidates[row, k])])
+                torch.testing.assert_close(found[0, place + 1 + k], whole, rtol=0, atol=1e-12)
+            place += int(present[row].sum())
+            ids.append(int(candidates[row, 0]))
+        assert place == present.sum()
+
+
+@torch.inference_mode()
 def test_several_tokens_are_causal_by_default(exact):
     cache, ids = exact.new_cache(), random_ids(70)
     start(exact, cache, 0, ids[:50])

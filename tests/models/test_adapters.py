@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from datamodules import TextRollouts, VisionRollouts
 from lenvm_lightning import LengthValueModel, LenVMConfig, LoRA, TextLenVM, VisionLenVM, tinyworld
 from lenvm_lightning.errors import CheckpointError
-from lenvm_lightning.models.adapters import add_adapter, count_parameters, merge
+from lenvm_lightning.models.adapters import add_adapter, count_parameters, is_adapted, merge, merge_in_place
 from lenvm_lightning.models.backbone import load_backbone
+from lenvm_lightning.models.dtypes import open_value_model
 
 # -- what is trained --------------------------------------------------------------------------------------------------
 
@@ -131,6 +132,33 @@ def test_merging_leaves_the_model_alone(tmp_path):
     before = values(model)
     merge(model.backbone)
     assert torch.equal(values(model), before)
+
+
+@pytest.mark.parametrize("name", ["tiny-text", "tiny-vl"])
+def test_merged_in_place_it_predicts_the_same(name, tmp_path):
+    model = adapted(name)
+    before = values(model)
+    assert merge_in_place(model.backbone)
+    assert not any(".lora_" in key or ".base_layer" in key for key in model.state_dict())
+    torch.testing.assert_close(values(model), before, rtol=0, atol=1e-6)
+    model.save_pretrained(tmp_path)  # whole weights now
+    assert torch.equal(values(LengthValueModel.from_pretrained(tmp_path)), values(model))
+    assert merge_in_place(model.backbone)  # nothing to do
+
+
+def test_weights_in_four_bits_keep_their_adapters():
+    model = adapted(quantise="nf4")
+    before = values(model)
+    assert not merge_in_place(model.backbone)
+    assert torch.equal(values(model), before)
+
+
+def test_what_is_opened_to_predict_with_carries_no_adapters(tmp_path):
+    model = adapted()
+    model.save_pretrained(tmp_path)
+    opened = open_value_model(tmp_path, gamma=None, dtype="float32", device=torch.device("cpu"))
+    assert not is_adapted(opened.backbone)
+    torch.testing.assert_close(values(opened), values(model), rtol=0, atol=1e-6)
 
 
 _FRESH = """

@@ -4,12 +4,14 @@ The generator of the tiny world, tiny-text, solves stories and writes texts with
 tokens), so here the truth is known. Training completions are then cut at ``--limit`` tokens and marked as censored; the
 same model, from the same weights, sees the same completions in the same order under each treatment of
 `lenvm_lightning.censoring`, through ``LenVMModule.loss_sum``. ``uncut`` trains on what was there before the cut: the
-error that is left with it is the model's, not the treatment's.
+error that is left with it is the model's, not the treatment's. ``bins`` is the mean of a distributional head, whose
+likelihood says of truncated completions that they are longer than what was seen, ``bins_uncut`` the same uncut.
 
 How to read the table: held-out prompts, judged against L_GT of many uncut completions.
 
     bias    mean of predicted / true - 1 at the prompt boundary s_0; negative: too short. A treatment's own fault is
-            its distance from uncut.
+            its distance from uncut. The truth of bins is the mean length, that of the others the length of the mean
+            value.
     MRE     mean of |predicted / true - 1| there.
     at cut  bias of the mean value at the cut, in tokens, over the held-out completions that pass it: what the
             bootstrapped targets are made of.
@@ -41,16 +43,21 @@ from datamodules.collate import Collator
 from lenvm_lightning.batch import LengthBatch
 from lenvm_lightning.censoring import CensoredKind, tail_after_cut
 from lenvm_lightning.decoding.sampling_params import SamplingParams
+from lenvm_lightning.distributions.heads import HeadConfig, make_rule, rule_to_plain
+from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.objectives import LossConfig
 from lenvm_lightning.rollouts.prompting import encode_prompt
 from lenvm_lightning.rollouts.prompts import load_prompts
 from lenvm_lightning.rollouts.sample import open_generator, sample_rollouts
+from lenvm_lightning.training.batch_layouts import row_outputs
+from lenvm_lightning.training.build import build_model
 from lenvm_lightning.training.module import TextLenVM
 from lenvm_lightning.values import gamma_for_length, remaining_to_value, value_to_remaining
 
 BACKBONE = "tiny-text"
 UNCUT = "uncut"
+BINS, BINS_UNCUT = "bins", "bins_uncut"
 ENDLESS = 1024  # tokens: tiny-text hardly ever writes more
 MICRO_BATCH = 4
 RARELY, OFTEN = 0.2, 0.5
@@ -92,13 +99,14 @@ class HeldOut:
         counts = torch.tensor([[len(answer) for answer in many] for many in answers], dtype=torch.float64)
         self.gamma, self.prompts = gamma, prompts
         self.truth = value_to_remaining(remaining_to_value(counts[:, 1::2], gamma).mean(dim=1), gamma)
+        self.mean_length = counts[:, 1::2].mean(dim=1)
         share = (counts[:, ::2] > limit).double().mean(dim=1)
         self.groups = {"rarely_cut": share < RARELY, "often_cut": share > OFTEN}
         pairs = [(prompt, answer) for prompt, many in zip(prompts, answers, strict=True) for answer in many]
         longer = [(prompt, answer) for prompt, answer in pairs if len(answer) > limit]
         longer = longer[:: max(1, len(longer) // 300)]
         self.cut = [prompt + answer[:limit] for prompt, answer in longer]
-        self.after_cut = self._mean(torch.tensor([len(answer) - limit for _, answer in longer], dtype=torch.float64))
+        self.after_cut = torch.tensor([len(answer) - limit for _, answer in longer], dtype=torch.float64)
 
     def _mean(self, remaining: Tensor) -> float:
         """The length whose value is the mean value of these."""
@@ -106,28 +114,32 @@ class HeldOut:
 
     def score(self, module: TextLenVM) -> dict[str, float]:
         """Bias and MRE at the prompt boundary for each group of prompts, and bias at the cut, in percent."""
-        ratio = self._predict(module, self.prompts) / self.truth - 1.0
+        has_bins = module.lenvm.length_rule is not None
+        ratio = self._predict(module, self.prompts) / (self.mean_length if has_bins else self.truth) - 1.0
         scores = {}
         for name, group in self.groups.items():
             scores[f"bias_{name}_percent"] = 100.0 * float(ratio[group].mean())
             scores[f"mre_{name}_percent"] = 100.0 * float(ratio[group].abs().mean())
-        scores["bias_at_cut_percent"] = 100.0 * (self._mean(self._predict(module, self.cut)) / self.after_cut - 1.0)
+        mean = torch.mean if has_bins else self._mean
+        at_cut = float(mean(self._predict(module, self.cut))) / float(mean(self.after_cut))
+        scores["bias_at_cut_percent"] = 100.0 * (at_cut - 1.0)
         return scores
 
     @staticmethod
     def _predict(module: TextLenVM, rows: list[list[int]]) -> Tensor:
-        """Remaining tokens predicted after each row."""
-        model = module.model
-        assert model is not None
-        model.eval()
+        """Remaining tokens predicted after each row: by the value, or the mean of the bins where there are any."""
+        model = module.lenvm.eval()
         found = []
         for part in batched(rows, 64):
             width = max(map(len, part))
             ids = torch.tensor([row + [0] * (width - len(row)) for row in part])
             sizes = torch.tensor([len(row) for row in part])
             with torch.no_grad():
-                logits = model(ids, (torch.arange(width) < sizes[:, None]).long())
-            found.append(model.remaining(logits)[torch.arange(len(part)), sizes - 1].double())
+                outputs = model(ids, (torch.arange(width) < sizes[:, None]).long(), all_heads=True)
+            of_last = outputs[torch.arange(len(part)), sizes - 1]
+            has_bins = model.length_rule is not None
+            predicted = model.distribution(of_last).mean() if has_bins else model.remaining(of_last[:, 0])
+            found.append(predicted.double())
         return torch.cat(found)
 
 
@@ -177,23 +189,23 @@ def train(
     """Train one model as the recipe does: AdamW, linear warm-up, cosine to 0, token-mean loss."""
     torch.manual_seed(seed)
     censored: Any = treatment if treatment in get_args(CensoredKind) else "anchored"
-    module = TextLenVM(BACKBONE, gamma=gamma, loss=LossConfig(censored=censored))
-    module.configure_model()
-    model = module.model
-    assert model is not None
+    head = HeadConfig("bins") if treatment in (BINS, BINS_UNCUT) else HeadConfig()
+    module = TextLenVM(BACKBONE, gamma=gamma, loss=LossConfig(censored=censored), head=head)
     # What a DataModule tells the module: the median as seen, and how completions end shortly before the cut.
-    limit = ENDLESS if treatment == UNCUT else args.limit
+    limit = limit_of(treatment, args.limit)
     seen = [min(length, limit) for length in lengths]
-    model.v_head.reset(model.config.rule.bias_for(float(np.median(seen)) / 2))
     module.tail_after_cut = tail_after_cut(seen, [length > limit for length in lengths])
-    model.train()
+    rule = make_rule(head.kind, head.size, max(seen), module.tail_after_cut)
+    config = LenVMConfig(gamma=gamma, backbone=BACKBONE, length_head=rule_to_plain(rule) if rule is not None else {})
+    module.model = build_model(module.settings, config, float(np.median(seen)) / 2)
+    module.model.train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(30, args.steps // 5), args.steps)
     for batches in steps:
         optimizer.zero_grad()
         tokens = torch.zeros(())
         for batch in batches:
-            total, count = module.loss_sum(module(batch), batch)
+            total, count = module.loss_sum(row_outputs(module.lenvm, batch), batch)
             total.backward()
             tokens = tokens + count
         for parameter in module.parameters():
@@ -202,6 +214,11 @@ def train(
         optimizer.step()
         schedule.step()
     return module
+
+
+def limit_of(treatment: str, limit: int) -> int:
+    """Tokens at which the completions of a treatment are cut."""
+    return ENDLESS if treatment in (UNCUT, BINS_UNCUT) else limit
 
 
 def main() -> None:
@@ -229,7 +246,7 @@ def main() -> None:
     began = time.perf_counter()
     for seed in range(args.seeds):
         for treatment in args.treatments:
-            limit = ENDLESS if treatment == UNCUT else args.limit
+            limit = limit_of(treatment, args.limit)
             steps = make_batches(prompts, answers, limit, args.rows, args.steps, seed)
             score = held_out.score(train(treatment, steps, train_lengths, gamma, args, seed))
             scores[treatment].append(score)
@@ -271,7 +288,7 @@ def print_table(scores: dict[str, list[dict[str, float]]]) -> None:
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    kinds = [UNCUT, *get_args(CensoredKind)]
+    kinds = [UNCUT, *get_args(CensoredKind), BINS_UNCUT, BINS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int, default=80, help="tokens at which training completions are cut")
     parser.add_argument("--treatments", nargs="+", choices=kinds, default=kinds, help="which to compare")

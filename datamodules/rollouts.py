@@ -35,6 +35,7 @@ from .split import number_prompts, split_rows, usable_rows
 from .table import build_table, find_files
 
 _EPOCHS_OF_AN_ENDLESS_RUN = 16  # planned apart; then their batches come again
+_MOST_TRUNCATED = 0.05  # share of the training completions up to which truncated ones may meet in batches of their own
 
 
 class RolloutsDataModule(L.LightningDataModule):
@@ -165,6 +166,10 @@ class RolloutsDataModule(L.LightningDataModule):
 
     def _report(self, batches: BatchFacts) -> None:
         described = describe_facts(self.facts, batches, held_out=len(self.val_rows), held_out_prompts=self.val_prompts)
+        if not self.buckets and self.settings.bucket is None:
+            described += "\n  batches are random: with so many truncated, those of similar lengths would be all or none"
+            if self.kind == "text" and self.settings.layout == "rows":
+                described += "; layout: packed saves their padding"
         notices = {embedded.notice(name) or "" for name in self.facts.generators if embedded.wrote(name)}
         rank_zero_info("\n  ".join([described, *sorted(notices)]))
 
@@ -183,12 +188,23 @@ class RolloutsDataModule(L.LightningDataModule):
     # -- loaders ------------------------------------------------------------------------------------------------
 
     @property
+    def buckets(self) -> bool:
+        """Whether batches are of similar lengths.
+
+        Truncated completions are all about as long. Together in a batch they pull at every prediction, those without
+        them pull back, and a model learns little of which prompts are which (docs/experiments.md).
+        """
+        if self.settings.bucket is not None:
+            return self.settings.bucket
+        return self.facts.truncated_share <= _MOST_TRUNCATED
+
+    @property
     def _plan_options(self) -> dict[str, Any]:
         """How the training rows are put into batches."""
         settings = self.settings
         return {
             "seed": settings.seed,
-            "bucket": settings.bucket,
+            "bucket": self.buckets,
             "packed": settings.layout == "packed",
             "prompts": self.train_numbers,
             "completions_per_batch": settings.completions_per_batch,

@@ -38,7 +38,8 @@ def test_train_step():
 def test_censoring():
     _, result = run("censoring")
     assert result["limit_tokens"] == 80
-    assert {"anchored", "bootstrap", "drop", "one_sided", "as_finished", "uncut"} <= set(result["treatments"])
+    values = {"anchored", "bootstrap", "drop", "one_sided", "as_finished", "uncut"}
+    assert values | {"bins", "bins_uncut"} <= set(result["treatments"])
     for scores in result["treatments"].values():
         for group in ("rarely_cut", "often_cut"):
             assert scores[f"mre_{group}_percent"] >= abs(scores[f"bias_{group}_percent"])

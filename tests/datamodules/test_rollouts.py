@@ -22,6 +22,32 @@ def test_completions_of_a_prompt_meet(set_up, said):
     assert "8.0 completions" not in said[-1]
 
 
+@pytest.mark.parametrize("truncated", [0, 2, 40])
+def test_truncated_completions_do_not_meet_in_batches_of_their_own(set_up, said, truncated):
+    """Half truncated, all at one length: sorted by length, a batch would be all truncated or not at all."""
+    texts = ["cut " * 30] * truncated + ["an answer " * (2 + i % 9) for i in range(80 - truncated)]
+    reasons = ["length"] * truncated + ["stop"] * (80 - truncated)
+    lines = [
+        line(f"p{i}", "train", completion=text, finish_reason=reason)
+        for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
+    ]
+    data = set_up(*lines, line("q", "test"), batch_tokens=512)
+    assert data.facts.truncated_share == truncated / 80
+    shares = []
+    for batch in data.train_dataloader().batch_sampler:
+        cut = [bool(data.train_rows[row]["censored"]) for row in batch]
+        shares.append(sum(cut) / len(cut))
+    mixed = sum(0 < share < 1 for share in shares) / len(shares)
+    if truncated == 40:
+        assert mixed > 0.8
+        assert "batches are random" in said[-1]
+        assert "layout: packed" in said[-1]
+        assert set_up(*lines, line("q", "test"), batch_tokens=512, bucket=True).buckets
+    else:
+        assert data.buckets
+    assert "batches are random" not in said[-1]
+
+
 def test_what_a_layout_leaves_is_told(set_up, said):
     lines = [line(f"p{i % 6}", "train") for i in range(48)] + [line("q", "test")]
     data = set_up(*lines, completions_per_batch=8, batch_tokens=512, layout="shared")

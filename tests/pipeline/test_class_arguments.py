@@ -75,7 +75,7 @@ def test_wrong_values_are_named_all_at_once(here, capsys):
         "r.yaml:12: 'keep_layers' is no setting of lenvm_lightning.TextLenVM; it is 'backbone.keep_layers'",
         "r.yaml:13: 'warmup_step' is no setting of lenvm_lightning.TextLenVM; did you mean 'optimizer.warmup_steps'?",
         "r.yaml:17: max_length must be int, found 'long'",
-        "r.yaml:18: bucket must be bool, found 'perhaps'",
+        "r.yaml:18: bucket must be bool | None, found 'perhaps'",
         "r.yaml:20: precision must be ",
         "r.yaml:22: keep must be int, found 'few'",
         "--fit.trainer.max_epochs: max_epochs must be Optional[int], found 'many'",

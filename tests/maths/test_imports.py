@@ -16,6 +16,8 @@ MODULES = (
     "batch",
     "metrics",
     "distributions.heads",
+    "rl.signals",
+    "rl.sequence_rewards",
     "errors",
 )
 HEAVY = ("transformers", "lightning", "torchmetrics", "datasets", "peft", "PIL", "torchvision", "matplotlib")

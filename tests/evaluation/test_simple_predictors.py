@@ -121,3 +121,4 @@ def test_prompts_that_are_asked_are_not_learned_from(tmp_path, capsys):
     words = f"--task length --lenvm tiny-text-lenvm --data {prompts} --limit 2 --n 2 --max-tokens 200"
     assert evaluate([*words.split(), "--learn-from", str(file), "--out", str(tmp_path / "results")]) == 2
     assert "--learn-from: 2 of its prompts are asked here" in capsys.readouterr().err
+    assert not (tmp_path / "results" / "samples.jsonl").exists()  # refused before anything was sampled

@@ -15,9 +15,9 @@ from ...rollouts.generators.interface import Prompt
 from ...rollouts.sample import model_of
 from ...utils.settings import TEXT, setting
 from ..results import Column, Measure, Table, TableRow
-from ..samples import System
+from ..samples import Sample, System
 from ..settings import TRUTH, EvaluationSettings
-from ..task import Findings, Measured
+from ..task import Findings, Measured, Questions
 from .value_task import ValueSettings, ValueTask, read_states
 
 if TYPE_CHECKING:
@@ -59,6 +59,20 @@ class LengthTask(ValueTask):
         if own.probe and own.learn_from is None:
             raise EvaluationError("--probe has nothing to learn from: name rollouts of other prompts by --learn-from")
         return super().systems(settings, names)
+
+    def prompts_for(
+        self, system: System, settings: EvaluationSettings, questions: Questions, done: Mapping[str, list[Sample]]
+    ) -> Sequence[Prompt]:
+        """As every task, once it is known that nothing is learned from their completions.
+
+        Raises:
+            EvaluationError: something would be.
+        """
+        from ..simple_predictors import known_completions
+
+        if settings.own.learn_from is not None:
+            _refuse_asked(known_completions(Path(settings.own.learn_from)), questions.prompts)
+        return super().prompts_for(system, settings, questions, done)
 
     def summarise(self, measured: Measured) -> Findings:
         """Return the tables of errors and the plot."""
@@ -121,7 +135,11 @@ def _known(measured: Measured) -> "list[Completion] | None":
     from ..simple_predictors import known_completions
 
     learn_from = measured.settings.own.learn_from
-    return None if learn_from is None else known_completions(Path(learn_from))
+    if learn_from is None:
+        return None
+    known = known_completions(Path(learn_from))
+    _refuse_asked(known, measured.prompts)  # once more, for recorded completions
+    return known
 
 
 def _simple_predictors(measured: Measured, known: "list[Completion] | None") -> "dict[str, LengthReport]":
@@ -136,9 +154,6 @@ def _simple_predictors(measured: Measured, known: "list[Completion] | None") -> 
     prompts = {prompt.prompt_id: prompt for prompt in map(measured.prompts.__getitem__, range(len(measured.prompts)))}
     samples = [sample for sample in measured.samples["base"] if sample.token_ids]
     completions = [(prompts[sample.prompt_id], sample.token_ids) for sample in samples]
-    asked = {_content(prompt): prompt.prompt_id for prompt in prompts.values()}
-    if both := {asked[content] for prompt, _ in known if (content := _content(prompt)) in asked}:
-        raise EvaluationError(f"--learn-from: {len(both):,} of its prompts are asked here, such as {min(both)!r}")
     gamma, limit = measured.lenvm.gamma, _limit(measured)
     found = {"regression": LengthPredictions(gamma)}
     regression = Regression(measured.processor, known)
@@ -158,6 +173,17 @@ def _limit(measured: Measured) -> int:
     """Tokens at most of a completion."""
     assert measured.settings.max_tokens is not None  # every source of this task has a default
     return measured.settings.max_tokens
+
+
+def _refuse_asked(known: "Sequence[Completion]", asked: Sequence[Prompt]) -> None:
+    """Refuse completions of prompts that are asked here: their lengths are what is to be predicted.
+
+    Raises:
+        EvaluationError: there are some.
+    """
+    by_content = {_content(prompt): prompt.prompt_id for prompt in map(asked.__getitem__, range(len(asked)))}
+    if both := {by_content[content] for prompt, _ in known if (content := _content(prompt)) in by_content}:
+        raise EvaluationError(f"--learn-from: {len(both):,} of its prompts are asked here, such as {min(both)!r}")
 
 
 def _content(prompt: Prompt) -> str:

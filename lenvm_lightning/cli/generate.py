@@ -159,10 +159,14 @@ def _control(arguments: argparse.Namespace) -> "Control | None":
 
 
 def _make_writable(trace: Path) -> None:
+    """Find out whether a file can be written, and leave none behind that was not there."""
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not trace.exists()
         with trace.open("a", encoding="utf-8"):
             pass
+        if is_new:
+            trace.unlink()
     except OSError as error:
         raise GenerationError(f"--trace: {error}") from error
 

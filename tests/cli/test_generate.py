@@ -43,6 +43,13 @@ def test_several_completions_of_a_prompt_from_stdin_and_a_trace(capsys, monkeypa
     assert "".join(step["text"] for step in steps if step["completion"] == 0).strip().startswith(out[:20].strip())
 
 
+def test_a_refused_call_leaves_no_trace(capsys, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    assert main(["generate", "--at-least", "999999", "--trace", str(trace), "Hello"]) == 2
+    assert "pass the context window" in capsys.readouterr().err
+    assert not trace.exists()
+
+
 def test_a_full_disk_is_told_after_the_text(capsys):
     assert main(["generate", "--at-most", "4", "--trace", "/dev/full", "Hello"]) == 2
     out, err = capsys.readouterr()

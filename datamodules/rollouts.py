@@ -35,7 +35,7 @@ from .split import number_prompts, split_rows, usable_rows
 from .table import build_table, find_files
 
 _EPOCHS_OF_AN_ENDLESS_RUN = 16  # planned apart; then their batches come again
-_MOST_TRUNCATED = 0.05  # share of the training completions up to which truncated ones may meet in batches of their own
+_MOST_TRUNCATED = 0.25  # share of the training completions up to which truncated ones may meet in batches of their own
 
 
 class RolloutsDataModule(L.LightningDataModule):
@@ -261,7 +261,7 @@ class RolloutsDataModule(L.LightningDataModule):
             DataError: fewer held-out rows than ranks.
         """
         rank, world_size = _rank(self.trainer)
-        options = {**self._plan_options, "prompts": self._val_numbers, "seed": None}
+        options = {**self._plan_options, "prompts": self._val_numbers, "seed": None, "bucket": True}
         batches = plan_batches(self.val_sizes, self.settings.batch_tokens, **options)
         try:
             batches = split_to_count(batches, -(-len(batches) // world_size) * world_size)

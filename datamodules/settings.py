@@ -33,7 +33,7 @@ class DataSettings:
         batch_tokens: padded tokens of a batch. Under `layout: shared` they are counted as those of rows, so that the
             same rows meet as without it: raise it for what sharing saves.
         bucket: batches of similar lengths; False gives random ones. Where None they are of similar lengths unless more
-            than 5% of the training completions are truncated: all of a batch would be, or none.
+            than 25% of the training completions are truncated: all of a batch would be, or none.
         completions_per_batch: completions of a prompt that meet in a batch, as far as batch_tokens allows; 1 shuffles
             them freely.
         layout: how a batch is computed; values and gradients are the same. `rows`: padded to the longest. `packed`, for

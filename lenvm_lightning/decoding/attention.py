@@ -52,6 +52,7 @@ def row_attention(
     row_groups: list[RowGroup] | None = None,
     packed_queries: bool = False,
     kept: Tensor | None = None,
+    heard: list[bool] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of new tokens over rows of a cache; of whole prompts, which have none yet, transformers' ``sdpa``.
@@ -67,11 +68,14 @@ def row_attention(
         row_groups: which rows lie where.
         packed_queries: there is one row group, and everything has the shapes that `packed_attention` takes.
         kept: which of the B * T tokens there are, see `Placement`; None = all.
+        heard: gets an entry: a few families do not hand on to their attention what a step is told.
         kwargs: for ``sdpa``.
 
     Returns:
         Shape (B, T, heads, head size) or (1, N, heads, head size), and None for the weights.
     """
+    if heard is not None:
+        heard.append(True)
     if attention_mask is None or not (row_groups or packed_queries):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kept is not None:

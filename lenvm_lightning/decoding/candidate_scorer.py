@@ -163,10 +163,9 @@ class CandidateScorer:
         some_early = bool(end_tokens) and (not narrow or bool(early.any()))
         may_come = end_tokens.left_in(logits, early, some_early)
         ids, probs = candidates(may_come, rules.params, self._most_candidates(rules), forbidden)
-        chooses = rules.guided
+        counts = (probs > 0).sum(-1)
+        chooses = rules.guided & ((counts != 1) | due)  # none at all is NaN, which is passed on
         if narrow:
-            counts = (probs > 0).sum(-1)
-            chooses = chooses & ((counts != 1) | due)  # none at all is NaN, which is passed on
             columns = max(1, int((counts * chooses).amax()))
             ids, probs = ids[:, :columns], probs[:, :columns]
         # 2. How much would follow each candidate of the rows in which a control has something to choose among.
@@ -177,7 +176,7 @@ class CandidateScorer:
         # 3. An end that is due is a candidate too. What the controls make of them; nothing comes back that is none.
         if end_tokens and (not narrow or bool(due.any())):
             ids, probs, remaining = _with_end(ids, probs, remaining, logits, due, rules.params.temperature, end_tokens)
-        guided = rules.control(probs, remaining, generated, self.lenvm.gamma)
+        guided = torch.where(chooses[:, None], rules.control(probs, remaining, generated, self.lenvm.gamma), probs)
         guided = end_tokens.forced(probs, ids, guided, due)
         guided = guided.masked_fill(probs <= 0, 0.0)
         # 4. One candidate of each row.
@@ -195,7 +194,7 @@ class CandidateScorer:
             tokens[rows], logprobs[rows] = sample_tokens(logits[rows], uniforms[rows], params, forbidden)
         # 7. What remains after the tokens that were chosen.
         of_chosen = remaining.gather(1, place).squeeze(1)
-        after = torch.where(rules.guided, of_chosen, (before - 1).clamp(min=0))
+        after = torch.where(chooses, of_chosen, (before - 1).clamp(min=0))
         after = after.masked_fill(torch.isin(tokens, end_tokens.stop_ids), 0.0)
         shown = probs.masked_fill(~chooses[:, None], 0.0)
         return StepResult(tokens, logprobs, before, after, ids, shown, remaining, guided)

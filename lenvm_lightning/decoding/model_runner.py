@@ -10,9 +10,10 @@ with MKL on AVX-512; torch promises nothing), and prompts are padded to a width 
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..models.backbone import cache_argument, takes_argument, token_types
@@ -22,6 +23,7 @@ from .compiled import CompiledForward
 from .kv_cache import FEWEST_ROWS, KVCache, Placement
 from .kv_layout import round_up
 
+_heard: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # see `ModelRunner._is_heard`
 PADDING = 64  # prompts are padded to multiples of this, so that some can be prefilled together
 
 
@@ -69,11 +71,25 @@ class ModelRunner:
         self.exact = by_rows and not compiled and is_exact(model)
         # On a GPU a group of its own would cost more launches than it saves columns.
         self._grouped = by_rows and not compiled and model.device.type == "cpu"
-        self._packed = by_rows and not self._grouped
+        self._packed = False
         self._last_logits = {"logits_to_keep": 1} if takes_argument(model, "logits_to_keep") else {}
         self._cache_name = cache_argument(model)
         self._takes_types = takes_argument(model, "mm_token_type_ids")
         self._compiled = CompiledForward(model, self.kinds, self._cache_name, self._axes) if compiled else None
+        if self._grouped and not self._is_heard():
+            self._grouped = self.exact = False
+        self._packed = by_rows and not self._grouped
+
+    @torch.no_grad()
+    def _is_heard(self) -> bool:
+        """Whether what `forward` says of rows gets as far as the attention; found out once for each model."""
+        if self.model not in _heard:
+            heard: list[bool] = []
+            cache = self.new_cache(1)
+            cache.lay_out([-1], [1])
+            self.forward(cache, torch.zeros(1, 1, dtype=torch.int64, device=self.model.device), heard=heard)
+            _heard[self.model] = bool(heard)
+        return _heard[self.model]
 
     def new_cache(self, fewest_rows: int = FEWEST_ROWS) -> KVCache:
         """An empty cache of the kind that the model's attention reads; see `KVCache`."""
@@ -139,6 +155,7 @@ class ModelRunner:
         within: Tensor | None = None,
         depth: Tensor | None = None,
         present: Tensor | None = None,
+        **told: Any,
     ) -> Any:
         """Run new tokens of all rows; each sees its row, itself, and of the other new tokens those ``within`` names.
 
@@ -149,6 +166,7 @@ class ModelRunner:
             depth: tokens between the end of the row and each new token, from 0. Shape (T,); counted up where None.
             present: False = a token that no other sees and nobody asks for, which is left out; only where `leaves_out`.
                 Shape (B, T).
+            told: what else the attention is told.
 
         Returns:
             The model's output for the new tokens, shape (B, T, …); where some are left out, for those that are there,
@@ -164,7 +182,7 @@ class ModelRunner:
             values = [layer.both[1] for layer in cache.layers]
             return self._compiled(input_ids, placement, within, depth, keys, values)
         masks = {kind: self._mask(placement, kind, within, depth) for kind in self.kinds}
-        options: dict[str, Any] = {self._cache_name: cache}
+        options: dict[str, Any] = {self._cache_name: cache, **told}
         if self._grouped:
             options["row_groups"] = cache.layout.row_groups
         if self._packed:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError, nearest
 from ..utils.reading import in_a_sentence
@@ -28,6 +29,7 @@ from .hub_files import Source, find_file, some, tensors_of_file
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAME = "default"  # PEFT's own for the only adapter of a model
 _IN_FILES = "base_model.model."  # what PEFT puts before every key
 
@@ -243,14 +245,14 @@ def merge_in_place(backbone: PreTrainedModel) -> bool:
         backbone: with or without adapters; changed.
 
     Returns:
-        False = it has adapters still: weights in four bits cannot take them.
+        False = it has adapters still: quantised weights cannot take them, and those of DoRA are no sum.
     """
     from peft.tuners.lora import LoraLayer
 
     if not is_adapted(backbone):
         return True
     layers: list[tuple[str, Any]] = [(name, m) for name, m in backbone.named_modules() if isinstance(m, LoraLayer)]
-    if not all(layer.get_base_layer().weight.is_floating_point() for _, layer in layers):
+    if not all(_can_take_a_sum(layer) for _, layer in layers):
         return False
     for name, layer in layers:
         base = layer.get_base_layer()
@@ -259,6 +261,13 @@ def merge_in_place(backbone: PreTrainedModel) -> bool:
         setattr(backbone.get_submodule(parent), child, base)
     del backbone.peft_config
     return True
+
+
+def _can_take_a_sum(layer: Any) -> bool:
+    """Whether the adapter of a layer can be added to its weights: plain LoRA on plain weights."""
+    base = layer.get_base_layer()
+    plain = type(base) in (nn.Linear, Conv1D, nn.Embedding) and base.weight.dtype in _PLAIN
+    return plain and not layer.use_dora.get(_NAME, False)
 
 
 @torch.no_grad()
@@ -274,6 +283,9 @@ def merge(backbone: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
 
     Returns:
         A model whose buffers that are not stored are on the meta device: save it, then load it.
+
+    Raises:
+        CheckpointError: adapters of DoRA, which are no sum.
     """
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
@@ -283,6 +295,11 @@ def merge(backbone: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTra
     for name, module in backbone.named_modules():
         if isinstance(module, LoraLayer):
             layer: Any = module  # PEFT's class declares half of what it has
+            if layer.use_dora.get(_NAME, False):
+                raise CheckpointError(
+                    "these are adapters of DoRA, which cannot be added to the weights under them here: export them as "
+                    "they are (lenvm export --adapter), or train plain LoRA"
+                )
             base = layer.get_base_layer()
             added = layer.get_delta_weight(_NAME)
             weights[f"{name}.weight"] = (dequantize_module_weight(base).float() + added.float()).to(dtype)

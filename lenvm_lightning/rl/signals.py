@@ -28,7 +28,7 @@ def length_td_errors(value: Tensor, mask: Tensor, ended: Tensor, gamma: float) -
         Shape (B, T), 0 where `mask` is False.
 
     Raises:
-        ValueError: gamma outside (0, 1), or shapes that do not fit.
+        ValueError: gamma outside (0, 1), shapes that do not fit, or a mask with holes.
     """
     if not 0.0 < gamma < 1.0:
         raise ValueError(f"gamma must lie in (0, 1), got {gamma!r}")
@@ -53,7 +53,7 @@ def length_advantages(value: Tensor, mask: Tensor, ended: Tensor, gamma: float, 
         Shape (B, T), 0 where `mask` is False.
 
     Raises:
-        ValueError: gamma outside (0, 1), lam outside [0, 1], or shapes that do not fit.
+        ValueError: gamma outside (0, 1), lam outside [0, 1], shapes that do not fit, or a mask with holes.
     """
     if not 0.0 <= lam <= 1.0:
         raise ValueError(f"lam must lie in [0, 1], got {lam!r}")
@@ -84,7 +84,7 @@ def potential_shaping(value: Tensor, mask: Tensor, discount: float = 1.0) -> Ten
         Shape (B, T), 0 where `mask` is False.
 
     Raises:
-        ValueError: discount outside (0, 1], or shapes that do not fit.
+        ValueError: discount outside (0, 1], shapes that do not fit, or a mask with holes.
     """
     if not 0.0 < discount <= 1.0:
         raise ValueError(f"discount must lie in (0, 1], got {discount!r}")
@@ -99,7 +99,10 @@ def _around_tokens(value: Tensor, mask: Tensor, ended: Tensor) -> tuple[Tensor, 
             f"value must have a state more than mask has tokens, and ended one entry a row; got {tuple(value.shape)}, "
             f"{tuple(mask.shape)} and {tuple(ended.shape)}"
         )
-    value = value.detach()
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError("mask must have the tokens of a row first, without holes: signals go from token to token")
+    # One step of a long completion is about 1 - gamma, which half precision does not see beside a value.
+    value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
     last = torch.zeros_like(mask)
     last[:, :-1] = mask[:, :-1] & ~mask[:, 1:]
     last[:, -1:] = mask[:, -1:]

@@ -22,7 +22,7 @@ def test_completions_of_a_prompt_meet(set_up, said):
     assert "8.0 completions" not in said[-1]
 
 
-@pytest.mark.parametrize("truncated", [0, 2, 40])
+@pytest.mark.parametrize("truncated", [0, 18, 22, 40])
 def test_truncated_completions_do_not_meet_in_batches_of_their_own(set_up, said, truncated):
     """Half truncated, all at one length: sorted by length, a batch would be all truncated or not at all."""
     texts = ["cut " * 30] * truncated + ["an answer " * (2 + i % 9) for i in range(80 - truncated)]
@@ -38,8 +38,8 @@ def test_truncated_completions_do_not_meet_in_batches_of_their_own(set_up, said,
         cut = [bool(data.train_rows[row]["censored"]) for row in batch]
         shares.append(sum(cut) / len(cut))
     mixed = sum(0 < share < 1 for share in shares) / len(shares)
-    if truncated == 40:
-        assert mixed > 0.8
+    if truncated > 20:  # a quarter
+        assert mixed > 0.7
         assert "batches are random" in said[-1]
         assert "layout: packed" in said[-1]
         assert set_up(*lines, line("q", "test"), batch_tokens=512, bucket=True).buckets

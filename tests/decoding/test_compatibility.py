@@ -4,8 +4,18 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
-from pairs import PROMPTS, prompts_of
-from transformers import AutoModel, AutoModelForCausalLM, GPTNeoConfig, MambaConfig, MambaForCausalLM, MptConfig
+from pairs import PROMPTS, largest_difference, prompts_of
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    GPTNeoConfig,
+    LlamaConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    MptConfig,
+    NemotronConfig,
+    StableLmConfig,
+)
 
 from lenvm_lightning.decoding import compatibility
 from lenvm_lightning.decoding.engine import Engine
@@ -13,7 +23,7 @@ from lenvm_lightning.decoding.generate import generate
 from lenvm_lightning.decoding.model_runner import ModelRunner
 from lenvm_lightning.decoding.prefill import Request
 from lenvm_lightning.errors import GenerationError
-from lenvm_lightning.guidance import EqualTo
+from lenvm_lightning.guidance import EqualTo, Tilt
 from lenvm_lightning.models.lenvm_config import LenVMConfig
 from lenvm_lightning.models.value_model import LengthValueModel
 
@@ -42,6 +52,29 @@ def test_families_that_would_be_silently_wrong_are_refused(config, words):
     for _ in range(2):  # the second time from memory
         with pytest.raises(GenerationError, match=words):
             generate(AutoModelForCausalLM.from_config(config).eval(), lenvm, PROMPTS, control=EqualTo(5))
+
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 512,
+}
+
+
+@pytest.mark.parametrize("config", [StableLmConfig(**SMALL), NemotronConfig(**SMALL, head_dim=8), LlamaConfig(**SMALL)])
+def test_families_that_do_not_tell_their_attention_about_rows(config):
+    """Rows as wide as the longest then, and everything computed; prompts of very different lengths side by side."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    lenvm = LengthValueModel(AutoModel.from_config(config, dtype=torch.float64), LenVMConfig(gamma=0.99)).eval()
+    assert ModelRunner(base).leaves_out == ModelRunner(base).exact == (config.model_type == "llama")
+    prompts = [[5, 6, 7], list(range(400)) * 3, [8, 9]]
+    completions = generate(base, lenvm, prompts, control=Tilt(-3), n=2, max_tokens=5, trace=True)
+    assert {one.finish_reason for one in completions} <= {"stop", "length"}
+    assert largest_difference(lenvm, prompts, completions) < 1e-9
 
 
 def test_layers_without_keys_are_refused():

@@ -9,6 +9,7 @@ from lenvm_lightning.rl.sequence_rewards import lcpo_exact, lcpo_max, linear_pen
 from lenvm_lightning.rl.signals import length_advantages, length_td_errors, potential_shaping
 
 GAMMA = 0.9
+ONE = torch.tensor([True])
 
 
 def rows(*lengths, width=None):
@@ -88,6 +89,16 @@ def test_what_follows_an_end_is_not_read():
         assert torch.equal(function(broken), function(value))
 
 
+def test_half_precision_is_enough_for_the_values():
+    remaining = torch.arange(1000, -1, -1, dtype=torch.float64)[None]
+    value = -(1 - 0.997**remaining)
+    mask = torch.ones(1, 1000, dtype=torch.bool)
+    rounded = length_td_errors(value.bfloat16(), mask, ONE, 0.997)
+    assert rounded.dtype == torch.float32
+    exact = length_td_errors(value.bfloat16().double(), mask, ONE, 0.997)  # of the values as they were stored
+    assert (rounded - exact).abs().max() < 1e-6
+
+
 # -- shaping ----------------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +144,9 @@ def test_shaping_leaves_the_optimum_alone_and_an_advantage_does_not():
         return task(text, place) + 5.0 * float(potential_shaping(value, mask)[0, place])
 
     def priced(text, place):
-        return task(text, place) - 0.7  # what a token costs
+        """What a token costs: the error of a critic that expects nothing more."""
+        value = torch.zeros(1, 2, dtype=torch.float64)
+        return task(text, place) + 7.0 * float(length_td_errors(value, torch.ones(1, 1, dtype=torch.bool), ONE, GAMMA))
 
     assert best_policy(shaped) == best_policy(task)
     assert best_policy(task)[""] == "b"
@@ -162,6 +175,8 @@ def test_what_cannot_be_is_refused():
     for wrong in (0.0, 1.0, -1.0):
         with pytest.raises(ValueError, match="gamma must lie in"):
             length_td_errors(value, mask, ended, wrong)
+    with pytest.raises(ValueError, match="without holes"):
+        potential_shaping(value, torch.tensor([[True, False, True]]))
     with pytest.raises(ValueError, match="lam must lie in"):
         length_advantages(value, mask, ended, GAMMA, 1.5)
     with pytest.raises(ValueError, match="discount must lie in"):

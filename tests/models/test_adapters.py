@@ -8,6 +8,7 @@ import torch
 from adapted import IDS, WAYS, adapted, fit, text_data, text_module, values
 from forks import code, finish
 from modules import make_module
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from datamodules import TextRollouts, VisionRollouts
@@ -151,6 +152,21 @@ def test_weights_in_four_bits_keep_their_adapters():
     before = values(model)
     assert not merge_in_place(model.backbone)
     assert torch.equal(values(model), before)
+
+
+def test_adapters_that_are_no_sum_are_not_added():
+    """DoRA scales each row of the sum to a length that it has learned."""
+    backbone = load_backbone("tiny-text").eval()
+    inject_adapter_in_model(LoraConfig(r=4, target_modules=["q_proj"], use_dora=True), backbone)
+    for key, parameter in backbone.named_parameters():
+        if "lora_B" in key or "magnitude" in key:
+            torch.nn.init.normal_(parameter, mean=0.3, std=0.05)
+    with torch.no_grad():
+        before = backbone(IDS).last_hidden_state
+        assert not merge_in_place(backbone)
+        assert torch.equal(backbone(IDS).last_hidden_state, before)
+    with pytest.raises(CheckpointError, match="DoRA"):
+        merge(backbone)
 
 
 def test_what_is_opened_to_predict_with_carries_no_adapters(tmp_path):

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lenvm_lightning.cli.evaluate import main as evaluate
 from lenvm_lightning.cli.main import main as lenvm
-from lenvm_lightning.errors import DataError
+from lenvm_lightning.errors import DataError, EvaluationError
 from lenvm_lightning.evaluation.results import Results
 from lenvm_lightning.evaluation.simple_predictors import LogLinear, Probe, Regression, known_completions
+from lenvm_lightning.evaluation.tasks.length import refuse_asked
 from lenvm_lightning.models.processors import load_processor
 from lenvm_lightning.rollouts.generators.interface import Prompt
 
@@ -122,3 +124,12 @@ def test_prompts_that_are_asked_are_not_learned_from(tmp_path, capsys):
     assert evaluate([*words.split(), "--learn-from", str(file), "--out", str(tmp_path / "results")]) == 2
     assert "--learn-from: 2 of its prompts are asked here" in capsys.readouterr().err
     assert not (tmp_path / "results" / "samples.jsonl").exists()  # refused before anything was sampled
+
+
+def test_the_same_question_about_other_images_is_another_prompt():
+    question = [{"role": "user", "content": "<image>How many?"}]
+    red, blue = Image.new("RGB", (28, 28), "red"), Image.new("RGB", (28, 28), "blue")
+    asked = [Prompt("a", question, (red,))]
+    refuse_asked([(Prompt("b", question, (blue,)), [1, 2])], asked)
+    with pytest.raises(EvaluationError, match="1 of its prompts are asked here, such as 'a'"):
+        refuse_asked([(Prompt("b", question, (red.copy(),)), [1, 2])], asked)

@@ -3,6 +3,7 @@
 Protocol: Zhang et al., section on length prediction; 64 completions a prompt, 16 in the tiny world.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class LengthTask(ValueTask):
         from ..simple_predictors import known_completions
 
         if settings.own.learn_from is not None:
-            _refuse_asked(known_completions(Path(settings.own.learn_from)), questions.prompts)
+            refuse_asked(known_completions(Path(settings.own.learn_from)), questions.prompts)
         return super().prompts_for(system, settings, questions, done)
 
     def summarise(self, measured: Measured) -> Findings:
@@ -138,7 +139,7 @@ def _known(measured: Measured) -> "list[Completion] | None":
     if learn_from is None:
         return None
     known = known_completions(Path(learn_from))
-    _refuse_asked(known, measured.prompts)  # once more, for recorded completions
+    refuse_asked(known, measured.prompts)  # once more, for recorded completions
     return known
 
 
@@ -175,20 +176,34 @@ def _limit(measured: Measured) -> int:
     return measured.settings.max_tokens
 
 
-def _refuse_asked(known: "Sequence[Completion]", asked: Sequence[Prompt]) -> None:
+def refuse_asked(known: "Sequence[Completion]", asked: Sequence[Prompt]) -> None:
     """Refuse completions of prompts that are asked here: their lengths are what is to be predicted.
 
     Raises:
         EvaluationError: there are some.
     """
-    by_content = {_content(prompt): prompt.prompt_id for prompt in map(asked.__getitem__, range(len(asked)))}
-    if both := {by_content[content] for prompt, _ in known if (content := _content(prompt)) in by_content}:
+    texts = {json.dumps(prompt.messages) for prompt, _ in known}
+    prompts = map(asked.__getitem__, range(len(asked)))
+    alike = [prompt for prompt in prompts if json.dumps(prompt.messages) in texts]
+    if not alike:
+        return
+    learned = {_content(prompt) for prompt in {prompt.prompt_id: prompt for prompt, _ in known}.values()}
+    if both := [prompt.prompt_id for prompt in alike if _content(prompt) in learned]:
         raise EvaluationError(f"--learn-from: {len(both):,} of its prompts are asked here, such as {min(both)!r}")
 
 
 def _content(prompt: Prompt) -> str:
-    """What a prompt asks, images aside."""
-    return json.dumps(prompt.messages)
+    """What a prompt asks; of images what is on them, for the same question may be asked of many."""
+    return json.dumps([prompt.messages, *map(_digest_of_image, prompt.images)])
+
+
+def _digest_of_image(image: Any) -> str:
+    from ...utils.images import open_image
+
+    try:
+        return hashlib.blake2b(open_image(image).tobytes()).hexdigest()
+    except (OSError, ValueError):
+        return "it cannot be read, as whoever reads the prompt will say"
 
 
 def _tables(reports: "Mapping[str, LengthReport]") -> list[Table]:

@@ -8,7 +8,8 @@ A truncated completion says that its score is above F(what was seen). The distri
 Kaplan and Meier (1958) did for survival times, which takes for granted that truncation tells nothing about the score.
 Levels that no held-out completion has shown stay unknown, and there is a lower bound only.
 
-States of one completion depend on each other, so a band of n prompts counts as n in the correction for its size.
+States of one completion depend on each other, and completions of one prompt do, more or less. So the correction for the
+size of a band goes by as many independent states as would tell as much, see `effective_size`.
 """
 
 import itertools
@@ -112,14 +113,14 @@ def calibrate(
     counts = [len(torch.unique(prompt[part])) for part in parts]
     if counts[0] < FEWEST_PROMPTS:
         return None
-    asked = [_asked(score[part], truncated[part], count) for part, count in zip(parts, counts, strict=True)]
+    asked = [_asked(score[part], truncated[part], prompt[part]) for part in parts]
     return Calibration(tuple(starts), LEVELS, tuple(asked), tuple(counts), spread)
 
 
-def _asked(score: Tensor, truncated: Tensor, prompts: int) -> tuple[float, ...]:
+def _asked(score: Tensor, truncated: Tensor, prompt: Tensor) -> tuple[float, ...]:
     """For each level the score that a share of that level does not exceed, a little further out for a small sample."""
     values, share_below = kaplan_meier(score, truncated)
-    wider = 1.0 + 1.0 / prompts
+    wider = 1.0 + 1.0 / effective_size(score, prompt)
     found = []
     for level in LEVELS:
         share = level * wider if level > 0.5 else 1.0 - (1.0 - level) * wider if level < 0.5 else level
@@ -129,6 +130,33 @@ def _asked(score: Tensor, truncated: Tensor, prompts: int) -> tuple[float, ...]:
         at = int(torch.searchsorted(share_below, torch.tensor(share, dtype=share_below.dtype)))
         found.append(float(values[at]) if at < len(values) else math.inf)
     return tuple(found)
+
+
+def effective_size(score: Tensor, prompt: Tensor) -> float:
+    """How many independent states would tell as much of the distribution of scores as these.
+
+    Of n independent ones, the share below a level p varies by `p (1 - p) / n`. Here it varies as prompts differ: by the
+    sum over prompts of `(states below - p · states)^2`, over the squared number of all states. Both are added up over
+    the `LEVELS`. One state a prompt gives the number of prompts, prompts that do not differ nearly that of states.
+    A single prompt with most of the states would be taken for many: the levels are its own.
+
+    Args:
+        score: shape (N,).
+        prompt: number of the prompt of each. Shape (N,).
+
+    Returns:
+        At least 1, at most N.
+    """
+    _, own = torch.unique(prompt, return_inverse=True)
+    ascending = score.double().sort().values
+    level = ascending[[min(int(level * len(score)), len(score) - 1) for level in LEVELS]]
+    below = (score.double()[:, None] <= level).double()  # (N, levels)
+    share = below.mean(dim=0)
+    off = torch.zeros(int(own.max()) + 1, len(LEVELS), dtype=torch.float64, device=score.device)
+    off.index_add_(0, own, below - share)
+    varies = float(off.square().sum()) / len(score) ** 2
+    found = float((share * (1.0 - share)).sum()) / varies if varies > 0 else float(len(score))
+    return min(max(found, 1.0), float(len(score)))
 
 
 def kaplan_meier(score: Tensor, truncated: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from lenvm_lightning.distributions.conformal import (
     calibrate,
     calibration_from_plain,
     calibration_to_plain,
+    effective_size,
     kaplan_meier,
 )
 from lenvm_lightning.distributions.length_distribution import LengthDistribution, lognormal
@@ -47,6 +48,16 @@ def test_levels_are_order_statistics_a_little_further_out():
     assert asked[0.05] == 0.025  # the 5th: 100 - 95.95 = 4.05
     assert float(found.quantile(uniform(99.0), 0.5, 0)) == pytest.approx(24.0)
     assert float(found.quantile(uniform(99.0), 0.625, 0)) == pytest.approx(100 * (0.25 + 0.38) / 2 - 1)  # between
+
+
+def test_states_count_by_how_much_they_tell():
+    score = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert effective_size(score, torch.arange(50)) == pytest.approx(50)
+    # Four states a prompt: all alike they tell no more than one; independent ones as much as four.
+    assert effective_size(score.repeat(4), torch.arange(50).repeat(4)) == pytest.approx(50)
+    many = torch.rand(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert 3000 < effective_size(many, torch.arange(1000).repeat(4)) <= 4000
+    assert effective_size(score[:1], torch.zeros(1)) == 1.0
 
 
 def test_bands_have_levels_of_their_own_and_small_ones_join_the_one_before():

@@ -49,7 +49,8 @@ def test_a_model_of_one_number_gets_intervals(rollouts, tmp_path, capsys):
     scheduled = [*predict, "--format", "vllm", "--served-model", "mine"]
     assert main(scheduled) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["body"]["priority"] for line in lines] == [max(1, round(r["quantiles"]["0.05"])) for r in rows]
+    for line, row in zip(lines, rows, strict=True):  # of the smallest quantile; what is shown of it is rounded, too
+        assert abs(line["body"]["priority"] - max(1, row["quantiles"]["0.05"])) < 0.6
 
 
 def test_what_cannot_be_calibrated_is_refused(rollouts, tmp_path, capsys):

@@ -124,6 +124,9 @@ def test_prompts_that_are_asked_are_not_learned_from(tmp_path, capsys):
     assert evaluate([*words.split(), "--learn-from", str(file), "--out", str(tmp_path / "results")]) == 2
     assert "--learn-from: 2 of its prompts are asked here" in capsys.readouterr().err
     assert not (tmp_path / "results" / "samples.jsonl").exists()  # refused before anything was sampled
+    words = f"--task length --generator tiny-text --lenvm tiny-text-lenvm --rollouts {file} --learn-from {file}"
+    assert evaluate([*words.split(), "--out", str(tmp_path / "recorded")]) == 2
+    assert "--learn-from: 15 of its prompts are asked here" in capsys.readouterr().err
 
 
 def test_the_same_question_about_other_images_is_another_prompt():

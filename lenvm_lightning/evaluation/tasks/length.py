@@ -15,6 +15,7 @@ from ...errors import EvaluationError
 from ...rollouts.generators.interface import Prompt
 from ...rollouts.sample import model_of
 from ...utils.settings import TEXT, setting
+from ..recorded import Recorded
 from ..results import Column, Measure, Table, TableRow
 from ..samples import Sample, System
 from ..settings import TRUTH, EvaluationSettings
@@ -69,11 +70,15 @@ class LengthTask(ValueTask):
         Raises:
             EvaluationError: something would be.
         """
-        from ..simple_predictors import known_completions
-
-        if settings.own.learn_from is not None:
-            refuse_asked(known_completions(Path(settings.own.learn_from)), questions.prompts)
+        _refuse_learned(settings, questions.prompts)
         return super().prompts_for(system, settings, questions, done)
+
+    def recorded(self, settings: EvaluationSettings) -> Recorded | None:
+        """As every value task, and nothing is learned from completions that are measured on, either."""
+        found = super().recorded(settings)
+        if found is not None:
+            _refuse_learned(settings, found.prompts)
+        return found
 
     def summarise(self, measured: Measured) -> Findings:
         """Return the tables of errors and the plot."""
@@ -136,11 +141,15 @@ def _known(measured: Measured) -> "list[Completion] | None":
     from ..simple_predictors import known_completions
 
     learn_from = measured.settings.own.learn_from
-    if learn_from is None:
-        return None
-    known = known_completions(Path(learn_from))
-    refuse_asked(known, measured.prompts)  # once more, for recorded completions
-    return known
+    return None if learn_from is None else known_completions(Path(learn_from))
+
+
+def _refuse_learned(settings: EvaluationSettings, asked: Sequence[Prompt]) -> None:
+    """Refuse to learn from completions of prompts that are asked, before anything is sampled or read."""
+    from ..simple_predictors import known_completions
+
+    if settings.own.learn_from is not None:
+        refuse_asked(known_completions(Path(settings.own.learn_from)), asked)
 
 
 def _simple_predictors(measured: Measured, known: "list[Completion] | None") -> "dict[str, LengthReport]":
@@ -184,11 +193,12 @@ def refuse_asked(known: "Sequence[Completion]", asked: Sequence[Prompt]) -> None
     """
     texts = {json.dumps(prompt.messages) for prompt, _ in known}
     prompts = map(asked.__getitem__, range(len(asked)))
-    alike = [prompt for prompt in prompts if json.dumps(prompt.messages) in texts]
-    if not alike:
-        return
-    learned = {_content(prompt) for prompt in {prompt.prompt_id: prompt for prompt, _ in known}.values()}
-    if both := [prompt.prompt_id for prompt in alike if _content(prompt) in learned]:
+    alike = {prompt.prompt_id: prompt for prompt in prompts if json.dumps(prompt.messages) in texts}
+    # Only where texts are the same are images opened.
+    texts = {json.dumps(prompt.messages) for prompt in alike.values()}
+    others = {prompt.prompt_id: prompt for prompt, _ in known if json.dumps(prompt.messages) in texts}
+    learned = set(map(_content, others.values()))
+    if both := [name for name, prompt in alike.items() if _content(prompt) in learned]:
         raise EvaluationError(f"--learn-from: {len(both):,} of its prompts are asked here, such as {min(both)!r}")
 
 
